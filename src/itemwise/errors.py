@@ -1,0 +1,70 @@
+"""Every exception that Itemwise raises on purpose.
+
+    ItemwiseError
+    ├── RequestError          (ValueError) the request is wrong; `code` and `param` say where
+    ├── ConfigError           (ValueError) an engine or server setting is wrong
+    ├── CheckpointError       (ValueError) the model folder cannot be read
+    │   └── UnsupportedModelError          the model is whole, but of a kind not served
+    ├── QueueFullError        too many requests wait; try again after `retry_after_s`
+    ├── ShuttingDownError     the server is draining
+    └── SelfCheckError        the engine's scores depend on their company: do not serve
+
+Each class has a stable `code`; `server/app.py` maps codes to HTTP statuses.
+"""
+
+from __future__ import annotations
+
+
+class ItemwiseError(Exception):
+    """Base of all of Itemwise's exceptions; `code` is stable across versions."""
+
+    code = "internal_error"
+
+
+class RequestError(ItemwiseError, ValueError):
+    """The request is wrong. `code` names the fault, `param` the request field at fault."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+class ConfigError(ItemwiseError, ValueError):
+    """An engine or server setting is wrong, or does not fit the machine or the model."""
+
+    code = "invalid_config"
+
+
+class CheckpointError(ItemwiseError, ValueError):
+    """A checkpoint is missing, damaged, incomplete or not safetensors."""
+
+    code = "invalid_checkpoint"
+
+
+class UnsupportedModelError(CheckpointError):
+    """A checkpoint is of an architecture, or uses a feature, that Itemwise does not serve."""
+
+    code = "unsupported_model"
+
+
+class QueueFullError(ItemwiseError):
+    """As many requests wait as the server allows."""
+
+    code = "queue_full"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ShuttingDownError(ItemwiseError):
+    """The server is finishing what runs and takes nothing new."""
+
+    code = "shutting_down"
+
+
+class SelfCheckError(ItemwiseError):
+    """The start-up self-check found scores that depend on their company."""
+
+    code = "self_check_failed"

@@ -1,0 +1,1 @@
+"""Array operations that the decoder is made of."""

@@ -1,0 +1,173 @@
+"""The types that pass between modules, and the letters that name array axes.
+
+Axis letters, used in shape annotations and, in lower case, in einsum equations:
+
+    G  lanes of a step            I  scored rows of a step     N  query heads
+    R  tokens of a lane           C  context slots of a lane   K  key/value heads
+    T  tokens of a step, G * R    P  pages of the pool         H  head dimension
+    S  context tokens             V  vocabulary                D  model width
+    L  layers                     F  MLP width
+
+A page holds as many tokens as a lane (R), so that a prefix chunk is one lane that fills one page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32Array = NDArray[np.int32]
+Float32Array = NDArray[np.float32]
+Algorithm = Literal["prefill_extend", "serial"]
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One tensor of a checkpoint: its name there, its shape, and how a random one is drawn.
+
+    `axes` names each axis of `shape` by what it counts (`"vocab"`, `"heads"`, ...), which is what
+    sharding and documentation go by. `init` is `"normal"` (standard deviation `scale`), `"gain"`
+    (norm weights around `scale`) or `"bias"` (like normal).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Literal["normal", "gain", "bias"] = "normal"
+    scale: float = 0.02
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A checked request in token ids.
+
+    Attributes:
+        query: token ids all items share, at least one.
+        items: token ids of each item; an item may be empty.
+        labels: per item, the token ids whose probability is asked for.
+        apply_softmax: softmax over an item's labels; else probabilities over the vocabulary.
+        item_first: score `item + query` in place of `query + item`.
+        temperature: divides the logits, above zero.
+    """
+
+    query: tuple[int, ...]
+    items: tuple[tuple[int, ...], ...]
+    labels: tuple[tuple[int, ...], ...]
+    apply_softmax: bool = False
+    item_first: bool = False
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """The answer to a request.
+
+    Attributes:
+        scores: per item a float32 array [labels], in the order of the request. Where all items
+            have equally many labels it is one float32 array [items, labels].
+        prompt_tokens: tokens of the request, the shared prefix counted once.
+        cached_tokens: prefix tokens that were found in the page cache.
+    """
+
+    scores: Float32Array | list[Float32Array]
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The fixed sizes of a step; everything compiled depends on these alone.
+
+    Attributes:
+        lanes: G.
+        lane_tokens: R, also the tokens of a page.
+        granule_tokens: tokens of a granule; rows attend to themselves granule by granule.
+        block_pages: pages that one context product covers.
+        max_context_pages: C, the longest context in pages, a multiple of `block_pages`.
+    """
+
+    lanes: int
+    lane_tokens: int
+    granule_tokens: int
+    block_pages: int
+    max_context_pages: int
+
+    @property
+    def tokens(self) -> int:
+        """T, token places of a step."""
+        return self.lanes * self.lane_tokens
+
+    @property
+    def max_rows(self) -> int:
+        """I, rows whose last token can be scored in a step."""
+        return self.tokens // 4
+
+    @property
+    def max_granules(self) -> int:
+        """Granules that any packing of `max_rows` scored rows and `lanes` others can need."""
+        return self.tokens // self.granule_tokens + self.max_rows + self.lanes
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a row sees before itself: pages in order, and how many tokens of each are valid."""
+
+    pages: tuple[int, ...] = ()
+    lens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """A run of at most R tokens that sees a context and, causally, itself.
+
+    Attributes:
+        tokens: token ids, at least one and at most R.
+        first_position: position of the first token in its sequence.
+        context: the pages it reads.
+        write_page: page that receives its keys and values, or None. Such a row has its own lane.
+        score_id: the caller's name for the row whose last token is scored, or None.
+    """
+
+    tokens: Sequence[int]
+    first_position: int
+    context: Context
+    write_page: int | None = None
+    score_id: int | None = None
+
+
+@dataclass
+class StepBatch:
+    """The arrays of one step, all of fixed shape, built by `packing`.
+
+    Attributes:
+        tokens: int32 [T], token ids; padding holds 0.
+        positions: int32 [T], positions in the sequence; padding holds 0.
+        context_pages: int32 [G,C], pages each lane reads, in order; padding holds the null page 0.
+        context_lens: int32 [G,C], valid tokens of those pages; padding holds 0.
+        num_blocks: int32 [G], blocks of context slots each lane reads; 0 for a lane without.
+        write_pages: int32 [G], page that takes the lane's keys and values; P (out of range) for
+            a lane that writes none.
+        granule_start: int32 [max_granules], first token place of each granule, increasing.
+        granule_index: int32 [max_granules], granules of the same row before it; padding holds 0.
+        num_granules: int32 [], granules in use.
+        score_tokens: int32 [I], token places that are scored; padding holds 0.
+        score_ids: the `score_id` of each scored row, in the order of `score_tokens`; host only.
+        num_tokens: tokens in use; host only.
+    """
+
+    tokens: Int32Array
+    positions: Int32Array
+    context_pages: Int32Array
+    context_lens: Int32Array
+    num_blocks: Int32Array
+    write_pages: Int32Array
+    granule_start: Int32Array
+    granule_index: Int32Array
+    num_granules: Int32Array
+    score_tokens: Int32Array
+    score_ids: list[int] = field(default_factory=list)
+    num_tokens: int = 0
