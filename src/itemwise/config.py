@@ -111,8 +111,7 @@ class ModelConfig:
             rope_theta=float(rope.get("rope_theta", 10000.0)),
             rope_scaling=_rope_scaling(rope, raw),
             norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            # Absent means false, except that Hugging Face's own default for a bare config is true.
-            tied=bool(raw.get("tie_word_embeddings", family != "llama")),
+            tied=bool(raw.get("tie_word_embeddings", False)),
             qk_norm=family == "qwen3",
             qkv_bias=family == "qwen2" or attention_bias,
             out_bias=family != "qwen2" and attention_bias,
