@@ -149,8 +149,9 @@ class StepBatch:
         context_pages: int32 [G,C], pages each lane reads, in order; padding holds the null page 0.
         context_lens: int32 [G,C], valid tokens of those pages; padding holds 0.
         num_blocks: int32 [G], blocks of context slots each lane reads; 0 for a lane without.
-        write_pages: int32 [G], page that takes the lane's keys and values; P (out of range) for
-            a lane that writes none.
+        write_lanes: int32 [G], the lanes whose keys and values are kept; padding holds 0.
+        write_pages: int32 [G], the page that takes them; padding holds 0.
+        num_writes: int32 [], writes in use.
         granule_start: int32 [max_granules], first token place of each granule, increasing.
         granule_index: int32 [max_granules], granules of the same row before it; padding holds 0.
         num_granules: int32 [], granules in use.
@@ -164,7 +165,9 @@ class StepBatch:
     context_pages: Int32Array
     context_lens: Int32Array
     num_blocks: Int32Array
+    write_lanes: Int32Array
     write_pages: Int32Array
+    num_writes: Int32Array
     granule_start: Int32Array
     granule_index: Int32Array
     num_granules: Int32Array

@@ -1,0 +1,220 @@
+"""The engine: one model on one device, ready to score.
+
+A request's prefix is looked up in the page cache; what is missing is computed page by page; then
+its items are packed densely into lanes that read those pages (`run.py`). Requests that are given
+together share steps. Nothing here can change a score: not company, order, chunks or cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from itemwise import checkpoint
+from itemwise.config import EngineConfig, ModelConfig, cache_dir
+from itemwise.errors import RequestError, SelfCheckError
+from itemwise.memory import plan_pages
+from itemwise.models.decoder import describe_weights
+from itemwise.pages import PageCache
+from itemwise.programs import Programs, compile_counter, use_compilation_cache
+from itemwise.run import Progress, Run, num_temporary_pages, sequences
+from itemwise.selfcheck import SelfCheck, run_self_check
+from itemwise.types import ScoreRequest, ScoreResult, StepShape
+
+GRANULE_TOKENS = 32
+BLOCK_TOKENS = 512  # context tokens of one product
+DEFAULT_LANES = {"cpu": 4, "gpu": 32, "tpu": 16}
+
+
+class Engine:
+    """Scores requests with one model on one device. Not thread-safe: one thread calls `score`.
+
+    Args:
+        folder: a checkpoint folder.
+        config: settings; see `EngineConfig`.
+        on_progress: told about the tensors read, as (what, done, total).
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read or is of an unsupported kind.
+        ConfigError: the settings do not fit the machine.
+        SelfCheckError: scores depend on their company on this device.
+    """
+
+    def __init__(
+        self, folder: Path, config: EngineConfig, on_progress: Progress | None = None
+    ) -> None:
+        start = time.perf_counter()
+        counter = compile_counter()
+        self.config = config
+        self.model_config = checkpoint.read_config(folder)
+        self.device = jax.devices()[0]
+        self.dtype = _memory_dtype(config, self.model_config)
+        self.max_seq_len = (
+            config.max_multi_item_seq_len or self.model_config.max_position_embeddings
+        )
+        shape = _step_shape(config, self.device.platform, self.max_seq_len)
+        self._plan = plan_pages(config, self.model_config, self.dtype, shape, self.device)
+        use_compilation_cache(_compilation_cache(config))
+
+        def told(done: int, total: int) -> None:
+            if on_progress:
+                on_progress("weights", done, total)
+
+        weights = checkpoint.read_weights(
+            folder,
+            describe_weights(self.model_config),
+            self.dtype,
+            lambda array: jax.device_put(array, self.device),
+            told,
+        )
+        weights_read = time.perf_counter()
+        self._programs = Programs(
+            self.model_config, shape, weights, self._plan.num_pages, self.dtype
+        )
+        self._cache = self._new_cache()
+        compiled = time.perf_counter()
+        self._num_steps = self._num_tokens = self._num_items = 0
+        self.self_check = self._check_self()
+        self._startup_s = {
+            "weights": weights_read - start,
+            "compile": compiled - weights_read,
+            "self_check": time.perf_counter() - compiled,
+        }
+        self._compiled_at_ready = counter.count
+
+    def _new_cache(self) -> PageCache:
+        reuse = not self.config.disable_radix_cache
+        return PageCache(self._plan.num_pages, self.shape.lane_tokens, reuse=reuse)
+
+    def _check_self(self) -> SelfCheck:
+        if self.config.skip_self_check:
+            # One step all the same, so that the first request meets warm memory.
+            self.score([ScoreRequest(query=(0,), items=((0,),), labels=((0,),))])
+            return SelfCheck(status="skipped")
+        verdict = run_self_check(
+            self.score,
+            self.forget_prefixes,
+            vocab_size=self.model_config.vocab_size,
+            page_tokens=self.shape.lane_tokens,
+            max_tokens=min(self.max_seq_len, self._cache.capacity * self.shape.lane_tokens),
+        )
+        if verdict.status != "passed":
+            raise SelfCheckError(
+                f"self-check failed on {self.device.device_kind}: {', '.join(verdict.failures)}; "
+                "scores would depend on their company. Use another device, or --skip-self-check"
+            )
+        self.forget_prefixes()
+        return verdict
+
+    @property
+    def shape(self) -> StepShape:
+        """Sizes of the step."""
+        return self._programs.shape
+
+    def forget_prefixes(self) -> None:
+        """Empties the prefix cache."""
+        self._cache.clear()
+
+    def score(
+        self, requests: Sequence[ScoreRequest], on_progress: Progress | None = None
+    ) -> list[ScoreResult]:
+        """Scores requests together, in shared steps. A result's bits do not depend on the others.
+
+        Args:
+            requests: checked requests.
+            on_progress: told about the items scored so far, as (what, done, total).
+
+        Raises:
+            RequestError: a request needs more pages than there are (`sequence_too_long`); then
+                none is scored.
+        """
+        for request in requests:
+            self._check_room(request)
+        run = Run(self._programs, self._cache, self.config, requests, on_progress)
+        try:
+            results = run.score()
+        except BaseException:
+            # Pages may be unwritten, and a failed step may have given the pool's memory away.
+            self._programs.reset_pages()
+            self._cache = self._new_cache()
+            raise
+        self._num_steps += run.num_steps
+        self._num_tokens += run.num_tokens
+        self._num_items += sum(len(request.items) for request in requests)
+        return results
+
+    def _check_room(self, request: ScoreRequest) -> None:
+        capacity, page_tokens = self._cache.capacity, self.shape.lane_tokens
+        for prefix, row in sequences(request, self.config.multi_item_scoring_delimiter):
+            pages = self._cache.pages_for(len(prefix)) + num_temporary_pages(row, page_tokens)
+            if pages > capacity:
+                raise RequestError(
+                    "sequence_too_long",
+                    f"a sequence of {len(prefix) + len(row)} tokens needs {pages} pages of "
+                    f"{page_tokens} tokens, expected at most {capacity}; raise --kv-cache-bytes",
+                    "query",
+                )
+
+    def info(self) -> dict[str, Any]:
+        """What runs, as JSON values: model, settings, device, self-check and counters."""
+        shape, cache = self.shape, self._cache
+        return {
+            "model_config": asdict(self.model_config),
+            "engine_config": asdict(self.config),
+            "max_seq_len": self.max_seq_len,
+            "device": {"platform": self.device.platform, "kind": self.device.device_kind},
+            "jax_version": jax.__version__,
+            "dtype": self.dtype.name,
+            "step_shape": {**asdict(shape), "tokens": shape.tokens, "max_rows": shape.max_rows},
+            "self_check": asdict(self.self_check),
+            "startup_s": self._startup_s,
+            "compiled_programs": self._compiled_at_ready,
+            "compiled_since_ready": compile_counter().count - self._compiled_at_ready,
+            "steps": self._num_steps,
+            "computed_tokens": self._num_tokens,
+            "scored_items": self._num_items,
+            "weight_bytes": self._plan.weight_bytes,
+            "pages": {
+                "total": cache.capacity,
+                "cached": cache.num_cached,
+                "available": cache.num_available,
+                "page_tokens": cache.page_tokens,
+                "bytes": self._plan.page_bytes * cache.num_pages,
+                "hits": cache.hits,
+                "misses": cache.misses,
+                "evictions": cache.evictions,
+            },
+        }
+
+
+def _memory_dtype(config: EngineConfig, model: ModelConfig) -> np.dtype[Any]:
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if model.dtype == "float32" else "bfloat16"
+    return np.dtype(jax.numpy.dtype(name))
+
+
+def _step_shape(config: EngineConfig, platform: str, max_seq_len: int) -> StepShape:
+    page = config.page_tokens
+    block_pages = max(1, BLOCK_TOKENS // page)
+    # A prefix's part-full last page and a long item's temporary pages may add one to the quotient.
+    max_pages = -(-max_seq_len // page) + 1
+    return StepShape(
+        lanes=config.step_lanes or DEFAULT_LANES.get(platform, DEFAULT_LANES["gpu"]),
+        lane_tokens=page,
+        granule_tokens=min(GRANULE_TOKENS, page),
+        block_pages=block_pages,
+        max_context_pages=-(-max_pages // block_pages) * block_pages,
+    )
+
+
+def _compilation_cache(config: EngineConfig) -> Path | None:
+    if config.compilation_cache_dir is None:
+        return cache_dir() / "xla"
+    return Path(config.compilation_cache_dir) if config.compilation_cache_dir else None

@@ -1,0 +1,86 @@
+"""How much memory the pages get."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from itemwise.config import EngineConfig, ModelConfig
+from itemwise.errors import ConfigError
+from itemwise.models.decoder import describe_weights
+from itemwise.types import StepShape
+
+GIB = 1 << 30
+# The host's memory is not the engine's alone: by default pages take an eighth of it, and no more
+# than so many tokens. An accelerator's memory is: weights and pages take most of it.
+HOST_SHARE, HOST_MAX_TOKENS = 1 / 8, 65536
+ACCELERATOR_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class PagePlan:
+    """Sizes of the page pool and of the weights.
+
+    Attributes:
+        num_pages: pages of the pool, the null page included.
+        page_bytes: bytes of one page over all layers.
+        weight_bytes: bytes of all weights.
+    """
+
+    num_pages: int
+    page_bytes: int
+    weight_bytes: int
+
+
+def plan_pages(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: np.dtype[Any],
+    shape: StepShape,
+    device: jax.Device,
+) -> PagePlan:
+    """How many pages fit beside the weights.
+
+    Raises:
+        ConfigError: weights and pages do not fit the device's memory, or not even a page does.
+    """
+    layer_heads = model.num_layers * model.num_kv_heads
+    page_bytes = 2 * layer_heads * shape.lane_tokens * model.head_dim * dtype.itemsize
+    specs = jax.tree.leaves(describe_weights(model))
+    weight_bytes = sum(math.prod(spec.shape) for spec in specs) * dtype.itemsize
+    total = device_memory_bytes(device)
+    if config.kv_cache_bytes is not None:
+        budget = config.kv_cache_bytes
+    elif config.mem_fraction_static is not None:
+        budget = int(total * config.mem_fraction_static) - weight_bytes
+    elif device.platform == "cpu":
+        budget = min(int(total * HOST_SHARE), HOST_MAX_TOKENS // shape.lane_tokens * page_bytes)
+    else:
+        budget = int(total * ACCELERATOR_SHARE) - weight_bytes
+    num_pages = budget // page_bytes
+    if num_pages < 2:
+        raise ConfigError(
+            f"pages get {max(budget, 0)} bytes beside weights of {weight_bytes} bytes, expected at "
+            f"least {2 * page_bytes} for two pages of {shape.lane_tokens} tokens; raise "
+            "--kv-cache-bytes or --mem-fraction-static"
+        )
+    if weight_bytes + num_pages * page_bytes > total:
+        raise ConfigError(
+            f"weights of {weight_bytes / GIB:.1f} GiB and pages of "
+            f"{num_pages * page_bytes / GIB:.1f} GiB exceed the device's {total / GIB:.1f} GiB; "
+            "lower --kv-cache-bytes or take a smaller model"
+        )
+    return PagePlan(num_pages, page_bytes, weight_bytes)
+
+
+def device_memory_bytes(device: jax.Device) -> int:
+    """Memory of the device: the accelerator's own, or the host's."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

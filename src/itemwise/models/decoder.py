@@ -1,0 +1,212 @@
+"""One decoder for Qwen3, Qwen2/2.5 and Llama 3; the config tells them apart.
+
+Each weight is described once, in `describe_weights`: its name in the checkpoint, its shape and what
+its axes count. Reading, checking and drawing random weights all go by that description.
+
+The forward pass works on a whole step of fixed shape. Layers are unrolled, not scanned: a scan
+slices stacked weights, which XLA copies in every layer of every step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Float32, Int32, Shaped
+
+from itemwise.config import ModelConfig
+from itemwise.models.layers import linear, mlp, rms_norm, rope, rope_table
+from itemwise.ops.attention import StepLayout, attend, dot_precision, to_storage
+from itemwise.types import StepShape, WeightSpec
+
+Weights = dict[str, Any]
+# Output rows that `vocab_logsumexp` takes at a time: bounds its memory whatever the request.
+LSE_ROWS, LSE_VOCAB = 32, 8192
+
+
+class Pages(NamedTuple):
+    """Cached keys and values in storage form, one array per layer, each updated in place."""
+
+    k: tuple[Shaped[Array, "P K R H"], ...]
+    v: tuple[Shaped[Array, "P K R H"], ...]
+
+
+class PageWrites(NamedTuple):
+    """Which lanes fill which pages; entries from `count` on are padding."""
+
+    lanes: Int32[Array, " G"]
+    pages: Int32[Array, " G"]
+    count: Int32[Array, ""]
+
+
+def describe_weights(config: ModelConfig) -> Weights:
+    """The tree of `WeightSpec` that `forward` expects arrays for.
+
+    Layers are a list of dicts. Biases, q/k norms and the output matrix are there only where the
+    config has them.
+    """
+    embed = WeightSpec(
+        "model.embed_tokens.weight", (config.vocab_size, config.hidden_size), ("vocab", "model")
+    )
+    weights: Weights = {
+        "embed": embed,
+        "layers": [_describe_layer(config, i) for i in range(config.num_layers)],
+        "norm": WeightSpec("model.norm.weight", (config.hidden_size,), ("model",), "gain", 1.0),
+    }
+    if not config.tied:
+        weights["head"] = WeightSpec("lm_head.weight", embed.shape, embed.axes)
+    return weights
+
+
+def _describe_layer(config: ModelConfig, index: int) -> dict[str, WeightSpec]:
+    model, inner = config.hidden_size, config.mlp_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer: dict[str, WeightSpec] = {}
+
+    def matrix(key: str, name: str, out: int, into: int, axes: tuple[str, str], bias: bool) -> None:
+        # Scaled so that a random model's activations neither vanish nor explode with its width.
+        path = f"model.layers.{index}.{name}"
+        layer[key] = WeightSpec(f"{path}.weight", (out, into), axes, "normal", into**-0.5)
+        if bias:
+            layer[f"{key}_bias"] = WeightSpec(f"{path}.bias", (out,), axes[:1], "bias", 0.5)
+
+    def gain(key: str, name: str, size: int, axis: str, scale: float = 1.0) -> None:
+        path = f"model.layers.{index}.{name}.weight"
+        layer[key] = WeightSpec(path, (size,), (axis,), "gain", scale)
+
+    gain("attn_norm", "input_layernorm", model, "model")
+    matrix("q", "self_attn.q_proj", q, model, ("heads", "model"), config.qkv_bias)
+    matrix("k", "self_attn.k_proj", kv, model, ("kv_heads", "model"), config.qkv_bias)
+    matrix("v", "self_attn.v_proj", kv, model, ("kv_heads", "model"), config.qkv_bias)
+    matrix("out", "self_attn.o_proj", model, q, ("model", "heads"), config.out_bias)
+    if config.qk_norm:
+        # Gains above one make attention sharp, so that a wrong mask or position shows.
+        gain("q_norm", "self_attn.q_norm", config.head_dim, "head", 1.5)
+        gain("k_norm", "self_attn.k_norm", config.head_dim, "head", 1.5)
+    gain("mlp_norm", "post_attention_layernorm", model, "model")
+    matrix("gate", "mlp.gate_proj", inner, model, ("mlp", "model"), config.mlp_bias)
+    matrix("up", "mlp.up_proj", inner, model, ("mlp", "model"), config.mlp_bias)
+    matrix("down", "mlp.down_proj", model, inner, ("model", "mlp"), config.mlp_bias)
+    return layer
+
+
+def forward(
+    weights: Weights,
+    pages: Pages,
+    tokens: Int32[Array, " T"],
+    positions: Int32[Array, " T"],
+    writes: PageWrites,
+    score_tokens: Int32[Array, " I"],
+    layout: StepLayout,
+    config: ModelConfig,
+    shape: StepShape,
+) -> tuple[Pages, Float[Array, "I D"]]:
+    """Runs one step. Returns the pages with new keys and values, and the scored hidden states.
+
+    Keys and values are written before they are read, so a lane may read a page that another lane
+    of the same step writes. In the last layer only scored tokens pass the output projection and
+    the MLP. Hidden states come after the final norm, in the order of `score_tokens`.
+    """
+    x = weights["embed"][tokens]
+    table = rope_table(positions, config)
+    k_pages, v_pages = list(pages.k), list(pages.v)
+    for i, w in enumerate(weights["layers"]):
+        q, k, v = _project(rms_norm(x, w["attn_norm"], config.norm_eps), w, table, config)
+        k_pages[i] = _write(k_pages[i], k, writes)
+        v_pages[i] = _write(v_pages[i], v, writes)
+        seen = attend(q, k, v, k_pages[i], v_pages[i], layout, shape).reshape(x.shape[0], -1)
+        if i == config.num_layers - 1:
+            x, seen = x[score_tokens], seen[score_tokens]
+        x = x + linear(seen, w["out"], w.get("out_bias")).astype(x.dtype)
+        x = x + mlp(rms_norm(x, w["mlp_norm"], config.norm_eps), w).astype(x.dtype)
+    return Pages(tuple(k_pages), tuple(v_pages)), rms_norm(x, weights["norm"], config.norm_eps)
+
+
+def _project(
+    x: Float[Array, "T D"], w: dict[str, Array], table: tuple[Array, Array], config: ModelConfig
+) -> tuple[Array, Array, Array]:
+    """Queries [T,N,H], keys and values [T,K,H] of a layer, normalised and rotated."""
+
+    def heads(key: str) -> Array:
+        y = linear(x, w[key], w.get(f"{key}_bias")).astype(x.dtype)
+        return y.reshape(x.shape[0], -1, config.head_dim)
+
+    q, k, v = heads("q"), heads("k"), heads("v")
+    if config.qk_norm:
+        q = rms_norm(q, w["q_norm"], config.norm_eps)
+        k = rms_norm(k, w["k_norm"], config.norm_eps)
+    return rope(q, table), rope(k, table), v
+
+
+def _write(
+    pool: Shaped[Array, "P K R H"], new: Float[Array, "T K H"], writes: PageWrites
+) -> Shaped[Array, "P K R H"]:
+    """The pool with the keys or values of the writing lanes in their pages, updated in place."""
+    lanes = to_storage(new).reshape(-1, pool.shape[2], *new.shape[1:]).transpose(0, 2, 1, 3)
+
+    def one(i: Array, pool: Array) -> Array:
+        lane = lax.dynamic_index_in_dim(lanes, writes.lanes[i], 0)
+        return lax.dynamic_update_slice_in_dim(pool, lane, writes.pages[i], 0)
+
+    return lax.fori_loop(0, writes.count, one, pool)
+
+
+def output_matrix(weights: Weights) -> Float[Array, "V D"]:
+    """The matrix that turns hidden states into logits."""
+    matrix: Array = weights.get("head", weights["embed"])
+    return matrix
+
+
+def label_logits(
+    weights: Weights, hidden: Float[Array, "I D"], labels: Int32[Array, "I labels"]
+) -> Float32[Array, "I labels"]:
+    """Logits of each row's labels; reads those rows of the output matrix and no others."""
+    rows = output_matrix(weights)[labels]
+    return jnp.einsum(
+        "id,ild->il",
+        hidden,
+        rows,
+        preferred_element_type=jnp.float32,
+        precision=dot_precision(hidden.dtype),
+    )
+
+
+def vocab_logsumexp(
+    weights: Weights,
+    hidden: Float[Array, "I D"],
+    inverse_temperature: Float32[Array, " I"],
+    num_rows: Int32[Array, ""],
+) -> Float32[Array, " I"]:
+    """Log-sum-exp of the scaled logits over the vocabulary, of the first `num_rows` rows.
+
+    A block of rows meets a block of the vocabulary at a time, so the logits are never all in
+    memory. Other rows hold 0.
+    """
+    matrix = output_matrix(weights)
+    block = min(LSE_VOCAB, matrix.shape[0])
+    num_blocks = -(-matrix.shape[0] // block)
+    padding = -hidden.shape[0] % LSE_ROWS
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
+    scale = jnp.pad(inverse_temperature, (0, padding))
+
+    def some_rows(r: Array, out: Array) -> Array:
+        x = lax.dynamic_slice_in_dim(hidden, r * LSE_ROWS, LSE_ROWS)
+        scale_r = lax.dynamic_slice_in_dim(scale, r * LSE_ROWS, LSE_ROWS)
+
+        def some_vocab(b: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+            # The last block is moved back to end with the vocabulary; what it repeats is masked.
+            start = jnp.minimum(b * block, matrix.shape[0] - block)
+            logits = linear(x, lax.dynamic_slice_in_dim(matrix, start, block)) * scale_r[:, None]
+            logits = jnp.where(start + jnp.arange(block) >= b * block, logits, -jnp.inf)
+            top = jnp.maximum(sums[0], logits.max(-1))
+            total = sums[1] * jnp.exp(sums[0] - top) + jnp.exp(logits - top[:, None]).sum(-1)
+            return top, total
+
+        start = (jnp.full(LSE_ROWS, -1e30, jnp.float32), jnp.zeros(LSE_ROWS, jnp.float32))
+        top, total = lax.fori_loop(0, num_blocks, some_vocab, start)
+        return lax.dynamic_update_slice_in_dim(out, top + jnp.log(total), r * LSE_ROWS, 0)
+
+    blocks = (num_rows + LSE_ROWS - 1) // LSE_ROWS
+    out = lax.fori_loop(0, blocks, some_rows, jnp.zeros(hidden.shape[0], jnp.float32))
+    return out[: inverse_temperature.shape[0]]

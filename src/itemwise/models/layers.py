@@ -1,0 +1,73 @@
+"""The parts of a decoder layer. Sums run in float32, results return to the model's type."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, Float32, Int32
+
+from itemwise.config import ModelConfig
+from itemwise.ops.attention import dot_precision
+
+
+def linear(
+    x: Float[Array, "T inner"], weight: Float[Array, "outer inner"], bias: Array | None = None
+) -> Float32[Array, "T outer"]:
+    """`x @ weight.T + bias` in float32; `weight` lies as checkpoints store it.
+
+    The product's result must be float32: a bfloat16 result is several times slower on CPU.
+    """
+    y = lax.dot_general(
+        x,
+        weight,
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+        precision=dot_precision(x.dtype),
+    )
+    return y if bias is None else y + bias.astype(jnp.float32)
+
+
+def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], eps: float) -> Array:
+    """Root-mean-square norm (Zhang and Sennrich, 2019), rounded before the gain as transformers."""
+    wide = x.astype(jnp.float32)
+    wide = wide * lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
+    return wide.astype(x.dtype) * gain
+
+
+def rope_frequencies(config: ModelConfig) -> np.ndarray:
+    """Rotary frequencies, float32 [H/2], stretched as the checkpoint's `rope_type` says."""
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    freq = config.rope_theta**-exponent
+    scaling = config.rope_scaling
+    if scaling.kind == "linear":
+        freq = freq / scaling.factor
+    elif scaling.kind == "llama3":
+        # Long waves are stretched by `factor`, short ones stay, those between are blended.
+        wavelength = 2 * np.pi / freq
+        ratio = scaling.original_max_position_embeddings / wavelength
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        smooth = np.clip((ratio - low) / (high - low), 0.0, 1.0)
+        freq = (1 - smooth) * freq / scaling.factor + smooth * freq
+    return freq.astype(np.float32)
+
+
+def rope_table(positions: Int32[Array, " T"], config: ModelConfig) -> tuple[Array, Array]:
+    """Cosines and sines of every position, each float32 [T, 1, H/2]."""
+    angles = positions[:, None, None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope(x: Float[Array, "T heads H"], table: tuple[Array, Array]) -> Array:
+    """Rotary position embedding (Su et al., 2021), halves rotated as in Hugging Face models."""
+    cos, sin = table
+    a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def mlp(x: Float[Array, "T D"], w: dict[str, Array]) -> Float32[Array, "T D"]:
+    """Gated MLP (Shazeer, 2020, "GLU Variants"): `down(silu(gate(x)) * up(x))`."""
+    gate = linear(x, w["gate"], w.get("gate_bias"))
+    up = linear(x, w["up"], w.get("up_bias"))
+    return linear((jax.nn.silu(gate) * up).astype(x.dtype), w["down"], w.get("down_bias"))

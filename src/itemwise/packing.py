@@ -1,0 +1,126 @@
+"""Rows into lanes into steps. Plain NumPy: knows shapes, not models.
+
+Rows keep their order, so a row may read a page that an earlier row writes: that row runs in the
+same step or in an earlier one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from itemwise.types import Context, RowPlan, StepBatch, StepShape
+
+NULL_PAGE = 0  # always zeros; what an unused context slot reads
+
+
+class StepPacker:
+    """Fills steps with rows, densely: rows that share a context follow without a gap.
+
+    Such rows may straddle two lanes of one context; a row never straddles two steps. A new context
+    starts a new lane, and a row that writes a page has a lane of its own.
+
+        packer = StepPacker(shape)
+        for row in rows:
+            if not packer.fits(row):
+                run(packer.take())
+            packer.add(row)
+        if packer:
+            run(packer.take())
+    """
+
+    def __init__(self, shape: StepShape) -> None:
+        self._shape = shape
+        self._start_step()
+
+    def _start_step(self) -> None:
+        self._batch = _empty_batch(self._shape)
+        self._place = 0  # next free token place
+        self._num_granules = self._num_writes = 0
+        self._lane_context: Context | None = None  # context of the lane being filled, if open
+
+    def __bool__(self) -> bool:
+        """Whether a row waits in the step."""
+        return self._place > 0
+
+    def fits(self, row: RowPlan) -> bool:
+        """Whether `add` can take the row into this step; an empty step takes any row."""
+        shape = self._shape
+        if len(row.tokens) > shape.lane_tokens:
+            raise ValueError(f"`row` has {len(row.tokens)} tokens, at most {shape.lane_tokens}")
+        if len(row.context.pages) > shape.max_context_pages:
+            raise ValueError(
+                f"`row` reads {len(row.context.pages)} pages, at most {shape.max_context_pages}"
+            )
+        if row.score_id is not None and len(self._batch.score_ids) == shape.max_rows:
+            return False
+        return self._start_of(row) + len(row.tokens) <= shape.tokens
+
+    def _start_of(self, row: RowPlan) -> int:
+        """Where the row would begin: here if it shares the open lane's context, else a new lane."""
+        if row.write_page is None and row.context == self._lane_context:
+            return self._place
+        lane = self._shape.lane_tokens
+        return -(-self._place // lane) * lane
+
+    def add(self, row: RowPlan) -> None:
+        """Places the row. Only after `fits`."""
+        assert self.fits(row)
+        batch, shape = self._batch, self._shape
+        start, num_tokens = self._start_of(row), len(row.tokens)
+        end = start + num_tokens
+        batch.tokens[start:end] = row.tokens
+        batch.positions[start:end] = np.arange(row.first_position, row.first_position + num_tokens)
+        # Lanes the row is the first to enter; a lane entered before has the same context.
+        for lane in range(-(-start // shape.lane_tokens), -(-end // shape.lane_tokens)):
+            self._open_lane(lane, row)
+        granules = -(-num_tokens // shape.granule_tokens)
+        index = np.arange(granules, dtype=np.int32)
+        into = slice(self._num_granules, self._num_granules + granules)
+        batch.granule_index[into] = index
+        batch.granule_start[into] = start + index * shape.granule_tokens
+        self._num_granules += granules
+        if row.score_id is not None:
+            batch.score_tokens[len(batch.score_ids)] = end - 1
+            batch.score_ids.append(row.score_id)
+        batch.num_tokens += num_tokens
+        self._place = end
+        self._lane_context = row.context if row.write_page is None else None
+
+    def _open_lane(self, lane: int, row: RowPlan) -> None:
+        num_slots = len(row.context.pages)
+        batch = self._batch
+        batch.context_pages[lane, :num_slots] = row.context.pages
+        batch.context_lens[lane, :num_slots] = row.context.lens
+        batch.num_blocks[lane] = -(-num_slots // self._shape.block_pages)
+        if row.write_page is not None:
+            batch.write_lanes[self._num_writes] = lane
+            batch.write_pages[self._num_writes] = row.write_page
+            self._num_writes += 1
+
+    def take(self) -> StepBatch:
+        """The step as it stands; the packer starts an empty one."""
+        batch = self._batch
+        batch.num_granules = np.asarray(self._num_granules, np.int32)
+        batch.num_writes = np.asarray(self._num_writes, np.int32)
+        self._start_step()
+        return batch
+
+
+def _empty_batch(shape: StepShape) -> StepBatch:
+    def zeros(*size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+        return np.zeros(size, np.int32)
+
+    return StepBatch(
+        tokens=zeros(shape.tokens),
+        positions=zeros(shape.tokens),
+        context_pages=zeros(shape.lanes, shape.max_context_pages),
+        context_lens=zeros(shape.lanes, shape.max_context_pages),
+        num_blocks=zeros(shape.lanes),
+        write_lanes=zeros(shape.lanes),
+        write_pages=zeros(shape.lanes),
+        num_writes=zeros(),
+        granule_start=zeros(shape.max_granules),
+        granule_index=zeros(shape.max_granules),
+        num_granules=zeros(),
+        score_tokens=zeros(shape.max_rows),
+    )

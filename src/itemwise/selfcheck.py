@@ -1,0 +1,95 @@
+"""The start-up self-check: do scores keep their bits in any company, on this very device?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from itemwise.types import Float32Array, ScoreRequest, ScoreResult
+
+Score = Callable[[Sequence[ScoreRequest]], list[ScoreResult]]
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """The verdict.
+
+    Attributes:
+        status: `passed`, `failed` or `skipped`.
+        checks: each check and whether it held.
+        seconds: time it took.
+    """
+
+    status: Literal["passed", "failed", "skipped"]
+    checks: dict[str, bool] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> list[str]:
+        """Names of the checks that did not hold."""
+        return [name for name, held in self.checks.items() if not held]
+
+
+def run_self_check(
+    score: Score,
+    forget: Callable[[], None],
+    *,
+    vocab_size: int,
+    page_tokens: int,
+    max_tokens: int,
+) -> SelfCheck:
+    """Scores a probe in several ways and compares bits.
+
+    Args:
+        score: scores requests together.
+        forget: empties the prefix cache.
+        vocab_size: ids to draw the probe from.
+        page_tokens: tokens of a page; the probe's query crosses a page.
+        max_tokens: longest sequence allowed.
+    """
+    start = time.perf_counter()
+    rng = np.random.default_rng(0)
+
+    def draw(count: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, vocab_size, count).tolist())
+
+    query = draw(max(1, min(page_tokens * 5 // 4, max_tokens // 2)))
+    room = max(1, max_tokens - len(query))
+    items = tuple(draw(min(n, room)) for n in (20, 5, 1, 33, 7))
+    other = ScoreRequest(draw(min(3, max_tokens - 1)), (draw(1),) * 3, ((0,),) * 3)
+
+    def probe(chosen: Sequence[int]) -> ScoreRequest:
+        labels = (tuple({0, vocab_size - 1}),) * len(chosen)
+        return ScoreRequest(query, tuple(items[i] for i in chosen), labels)
+
+    everything = list(range(len(items)))
+    permuted = everything[::-1]
+
+    def run(*requests: ScoreRequest) -> Float32Array:
+        return np.asarray(score(requests)[-1].scores)
+
+    forget()
+    base = run(probe(everything))
+    in_company = run(other, probe(permuted))[::-1]
+    again = run(probe(everything))
+    forget()
+    alone = run(other, probe([3]))
+    checks = {
+        "finite": bool(np.isfinite(base).all()),
+        "items_differ": len(np.unique(base[:, 0])) > 1 or vocab_size == 1,
+        "permuted_in_company": _same_bits(in_company, base),
+        "repeated_with_cached_prefix": _same_bits(again, base),
+        "alone_after_eviction": _same_bits(alone[0], base[3]),
+    }
+    status: Literal["passed", "failed"] = "passed" if all(checks.values()) else "failed"
+    return SelfCheck(status, checks, time.perf_counter() - start)
+
+
+def _same_bits(a: Float32Array, b: Float32Array) -> bool:
+    return np.array_equal(
+        np.ascontiguousarray(a).view(np.int32), np.ascontiguousarray(b).view(np.int32)
+    )
