@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from itemwise import checkpoint
@@ -454,6 +455,9 @@ def test_write_random_can_be_read_back(tmp_path: Path, dtype: Any, shards: int |
         assert written[name].dtype == dtype
         np.testing.assert_array_equal(got, written[name])
     assert read_config(tmp_path).dtype == dtype.name
+    for path in tmp_path.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            assert file.metadata() == {"format": "pt"}  # which some versions of transformers demand
 
 
 def test_write_random_depends_on_seed_and_name_alone(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _brief(error: Exception) -> str:
     """The first line of an error's text, or its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 # Write

@@ -6,6 +6,7 @@ over the concatenation of all items, and the item at fault is looked for only on
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -317,12 +318,16 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
 def _temperature(value: Any) -> float:
     if value is None:
         return 1.0
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:  # also false for NaN
-            return float(value)
-        got = f"{value:g}" if isinstance(value, float) else "out of range"
-    else:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
         got = _kind(value)
+    else:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if MIN_TEMPERATURE <= number <= MAX_TEMPERATURE:  # false for NaN, too
+            return number
+        got = f"{number:g}"
     raise RequestError(
         "invalid_temperature",
         f"`temperature` is {got}, expected a number from {MIN_TEMPERATURE:g} to "

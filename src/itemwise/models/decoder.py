@@ -9,6 +9,7 @@ slices stacked weights, which XLA copies in every layer of every step.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -46,8 +47,12 @@ def describe_weights(config: ModelConfig) -> Weights:
     Layers are a list of dicts. Biases, q/k norms and the output matrix are there only where the
     config has them.
     """
+    # Scaled so that a random model's logits spread by about 3: sharp enough for errors to show.
     embed = WeightSpec(
-        "model.embed_tokens.weight", (config.vocab_size, config.hidden_size), ("vocab", "model")
+        "model.embed_tokens.weight",
+        (config.vocab_size, config.hidden_size),
+        ("vocab", "model"),
+        scale=3 * config.hidden_size**-0.5,
     )
     weights: Weights = {
         "embed": embed,
@@ -55,7 +60,7 @@ def describe_weights(config: ModelConfig) -> Weights:
         "norm": WeightSpec("model.norm.weight", (config.hidden_size,), ("model",), "gain", 1.0),
     }
     if not config.tied:
-        weights["head"] = WeightSpec("lm_head.weight", embed.shape, embed.axes)
+        weights["head"] = replace(embed, name="lm_head.weight")
     return weights
 
 
