@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -129,29 +130,29 @@ def _items(value: Any, max_items: int | None) -> list[str] | list[list[Any]]:
             "requests",
             "items",
         )
-    return _rows(items, "items", "invalid_items_type")
+    return _rows(items)
 
 
-def _rows(values: list[Any], name: str, code: str) -> list[str] | list[list[Any]]:
-    """`values` as all texts or all lists; anything between is a `RequestError`."""
-    kinds = set(map(type, values))
+def _rows(items: list[Any]) -> list[str] | list[list[Any]]:
+    """`items` as all texts or all lists; anything between is a `RequestError`."""
+    kinds = set(map(type, items))
     if kinds <= {str} or kinds <= {list}:
-        return values
-    rows = [value if isinstance(value, str) else _as_list(value) for value in values]
+        return items
+    rows = [value if isinstance(value, str) else _as_list(value) for value in items]
     first_is_text = isinstance(rows[0], str)
-    for index, (row, value) in enumerate(zip(rows, values, strict=True)):
+    for index, (row, value) in enumerate(zip(rows, items, strict=True)):
         if row is None:
             raise RequestError(
-                code,
-                f"`{name}[{index}]` is {_kind(value)}, expected text or a list of token ids",
-                name,
+                "invalid_items_type",
+                f"`items[{index}]` is {_kind(value)}, expected text or a list of token ids",
+                "items",
             )
         if isinstance(row, str) != first_is_text:
             raise RequestError(
                 "mixed_input_types",
-                f"`{name}[{index}]` is {_kind(value)} and `{name}[0]` is {_kind(values[0])}, "
+                f"`items[{index}]` is {_kind(value)} and `items[0]` is {_kind(items[0])}, "
                 "expected all text or all token ids",
-                name,
+                "items",
             )
     return rows  # type: ignore[return-value]  # all str or all list, as checked above
 
@@ -210,7 +211,7 @@ def _labels(
     _check_tokens(labels, place, name, vocab_size)
     for row, row_labels in enumerate(labels):
         if len(set(row_labels)) < len(row_labels):
-            twice = next(t for i, t in enumerate(row_labels) if t in row_labels[:i])
+            twice = Counter(row_labels).most_common(1)[0][0]
             raise RequestError(
                 "duplicate_labels",
                 f"`{place(row)}` has token id {twice} more than once, expected distinct labels",

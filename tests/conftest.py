@@ -1,0 +1,52 @@
+"""Shared fixtures: tiny random checkpoints and engines that start in about two seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from itemwise import checkpoint
+from itemwise.config import EngineConfig, ModelConfig
+from itemwise.engine import Engine
+from itemwise.models.decoder import describe_weights
+
+VOCAB_SIZE = 500
+# A page of 32 tokens and two lanes: several pages, lanes and steps with few tokens.
+SMALL: dict[str, Any] = {
+    "page_tokens": 32,
+    "step_lanes": 3,
+    "kv_cache_bytes": 1 << 20,
+    "compilation_cache_dir": "",
+}
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Writes a random checkpoint of a named shape with a small vocabulary, once a session."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            config = checkpoint.model_dict(name, vocab_size=VOCAB_SIZE)
+            made[name] = tmp_path_factory.mktemp("checkpoints") / name
+            specs = describe_weights(ModelConfig.from_hf(config))
+            dtype = np.dtype(ml_dtypes.bfloat16)
+            checkpoint.write_random(made[name], config, specs, seed=0, dtype=dtype)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_engine(make_checkpoint: Callable[[str], Path]) -> Callable[..., Engine]:
+    """An engine for a named shape with small steps; keywords are fields of `EngineConfig`."""
+
+    def make(name: str = "tiny-qwen3", **settings: Any) -> Engine:
+        return Engine(make_checkpoint(name), EngineConfig(**{**SMALL, **settings}))
+
+    return make

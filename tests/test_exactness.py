@@ -1,0 +1,271 @@
+"""An item's score has the same bits in every company. Every comparison here is `==`.
+
+Padding is filled with other garbage in every step, so that reading it would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from itemwise import packing
+from itemwise.engine import Engine
+from itemwise.models import decoder
+from itemwise.ops.attention import StepLayout, attend
+from itemwise.types import ScoreRequest, StepBatch, StepShape
+from tests.conftest import VOCAB_SIZE
+
+PAGE = 32
+Bits = list[bytes]  # of each item's scores
+exhaustive = settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_in_padding() -> Iterator[None]:
+    rng = np.random.default_rng(1)
+    clean = packing._empty_batch
+
+    def dirty(shape: StepShape) -> StepBatch:
+        batch = clean(shape)
+        batch.tokens[:] = rng.integers(0, VOCAB_SIZE, shape.tokens)
+        batch.positions[:] = rng.integers(0, 1000, shape.tokens)
+        batch.context_pages[:] = rng.integers(0, 5, batch.context_pages.shape)
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_empty_batch", dirty)
+        yield
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "float32"])
+def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine(dtype=request.param)
+
+
+def bits(engine: Engine, *requests: ScoreRequest, **changes: Any) -> Bits:
+    """Bits of the last request's scores, with some settings changed for this call."""
+    config = engine.config
+    engine.config = replace(config, **changes)
+    try:
+        return [row.tobytes() for row in engine.score(requests)[-1].scores]
+    finally:
+        engine.config = config
+
+
+def fresh(engine: Engine, *requests: ScoreRequest, **changes: Any) -> Bits:
+    engine.forget_prefixes()
+    return bits(engine, *requests, **changes)
+
+
+def pick(request: ScoreRequest, chosen: Sequence[int]) -> ScoreRequest:
+    return replace(
+        request,
+        items=tuple(request.items[i] for i in chosen),
+        labels=tuple(request.labels[i] for i in chosen),
+    )
+
+
+def with_item(request: ScoreRequest, index: int, item: tuple[int, ...]) -> ScoreRequest:
+    items = list(request.items)
+    items[index] = item
+    return replace(request, items=tuple(items))
+
+
+def tokens(low: int, high: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Random ids of a drawn length; short lengths and page borders come often."""
+    borders = [n + d for n in range(0, high + 2, PAGE) for d in (-1, 0, 1) if low <= n + d <= high]
+    lengths = st.one_of(st.integers(low, high), st.sampled_from(borders))
+    return st.builds(
+        lambda length, seed: tuple(
+            np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).tolist()
+        ),
+        lengths,
+        st.integers(0, 2**32 - 1),
+    )
+
+
+@st.composite
+def score_requests(draw: st.DrawFn, max_items: int = 8) -> ScoreRequest:
+    items = draw(st.lists(tokens(0, 2 * PAGE), min_size=1, max_size=max_items))
+    label = st.integers(0, VOCAB_SIZE - 1)
+    labels = [
+        tuple(draw(st.lists(label, min_size=1, max_size=9, unique=True))) for _ in range(len(items))
+    ]
+    return ScoreRequest(
+        query=draw(tokens(1, 3 * PAGE)),
+        items=tuple(items),
+        labels=tuple(labels),
+        apply_softmax=draw(st.booleans()),
+        temperature=draw(st.sampled_from([1.0, 0.7])),
+    )
+
+
+@exhaustive
+@given(data=st.data(), request=score_requests())
+def test_permuted_items(engine: Engine, data: st.DataObject, request: ScoreRequest) -> None:
+    order = data.draw(st.permutations(range(len(request.items))))
+    base = fresh(engine, request)
+    assert fresh(engine, pick(request, order)) == [base[i] for i in order]
+
+
+@exhaustive
+@given(request=score_requests(max_items=5))
+def test_item_alone(engine: Engine, request: ScoreRequest) -> None:
+    base = fresh(engine, request)
+    alone = [fresh(engine, pick(request, [i]))[0] for i in range(len(request.items))]
+    assert alone == base
+
+
+@exhaustive
+@given(request=score_requests(), chunk_size=st.integers(1, 8))
+def test_any_chunk_size(engine: Engine, request: ScoreRequest, chunk_size: int) -> None:
+    base = fresh(engine, request)
+    assert fresh(engine, request, multi_item_scoring_chunk_size=chunk_size) == base
+
+
+@exhaustive
+@given(data=st.data(), request=score_requests(), other=tokens(0, 2 * PAGE))
+def test_neighbour_changed_grown_shrunk_removed(
+    engine: Engine, data: st.DataObject, request: ScoreRequest, other: tuple[int, ...]
+) -> None:
+    index = data.draw(st.integers(0, len(request.items) - 1))
+    base = fresh(engine, request)
+    rest = [i for i in range(len(request.items)) if i != index]
+    expected = [base[i] for i in rest]
+    item = request.items[index]
+    for changed in (other, (*item, 13, 5, 7), item[: len(item) // 2]):
+        found = fresh(engine, with_item(request, index, changed))
+        assert [found[i] for i in rest] == expected
+    if rest:
+        assert fresh(engine, pick(request, rest)) == expected
+
+
+@exhaustive
+@given(request=score_requests(), others=st.lists(score_requests(max_items=3), max_size=2))
+def test_other_requests_in_the_same_step(
+    engine: Engine, request: ScoreRequest, others: list[ScoreRequest]
+) -> None:
+    base = fresh(engine, request)
+    assert fresh(engine, *others, request) == base
+
+
+@exhaustive
+@given(request=score_requests(), other=score_requests(max_items=2))
+def test_prefix_cached_or_evicted_and_recomputed(
+    engine: Engine, request: ScoreRequest, other: ScoreRequest
+) -> None:
+    base = fresh(engine, request)
+    assert bits(engine, request) == base, "cached"
+    bits(engine, other)
+    assert bits(engine, request) == base, "cached, after another request"
+    assert fresh(engine, other, request) == base, "recomputed in other pages"
+
+
+@exhaustive
+@given(request=score_requests(), kept=st.integers(1, 3 * PAGE), end=tokens(1, 2 * PAGE))
+def test_prefix_partly_shared(
+    engine: Engine, request: ScoreRequest, kept: int, end: tuple[int, ...]
+) -> None:
+    base = fresh(engine, request)
+    relative = replace(request, query=request.query[:kept] + end)
+    assert fresh(engine, relative, request) == base
+    assert bits(engine, request) == base
+
+
+@exhaustive
+@given(request=score_requests(max_items=5))
+def test_serial_equals_prefill_extend(engine: Engine, request: ScoreRequest) -> None:
+    base = fresh(engine, request)
+    assert fresh(engine, request, multi_item_algorithm="serial") == base
+
+
+@exhaustive
+@given(request=score_requests(max_items=4))
+def test_delimiter_equals_a_longer_query(engine: Engine, request: ScoreRequest) -> None:
+    longer = replace(request, query=(*request.query, 7))
+    found = fresh(engine, request, multi_item_scoring_delimiter=7)
+    assert found == fresh(engine, longer)
+
+
+@exhaustive
+@given(request=score_requests(max_items=3))
+def test_item_first_scores_the_item_as_prefix(engine: Engine, request: ScoreRequest) -> None:
+    found = fresh(engine, replace(request, item_first=True))
+    for i, item in enumerate(request.items):
+        if item:
+            turned = replace(pick(request, [i]), query=item, items=(request.query,))
+            assert fresh(engine, turned)[0] == found[i]
+
+
+def test_evicted_by_a_small_pool(make_engine: Callable[..., Engine], engine: Engine) -> None:
+    pages = engine.info()["pages"]
+    page_bytes = pages["bytes"] // (pages["total"] + 1)
+    engine = make_engine(dtype=engine.dtype.name, kv_cache_bytes=7 * page_bytes)
+    assert engine.info()["pages"]["total"] == 6
+    rng = np.random.default_rng(0)
+
+    def draw(query_tokens: int, item_tokens: int) -> ScoreRequest:
+        query, item = (
+            tuple(rng.integers(0, VOCAB_SIZE, n).tolist()) for n in (query_tokens, item_tokens)
+        )
+        return ScoreRequest(query, (item,) * 3, ((1, 2),) * 3)
+
+    requests = [draw(100, 60), draw(120, 5), draw(90, 90)]
+    base = [fresh(engine, request) for request in requests]
+    for _ in range(2):
+        assert [bits(engine, request) for request in requests] == base
+    assert engine.info()["pages"]["evictions"] > 0
+    together = engine.score(requests)
+    assert [[row.tobytes() for row in result.scores] for result in together] == base
+
+
+def test_without_radix_cache(make_engine: Callable[..., Engine], engine: Engine) -> None:
+    forgetful = make_engine(dtype=engine.dtype.name, disable_radix_cache=True)
+    request = ScoreRequest(tuple(range(70)), ((1, 2), (3,), ()), ((1, 2),) * 3)
+    base = fresh(engine, request)
+    assert bits(forgetful, request) == base
+    assert bits(forgetful, request) == base
+    assert forgetful.info()["pages"]["hits"] == 0
+
+
+def test_items_differ(engine: Engine) -> None:
+    request = ScoreRequest((5, 6, 7), tuple((i,) for i in range(20)), ((1, 2),) * 20)
+    assert len(set(bits(engine, request))) == 20
+
+
+@pytest.mark.parametrize("fault", ["context one too long", "granule starts early", "same lane"])
+def test_a_planted_fault_is_seen(
+    fault: str, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*args: Any) -> jax.Array:
+        *values, layout, shape = args
+        assert isinstance(layout, StepLayout)
+        if fault == "context one too long":
+            layout = layout._replace(context_lens=layout.context_lens + 1)
+        elif fault == "granule starts early":
+            start = jax.numpy.maximum(layout.granule_start - 1, 0)
+            layout = layout._replace(granule_start=start)
+        else:  # granules counted over the lane: items see the items before them
+            index = layout.granule_start // shape.granule_tokens
+            layout = layout._replace(granule_index=index)
+        return attend(*values, layout, shape)
+
+    monkeypatch.setattr(decoder, "attend", faulty)
+    engine = make_engine(skip_self_check=True)
+    rng = np.random.default_rng(0)
+    items = tuple(tuple(rng.integers(0, VOCAB_SIZE, n).tolist()) for n in (20, 5, 31, 12))
+    request = ScoreRequest(tuple(range(40)), items, ((1, 2),) * 4, apply_softmax=True)
+    base = fresh(engine, request)
+    alone = [fresh(engine, pick(request, [i]))[0] for i in range(4)]
+    assert alone != base
