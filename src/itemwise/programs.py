@@ -17,7 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from itemwise.config import ModelConfig
-from itemwise.models.decoder import Pages, PageWrites, Weights, forward, label_logits, vocab_logsumexp
+from itemwise.models.decoder import (
+    Pages,
+    PageWrites,
+    Weights,
+    forward,
+    label_logits,
+    vocab_logsumexp,
+)
 from itemwise.ops.attention import StepLayout, to_storage
 from itemwise.types import Float32Array, Int32Array, StepBatch, StepShape
 

@@ -131,7 +131,11 @@ class Run:
     def _target(self, index: int, number: int) -> _Target:
         request = self._requests[index]
         return _Target(
-            index, number, request.labels[number], 1 / request.temperature, not request.apply_softmax
+            index,
+            number,
+            request.labels[number],
+            1 / request.temperature,
+            not request.apply_softmax,
         )
 
     def _open_prefix(self, tokens: Tokens, *, share: bool) -> Prefix:

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from itemwise.models import decoder
+from itemwise.models.decoder import label_logits, vocab_logsumexp
+
+
+@pytest.mark.parametrize("vocab_size", [7, 8192, 20001])
+def test_logsumexp_covers_the_vocabulary_once(vocab_size: int) -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((vocab_size, 16), np.float32)
+    hidden = rng.standard_normal((70, 16), np.float32)
+    scale = np.linspace(0.5, 2, 70, dtype=np.float32)
+    weights = {"embed": jnp.asarray(matrix)}
+    found = vocab_logsumexp(weights, jnp.asarray(hidden), jnp.asarray(scale), jnp.asarray(45))
+    logits = hidden.astype(np.float64) @ matrix.T.astype(np.float64) * scale[:, None]
+    expected = np.log(np.exp(logits).sum(1))
+    rows = -(-45 // decoder.LSE_ROWS) * decoder.LSE_ROWS
+    np.testing.assert_allclose(found[:rows], expected[:rows], rtol=2e-6)
+    assert not np.asarray(found[rows:]).any()
+
+
+def test_labels_read_the_head_where_there_is_one() -> None:
+    rng = np.random.default_rng(0)
+    embed, head = rng.standard_normal((2, 9, 4), np.float32)
+    hidden = rng.standard_normal((3, 4), np.float32)
+    labels = np.array([[0, 8], [1, 1], [5, 2]], np.int32)
+    weights = {"embed": jnp.asarray(embed)}
+    for matrix, tree in ((embed, weights), (head, {**weights, "head": jnp.asarray(head)})):
+        found = label_logits(tree, jnp.asarray(hidden), jnp.asarray(labels))
+        expected = np.einsum("id,ild->il", hidden, matrix[labels])
+        np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from itemwise.engine import Engine
+from itemwise.errors import ConfigError, RequestError, SelfCheckError
+from itemwise.memory import device_memory_bytes
+from itemwise.models import decoder
+from itemwise.ops.attention import attend
+from itemwise.types import ScoreRequest
+
+
+@pytest.fixture(scope="module")
+def engine(make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine()
+
+
+def request(num_items: int = 3, labels: tuple[int, ...] = (1, 2), **fields: Any) -> ScoreRequest:
+    items = tuple((i, i + 1) for i in range(num_items))
+    return ScoreRequest((5, 6, 7), items, (labels,) * num_items, **fields)
+
+
+def test_nothing_compiles_after_start(engine: Engine) -> None:
+    engine.score([request(40, tuple(range(30)), apply_softmax=True), request(1)])
+    engine.score([ScoreRequest(tuple(range(200)), ((1,) * 100, ()), ((1,), (2, 3)))])
+    assert engine.info()["compiled_since_ready"] == 0
+
+
+def test_a_compile_after_start_is_counted(engine: Engine) -> None:
+    jax.jit(lambda x: x * 3 + 1)(np.arange(17))
+    assert engine.info()["compiled_since_ready"] >= 1
+
+
+def test_softmax_is_over_the_labels(engine: Engine) -> None:
+    full = np.asarray(engine.score([request()])[0].scores)
+    softmax = np.asarray(engine.score([request(apply_softmax=True)])[0].scores)
+    np.testing.assert_allclose(softmax.sum(1), 1, rtol=1e-6)
+    np.testing.assert_allclose(softmax, full / full.sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_vocabulary_sums_to_one(engine: Engine) -> None:
+    everything = tuple(range(engine.model_config.vocab_size))
+    scores = np.asarray(engine.score([request(2, everything)])[0].scores)
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
+
+
+def test_temperature_flattens(engine: Engine) -> None:
+    sharp, flat = (
+        np.asarray(engine.score([request(temperature=t, apply_softmax=True)])[0].scores)
+        for t in (1.0, 100.0)
+    )
+    assert np.abs(flat - 0.5).max() < 0.1 * np.abs(sharp - 0.5).max()
+
+
+def test_labels_may_differ_per_item(engine: Engine) -> None:
+    mixed = ScoreRequest((5, 6, 7), ((0, 1), (1, 2)), ((9,), (1, 2)))
+    scores = engine.score([mixed])[0].scores
+    assert [len(row) for row in scores] == [1, 2]
+    same = np.asarray(engine.score([request(2)])[0].scores)
+    assert scores[1].tobytes() == same[1].tobytes()
+
+
+def test_prompt_tokens_count_the_prefix_once(engine: Engine) -> None:
+    assert engine.score([request(4)])[0].prompt_tokens == 3 + 4 * 2
+    assert engine.score([request(4, item_first=True)])[0].prompt_tokens == 4 * (3 + 2)
+
+
+def test_cached_tokens_are_told(engine: Engine) -> None:
+    engine.forget_prefixes()
+    assert engine.score([request()])[0].cached_tokens == 0
+    assert engine.score([request()])[0].cached_tokens == 3
+
+
+def test_progress_reaches_the_total(engine: Engine) -> None:
+    told: list[tuple[str, int, int]] = []
+    engine.score([request(60), request(5)], lambda *args: told.append(args))
+    assert told[-1] == ("items", 65, 65)
+    assert len(told) > 1
+
+
+def test_sequences_longer_than_the_pool_are_refused(engine: Engine) -> None:
+    room = 32 * engine.info()["pages"]["total"]
+    for query, item in ((room + 1, 1), (1, room + 33)):
+        with pytest.raises(RequestError, match="raise --kv-cache-bytes") as caught:
+            engine.score([ScoreRequest((1,) * query, ((2,) * item,), ((1,),))])
+        assert caught.value.code == "sequence_too_long"
+
+
+def test_the_longest_sequence_of_the_pool_works(engine: Engine) -> None:
+    pages = engine.info()["pages"]["total"]
+    longest = ScoreRequest((1,) * (32 * pages), ((2, 3), ()), ((1, 2),) * 2)
+    assert np.isfinite(engine.score([longest])[0].scores).all()
+
+
+def test_a_failed_step_leaves_a_working_engine(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = np.asarray(engine.score([request()])[0].scores)
+    other = ScoreRequest((8,) * 100, ((1,), (2,)), ((1, 2),) * 2)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._programs, "label_logits", broken)
+        with pytest.raises(RuntimeError, match="lost"):
+            engine.score([other])
+    assert engine.info()["pages"]["cached"] == 0
+    assert np.asarray(engine.score([request()])[0].scores).tobytes() == base.tobytes()
+
+
+def test_a_leak_fails_the_self_check(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaky(*args: Any) -> jax.Array:
+        *values, layout, shape = args
+        index = layout.granule_start // shape.granule_tokens
+        return attend(*values, layout._replace(granule_index=index), shape)
+
+    monkeypatch.setattr(decoder, "attend", leaky)
+    with pytest.raises(SelfCheckError, match="permuted_in_company"):
+        make_engine()
+
+
+def test_self_check_verdict_is_told(engine: Engine, make_engine: Callable[..., Engine]) -> None:
+    assert engine.info()["self_check"]["status"] == "passed"
+    assert make_engine(skip_self_check=True).info()["self_check"]["status"] == "skipped"
+
+
+def test_pages_without_room_are_refused(make_engine: Callable[..., Engine]) -> None:
+    with pytest.raises(ConfigError, match="raise --kv-cache-bytes"):
+        make_engine(kv_cache_bytes=100)
+    with pytest.raises(ConfigError, match="exceed the device's"):
+        make_engine(kv_cache_bytes=1 << 50)
+
+
+def test_memory_fraction_bounds_weights_and_pages(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(kv_cache_bytes=None, mem_fraction_static=0.002, skip_self_check=True)
+    info = engine.info()
+    limit = device_memory_bytes(engine.device) * 0.002
+    assert 0.9 * limit < info["weight_bytes"] + info["pages"]["bytes"] <= limit

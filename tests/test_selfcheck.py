@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from itemwise.selfcheck import SelfCheck, run_self_check
+from itemwise.types import ScoreRequest, ScoreResult
+
+
+class FakeScorer:
+    """Scores that depend on what `fault` says they should not depend on."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+        self.calls = 0
+        self.cached = False
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        self.calls += 1
+        results = []
+        for request in requests:
+            scores = np.array(
+                [[hash((request.query, item)) % 1000 + 0.5] * 2 for item in request.items],
+                np.float32,
+            )
+            if self.fault == "neighbours":
+                scores += len(request.items)
+            elif self.fault == "order":
+                scores += np.arange(len(scores), dtype=np.float32)[:, None]
+            elif self.fault == "company":
+                scores += len(requests)
+            elif self.fault == "cache":
+                scores += self.cached
+            elif self.fault == "nan":
+                scores[0] = np.nan
+            elif self.fault == "constant":
+                scores[:] = 1
+            results.append(ScoreResult(scores, 0))
+        self.cached = True
+        return results
+
+    def forget(self) -> None:
+        self.cached = False
+
+    def check(self) -> SelfCheck:
+        return run_self_check(
+            self.score, self.forget, vocab_size=1000, page_tokens=32, max_tokens=500
+        )
+
+
+def test_exact_scores_pass() -> None:
+    verdict = FakeScorer().check()
+    assert verdict.status == "passed"
+    assert not verdict.failures
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        ("neighbours", "alone_after_eviction"),
+        ("order", "permuted_in_company_on_cached_prefix"),
+        ("company", "permuted_in_company_on_cached_prefix"),
+        ("cache", "permuted_in_company_on_cached_prefix"),
+        ("nan", "finite"),
+        ("constant", "items_differ"),
+    ],
+)
+def test_each_fault_fails_its_check(fault: str, failure: str) -> None:
+    verdict = FakeScorer(fault).check()
+    assert verdict.status == "failed"
+    assert failure in verdict.failures
+
+
+@pytest.mark.parametrize("max_tokens", [2, 3, 40])
+def test_probe_fits_short_limits(max_tokens: int) -> None:
+    longest = 0
+
+    def score(requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        nonlocal longest
+        for request in requests:
+            longest = max(longest, len(request.query) + max(map(len, request.items)))
+        return FakeScorer().score(requests)
+
+    run_self_check(score, lambda: None, vocab_size=1000, page_tokens=32, max_tokens=max_tokens)
+    assert longest <= max_tokens
