@@ -18,7 +18,14 @@ from jaxtyping import Float, Float32, Int32, Shaped
 
 from itemwise.config import ModelConfig
 from itemwise.models.layers import linear, mlp, rms_norm, rope, rope_table
-from itemwise.ops.attention import StepLayout, attend, dot_precision, to_storage
+from itemwise.ops.attention import (
+    LOWEST,
+    StepLayout,
+    attend,
+    dot_precision,
+    from_storage,
+    to_storage,
+)
 from itemwise.types import StepShape, WeightSpec
 
 Weights = dict[str, Any]
@@ -188,7 +195,8 @@ def vocab_logsumexp(
     A block of rows meets a block of the vocabulary at a time, so the logits are never all in
     memory. Other rows hold 0.
     """
-    matrix = output_matrix(weights)
+    # As bits, since XLA on CPU slices bfloat16 by way of all of the matrix in float32.
+    matrix = to_storage(output_matrix(weights))
     block = min(LSE_VOCAB, matrix.shape[0])
     num_blocks = -(-matrix.shape[0] // block)
     padding = -hidden.shape[0] % LSE_ROWS
@@ -202,14 +210,15 @@ def vocab_logsumexp(
         def some_vocab(b: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             # The last block is moved back to end with the vocabulary; what it repeats is masked.
             start = jnp.minimum(b * block, matrix.shape[0] - block)
-            logits = linear(x, lax.dynamic_slice_in_dim(matrix, start, block)) * scale_r[:, None]
+            rows = from_storage(lax.dynamic_slice_in_dim(matrix, start, block), x.dtype)
+            logits = linear(x, rows) * scale_r[:, None]
             logits = jnp.where(start + jnp.arange(block) >= b * block, logits, -jnp.inf)
             top = jnp.maximum(sums[0], logits.max(-1))
             total = sums[1] * jnp.exp(sums[0] - top) + jnp.exp(logits - top[:, None]).sum(-1)
             return top, total
 
-        start = (jnp.full(LSE_ROWS, -1e30, jnp.float32), jnp.zeros(LSE_ROWS, jnp.float32))
-        top, total = lax.fori_loop(0, num_blocks, some_vocab, start)
+        none = (jnp.full(LSE_ROWS, LOWEST, jnp.float32), jnp.zeros(LSE_ROWS, jnp.float32))
+        top, total = lax.fori_loop(0, num_blocks, some_vocab, none)
         return lax.dynamic_update_slice_in_dim(out, top + jnp.log(total), r * LSE_ROWS, 0)
 
     blocks = (num_rows + LSE_ROWS - 1) // LSE_ROWS
