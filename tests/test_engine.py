@@ -118,9 +118,9 @@ def test_a_leak_fails_the_self_check(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leaky(*args: Any) -> jax.Array:
-        *values, layout, shape = args
+        q, k, v, k_pages, v_pages, layout, shape = args
         index = layout.granule_start // shape.granule_tokens
-        return attend(*values, layout._replace(granule_index=index), shape)
+        return attend(q, k, v, k_pages, v_pages, layout._replace(granule_index=index), shape)
 
     monkeypatch.setattr(decoder, "attend", leaky)
     with pytest.raises(SelfCheckError, match="permuted_in_company"):

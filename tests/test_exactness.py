@@ -82,17 +82,16 @@ def with_item(request: ScoreRequest, index: int, item: tuple[int, ...]) -> Score
     return replace(request, items=tuple(items))
 
 
+def seeded_tokens(length: int, seed: int) -> tuple[int, ...]:
+    ids: list[int] = np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).tolist()
+    return tuple(ids)
+
+
 def tokens(low: int, high: int) -> st.SearchStrategy[tuple[int, ...]]:
     """Random ids of a drawn length; short lengths and page borders come often."""
     borders = [n + d for n in range(0, high + 2, PAGE) for d in (-1, 0, 1) if low <= n + d <= high]
     lengths = st.one_of(st.integers(low, high), st.sampled_from(borders))
-    return st.builds(
-        lambda length, seed: tuple(
-            np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).tolist()
-        ),
-        lengths,
-        st.integers(0, 2**32 - 1),
-    )
+    return st.builds(seeded_tokens, lengths, st.integers(0, 2**32 - 1))
 
 
 @st.composite
@@ -249,7 +248,7 @@ def test_a_planted_fault_is_seen(
     fault: str, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(*args: Any) -> jax.Array:
-        *values, layout, shape = args
+        q, k, v, k_pages, v_pages, layout, shape = args
         assert isinstance(layout, StepLayout)
         if fault == "context one too long":
             layout = layout._replace(context_lens=layout.context_lens + 1)
@@ -259,7 +258,7 @@ def test_a_planted_fault_is_seen(
         else:  # granules counted over the lane: items see the items before them
             index = layout.granule_start // shape.granule_tokens
             layout = layout._replace(granule_index=index)
-        return attend(*values, layout, shape)
+        return attend(q, k, v, k_pages, v_pages, layout, shape)
 
     monkeypatch.setattr(decoder, "attend", faulty)
     engine = make_engine(skip_self_check=True)

@@ -221,12 +221,12 @@ class EngineConfig:
         problems = []
         if self.dtype not in get_args(DType):
             problems.append(f"`dtype` is {self.dtype!r}, expected auto, bfloat16 or float32")
-        if self.multi_item_algorithm == "packed":
+        algorithm: str = self.multi_item_algorithm
+        if algorithm == "packed":
             problems.append("`multi_item_algorithm` packed is not available in this version")
-        elif self.multi_item_algorithm not in get_args(Algorithm):
+        elif algorithm not in get_args(Algorithm):
             problems.append(
-                f"`multi_item_algorithm` is {self.multi_item_algorithm!r}, "
-                "expected prefill_extend or serial"
+                f"`multi_item_algorithm` is {algorithm!r}, expected prefill_extend or serial"
             )
         if self.multi_item_scoring_chunk_size < 0:
             problems.append("`multi_item_scoring_chunk_size` is negative, expected 0 or more")

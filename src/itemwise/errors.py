@@ -7,6 +7,7 @@
     │   └── UnsupportedModelError          the model is whole, but of a kind not served
     ├── QueueFullError        too many requests wait; try again after `retry_after_s`
     ├── ShuttingDownError     the server is draining
+    ├── RefusedError          the server does not take a request; `code` says why
     └── SelfCheckError        the engine's scores depend on their company: do not serve
 
 Each class has a stable `code`; `server/app.py` maps codes to HTTP statuses.
@@ -62,6 +63,14 @@ class ShuttingDownError(ItemwiseError):
     """The server is finishing what runs and takes nothing new."""
 
     code = "shutting_down"
+
+
+class RefusedError(ItemwiseError):
+    """The server does not take a request, whatever it asks for; `code` says why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class SelfCheckError(ItemwiseError):

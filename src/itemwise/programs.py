@@ -26,6 +26,7 @@ from itemwise.models.decoder import (
     vocab_logsumexp,
 )
 from itemwise.ops.attention import StepLayout, to_storage
+from itemwise.packing import StepPacker
 from itemwise.types import Float32Array, Int32Array, StepBatch, StepShape
 
 LABEL_COLUMNS = 8  # labels that one call reads; longer lists take several calls
@@ -38,7 +39,7 @@ class CompileCounter:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration_s: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.count += 1
 
@@ -103,60 +104,24 @@ class Programs:
     def _compile(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
         shape, model = self.shape, self._model
 
-        def i32(*size: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(size, jnp.int32)
+        step = functools.partial(forward, config=model, shape=shape)
 
-        def step(weights: Weights, pages: Pages, *batch: Any) -> tuple[Pages, jax.Array]:
-            return forward(weights, pages, *batch, model, shape)
-
-        layout = StepLayout(
-            context_pages=i32(shape.lanes, shape.max_context_pages),
-            context_lens=i32(shape.lanes, shape.max_context_pages),
-            num_blocks=i32(shape.lanes),
-            granule_start=i32(shape.max_granules),
-            granule_index=i32(shape.max_granules),
-            num_granules=i32(),
-        )
+        empty_step = _step_arguments(StepPacker(shape).take())
         hidden = jax.ShapeDtypeStruct((shape.max_rows, model.hidden_size), self._dtype)
         scales = jax.ShapeDtypeStruct((shape.max_rows,), jnp.float32)
-        tokens = i32(shape.tokens)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        labels = jax.ShapeDtypeStruct((shape.max_rows, LABEL_COLUMNS), jnp.int32)
+        weights = self._weights
         return (
-            jax.jit(step, donate_argnums=1)
-            .lower(
-                self._weights,
-                self._pages,
-                tokens,
-                tokens,
-                PageWrites(i32(shape.lanes), i32(shape.lanes), i32()),
-                i32(shape.max_rows),
-                layout,
-            )
-            .compile(),
-            jax.jit(label_logits)
-            .lower(self._weights, hidden, i32(shape.max_rows, LABEL_COLUMNS))
-            .compile(),
-            jax.jit(vocab_logsumexp).lower(self._weights, hidden, scales, i32()).compile(),
+            jax.jit(step, donate_argnums=1).lower(weights, self._pages, *empty_step).compile(),
+            jax.jit(label_logits).lower(weights, hidden, labels).compile(),
+            jax.jit(vocab_logsumexp).lower(weights, hidden, scales, count).compile(),
         )
 
     def step(self, batch: StepBatch) -> jax.Array:
         """Runs a step; returns the scored hidden states [I, D], which may still be computing."""
-        layout = StepLayout(
-            context_pages=batch.context_pages,
-            context_lens=batch.context_lens,
-            num_blocks=batch.num_blocks,
-            granule_start=batch.granule_start,
-            granule_index=batch.granule_index,
-            num_granules=batch.num_granules,
-        )
-        self._pages, hidden = self._step(
-            self._weights,
-            self._pages,
-            batch.tokens,
-            batch.positions,
-            PageWrites(batch.write_lanes, batch.write_pages, batch.num_writes),
-            batch.score_tokens,
-            layout,
-        )
+        hidden: jax.Array
+        self._pages, hidden = self._step(self._weights, self._pages, *_step_arguments(batch))
         return hidden
 
     def label_logits(self, hidden: jax.Array, labels: list[tuple[int, ...]]) -> list[jax.Array]:
@@ -180,3 +145,10 @@ class Programs:
         count = np.asarray(len(inverse_temperatures), np.int32)
         result: jax.Array = self._vocab(self._weights, hidden, scales, count)
         return result
+
+
+def _step_arguments(batch: StepBatch) -> tuple[Any, ...]:
+    """The batch in the order in which `forward` takes it."""
+    layout = StepLayout(*(getattr(batch, name) for name in StepLayout._fields))
+    writes: tuple[Any, ...] = (batch.write_lanes, batch.write_pages, batch.num_writes)
+    return batch.tokens, batch.positions, PageWrites(*writes), batch.score_tokens, layout

@@ -261,4 +261,5 @@ def _rows_to_probabilities(
     total = np.zeros(len(weights))
     for column in range(weights.shape[1]):  # a fixed order, which sum() does not promise
         total += weights[:, column]
-    return (weights / total[:, None]).astype(np.float32)
+    scores: Float32Array = (weights / total[:, None]).astype(np.float32)
+    return scores

@@ -147,6 +147,10 @@ class Scheduler:
             (result,) = self._run([job.request])
         except BaseException as raised:  # whatever it is, the caller gets it and the thread lives
             error = raised
+            if isinstance(raised, StopIteration) or not isinstance(raised, Exception):
+                # Neither may pass through a future: one cannot, the other would end the caller.
+                error = RuntimeError(f"the engine raised {type(raised).__name__}")
+                error.__cause__ = raised
         run_s = time.perf_counter() - started
         with self._changed:
             self._running = 0

@@ -82,7 +82,7 @@ class Scorer:
         Raises:
             RequestError: the request is wrong; its `code` and `param` say where.
         """
-        fields = {
+        fields: dict[str, Any] = {
             "query": query,
             "items": items,
             "apply_softmax": apply_softmax,

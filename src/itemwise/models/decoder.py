@@ -41,11 +41,11 @@ class Pages(NamedTuple):
 
 
 class PageWrites(NamedTuple):
-    """Which lanes fill which pages; entries from `count` on are padding."""
+    """Which lanes fill which pages; entries from `num_writes` on are padding."""
 
     lanes: Int32[Array, " G"]
     pages: Int32[Array, " G"]
-    count: Int32[Array, ""]
+    num_writes: Int32[Array, ""]
 
 
 def describe_weights(config: ModelConfig) -> Weights:
@@ -161,12 +161,13 @@ def _write(
         lane = lax.dynamic_index_in_dim(lanes, writes.lanes[i], 0)
         return lax.dynamic_update_slice_in_dim(pool, lane, writes.pages[i], 0)
 
-    return lax.fori_loop(0, writes.count, one, pool)
+    written: Array = lax.fori_loop(0, writes.num_writes, one, pool)
+    return written
 
 
 def output_matrix(weights: Weights) -> Float[Array, "V D"]:
     """The matrix that turns hidden states into logits."""
-    matrix: Array = weights.get("head", weights["embed"])
+    matrix: Array = weights["head"] if "head" in weights else weights["embed"]
     return matrix
 
 
@@ -222,5 +223,5 @@ def vocab_logsumexp(
         return lax.dynamic_update_slice_in_dim(out, top + jnp.log(total), r * LSE_ROWS, 0)
 
     blocks = (num_rows + LSE_ROWS - 1) // LSE_ROWS
-    out = lax.fori_loop(0, blocks, some_rows, jnp.zeros(hidden.shape[0], jnp.float32))
+    out: Array = lax.fori_loop(0, blocks, some_rows, jnp.zeros(hidden.shape[0], jnp.float32))
     return out[: inverse_temperature.shape[0]]

@@ -92,7 +92,8 @@ def _scores(equation: str, q: Array, k: Array) -> Array:
     products = jnp.einsum(
         equation, q, k, preferred_element_type=jnp.float32, precision=dot_precision(k.dtype)
     )
-    return products * q.shape[-1] ** -0.5
+    scores: Array = products * q.shape[-1] ** -0.5
+    return scores
 
 
 def _accumulate(sums: _Sums, scores: Array, v: Array, equation: str) -> _Sums:
@@ -201,7 +202,8 @@ def _contexts(
         result = result.astype(q.dtype).reshape(1, lane, group, head_dim)
         return lax.dynamic_update_slice(out, result, (head, g * lane, 0, 0))
 
-    return lax.fori_loop(0, shape.lanes * num_kv_heads, one_lane_head, jnp.zeros_like(q))
+    out: Array = lax.fori_loop(0, shape.lanes * num_kv_heads, one_lane_head, jnp.zeros_like(q))
+    return out
 
 
 def _no_sums(rows: tuple[int, ...], head_dim: int) -> _Sums:

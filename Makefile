@@ -1,0 +1,57 @@
+# Everything from python3, make and the package registry alone: `make demo`, `make test`.
+# Stamp files in .venv make a second run instant; a change to pyproject.toml or to the constraints
+# installs again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+# The versions that go with the Python at hand: the venv's own once there is one.
+INTERPRETER := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+TAG := $(shell $(INTERPRETER) -c 'import sys; v = sys.version_info; \
+	print("" if v < (3, 11) else "py311" if v < (3, 12) else "py312")')
+ifeq ($(TAG),)
+$(error $(INTERPRETER) is not a Python 3.11 or later; name one: make PYTHON=python3.12)
+endif
+CONSTRAINTS := constraints/$(TAG).txt
+
+# Tests marked gpu or tpu run where jax finds such a device.
+ABSENT_DEVICES := 'import jax; have = jax.devices()[0].platform; \
+	print(" or ".join(name for name in ("gpu", "tpu") if name != have))'
+
+.PHONY: help setup demo test check clean
+
+help:  ## Say what each target does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+setup: $(VENV)/.dev-installed  ## Install Itemwise with all tools for development into .venv
+
+demo: $(VENV)/.base-installed  ## Score a few items on this machine with a small random model
+	@$(BIN)/itemwise demo
+
+test: $(VENV)/.dev-installed  ## Run the tests; ARGS goes to pytest
+	@absent=$$($(BIN)/python -c $(ABSENT_DEVICES)) && \
+		$(BIN)/python -m pytest -m "not ($$absent)" $(ARGS)
+
+check: $(VENV)/.dev-installed  ## Lint, check the format and the types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:  ## Remove .venv, caches and build outputs
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -m venv $(VENV)
+
+# Never older than the venv, whose folder changes with every stamp: hence order-only.
+$(VENV)/.base-installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing Itemwise into $(VENV) (a few minutes at first)"
+	@$(PIP) install -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.dev-installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing Itemwise and its development tools into $(VENV) (several minutes at first)"
+	@$(PIP) install -c $(CONSTRAINTS) -e '.[dev,validate]'
+	@touch $@ $(VENV)/.base-installed

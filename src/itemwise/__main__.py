@@ -1,0 +1,8 @@
+"""`python -m itemwise` is the `itemwise` command."""
+
+from __future__ import annotations
+
+from itemwise.cli import main
+
+if __name__ == "__main__":
+    main()

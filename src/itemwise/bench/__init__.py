@@ -1,0 +1,1 @@
+"""Benchmarks: a table to read, and JSON with machine, versions and commit."""

@@ -1,0 +1,204 @@
+"""The `itemwise` command. Thin: what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from itemwise import __version__
+from itemwise.cli_options import (
+    CompatibilityOptions,
+    EngineOptions,
+    ServerOptions,
+    expand_options,
+)
+from itemwise.errors import ItemwiseError
+
+app = typer.Typer(
+    name="itemwise",
+    help="Scores many items against one shared query with a causal language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # the plain form never cuts the names of flags short
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+checkpoint_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Make checkpoints to try things with."
+)
+bench_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Measure speed and memory."
+)
+app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(bench_app, name="bench")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits; Itemwise's own errors become one line and status 2."""
+    try:
+        app(args=arguments, prog_name="itemwise")
+    except ItemwiseError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Prints one red line on stderr and exits with status 2."""
+    typer.secho(f"Error: {message}", fg=typer.colors.RED, err=True)
+    sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"itemwise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@expand_options
+def serve(server: ServerOptions, engine: EngineOptions, ignored: CompatibilityOptions) -> None:
+    """Serve a model over HTTP: POST /v1/score, documentation at /docs.
+
+    The fast, exact path is the default: only --model-path is needed. /health answers 200 once the
+    model is loaded, compiled and self-checked. Command lines of SGLang carry over.
+    """
+    note = ignored.note()
+    if note:
+        typer.echo(note, err=True)
+    from itemwise.config import EngineConfig, ServerConfig
+
+    config = ServerConfig(**server.settings())
+    settings = engine.settings()
+    EngineConfig(**settings)  # wrong settings are told before anything is loaded
+
+    from itemwise.server.process import serve as run_server
+    from itemwise.server.service import AnyScorer
+
+    def load() -> AnyScorer:
+        from itemwise.scorer import Scorer
+
+        return Scorer.from_pretrained(config.model_path, **settings)
+
+    raise typer.Exit(run_server(config, load))
+
+
+@app.command()
+def demo() -> None:
+    """Score a small workload with a random model, offline, and compare bits."""
+    from rich.console import Console
+
+    from itemwise.demo import run_demo
+
+    raise typer.Exit(0 if run_demo(Console()) else 1)
+
+
+@app.command()
+@expand_options
+def score(
+    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
+    engine: EngineOptions,
+    query: Annotated[str | None, typer.Option("--query", help="Text that items share.")] = None,
+    item: Annotated[
+        list[str] | None, typer.Option("--item", help="Text of an item; give it once per item.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Text of one token; give it once per label."),
+    ] = None,
+    request: Annotated[
+        Path | None,
+        typer.Option(
+            "--request",
+            help="JSON file with the body of a POST /v1/score, in place of the options above: "
+            "the way to give token ids. - reads standard input.",
+        ),
+    ] = None,
+    apply_softmax: Annotated[
+        bool,
+        typer.Option(
+            "--apply-softmax", help="Softmax over the labels, else over the whole vocabulary."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """Score the items of one request and print them.
+
+    For example: itemwise score MODEL --query "is it a fruit?" --item apple --item car
+    --label " yes" --label " no" --apply-softmax
+    """
+    from itemwise.commands import print_scores, read_request
+
+    fields: dict[str, Any]
+    if request is not None:
+        if query is not None or item or label:
+            fail("--request takes the place of --query, --item and --label; give one or the other")
+        fields = read_request(request)
+    else:
+        given = {"query": query, "items": item, "labels": label}
+        fields = {name: value for name, value in given.items() if value}
+    if apply_softmax:
+        fields["apply_softmax"] = True
+    print_scores(model, engine.settings(), fields, as_json=as_json)
+
+
+@checkpoint_app.command("random")
+def checkpoint_random(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
+    like: Annotated[
+        str,
+        typer.Option(
+            "--like",
+            help="Shape: qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, qwen2.5-0.5b, qwen2.5-1.5b, "
+            "qwen2.5-3b, llama-3.2-1b, tiny-qwen3, tiny-qwen2 or tiny-llama.",
+        ),
+    ],
+    seed: Annotated[int, typer.Option("--seed", help="Picks the weights.")] = 0,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"],
+        typer.Option("--dtype", help="Type of the weights on disk."),
+    ] = "bfloat16",
+    vocab_size: Annotated[
+        int | None,
+        typer.Option("--vocab-size", help="Vocabulary.", show_default="the shape's own"),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            "--shards",
+            help="Weight files.",
+            show_default="as many as keep each under 2 GiB",
+        ),
+    ] = None,
+) -> None:
+    """Write a random checkpoint of a well-known shape; its scores mean nothing."""
+    from itemwise.commands import progress
+    from itemwise.random_model import write_named
+
+    with progress() as told:
+        write_named(
+            like,
+            folder,
+            seed=seed,
+            dtype=dtype,
+            vocab_size=vocab_size,
+            shards=shards,
+            on_tensor=lambda done, total: told("weights", done, total),
+        )
+    typer.echo(f"Wrote a random {like} to {folder}")

@@ -1,0 +1,292 @@
+"""Groups of command-line options that commands share, each with its twin in the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import typer
+
+from itemwise.errors import ConfigError
+
+
+def option(flag: str, text: str, *names: str, **settings: Any) -> Any:
+    """An option `--flag` with its twin `ITEMWISE_FLAG` in the environment."""
+    envvar = "ITEMWISE_" + flag.upper().replace("-", "_")
+    return typer.Option(f"--{flag}", *names, help=text, envvar=envvar, **settings)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Options of every command that loads a model; each is the `EngineConfig` field it names."""
+
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"],
+        option(
+            "dtype",
+            "Type of weights and activations. auto takes bfloat16 unless the checkpoint is "
+            "float32; float32 costs speed and memory and is closer to the reference.",
+        ),
+    ] = "auto"
+    multi_item_algorithm: Annotated[
+        Literal["prefill_extend", "serial", "packed"],
+        option(
+            "multi-item-algorithm",
+            "prefill_extend computes the query once and every item against it; serial computes it "
+            "for each item and is the baseline to compare with. packed is not available in this "
+            "version.",
+        ),
+    ] = "prefill_extend"
+    multi_item_scoring_delimiter: Annotated[
+        int | None,
+        option(
+            "multi-item-scoring-delimiter",
+            "Token id put between query and item, for models trained with one. Without it an item "
+            "directly follows the query.",
+        ),
+    ] = None
+    multi_item_scoring_chunk_size: Annotated[
+        int,
+        option(
+            "multi-item-scoring-chunk-size",
+            "Most items that are extended in one batch; 0 for no bound, the fastest. Changes "
+            "speed, never a score.",
+        ),
+    ] = 0
+    max_multi_item_seq_len: Annotated[
+        int | None,
+        option(
+            "max-multi-item-seq-len",
+            "Most tokens of query, delimiter and one item together; longer requests are refused. "
+            "A lower bound leaves memory for more cached queries.",
+            show_default="the model's own limit",
+        ),
+    ] = None
+    max_multi_item_count: Annotated[
+        int | None,
+        option(
+            "max-multi-item-count",
+            "Most items of a request, so that one client cannot keep the engine to itself.",
+            show_default="no bound",
+        ),
+    ] = None
+    disable_radix_cache: Annotated[
+        bool,
+        option(
+            "disable-radix-cache",
+            "Forget a query's keys and values when its request ends, as benchmarks want it. "
+            "Otherwise a query that comes again is not computed again.",
+        ),
+    ] = False
+    mem_fraction_static: Annotated[
+        float | None,
+        option(
+            "mem-fraction-static",
+            "Share of the device's memory for weights and cached queries. Lower it if other "
+            "programs use the device.",
+            show_default="by device",
+        ),
+    ] = None
+    kv_cache_bytes: Annotated[
+        int | None,
+        option(
+            "kv-cache-bytes",
+            "Bytes for cached queries, in place of --mem-fraction-static.",
+        ),
+    ] = None
+    skip_self_check: Annotated[
+        bool,
+        option(
+            "skip-self-check",
+            "Start without comparing scores in different company. Saves seconds; only for "
+            "development.",
+        ),
+    ] = False
+    compilation_cache_dir: Annotated[
+        str | None,
+        option(
+            "compilation-cache-dir",
+            "Folder for compiled programs, which makes the next start quick; an empty text for "
+            "none.",
+            show_default="the user's cache folder",
+        ),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """The options as keywords of `EngineConfig` and `Scorer.from_pretrained`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Options of the HTTP server; each is the `ServerConfig` field it names."""
+
+    model_path: Annotated[
+        str,
+        option(
+            "model-path",
+            "Folder of a checkpoint, or its Hugging Face Hub id.",
+            "--model",
+            show_default=False,
+        ),
+    ]
+    host: Annotated[
+        str,
+        option(
+            "host",
+            "Address to listen on. 127.0.0.1 is reachable from this machine alone, 0.0.0.0 from "
+            "everywhere: set --api-key then.",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[int, option("port", "Port to listen on; 0 takes a free one.")] = 30000
+    served_model_name: Annotated[
+        str | None,
+        option(
+            "served-model-name",
+            "Name of the model for clients, which then need not know where it lies.",
+            show_default="--model-path",
+        ),
+    ] = None
+    api_key: Annotated[
+        str | None,
+        option(
+            "api-key",
+            "Key that clients must send as `Authorization: Bearer KEY`. Best set through the "
+            "environment, where other users do not see it.",
+            show_default="no key",
+        ),
+    ] = None
+    max_queued_requests: Annotated[
+        int,
+        option(
+            "max-queued-requests",
+            "Requests that may wait for the engine; further ones are told to come back (429) "
+            "rather than wait for long.",
+        ),
+    ] = 128
+    max_body_bytes: Annotated[
+        int,
+        option(
+            "max-body-bytes",
+            "Longest request body (413 beyond), which bounds the memory a client can take.",
+        ),
+    ] = 64 * 1024 * 1024
+
+    def settings(self) -> dict[str, Any]:
+        """The options as keywords of `ServerConfig`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class CompatibilityOptions:
+    """Flags of other servers' command lines that have nothing to do here."""
+
+    trust_remote_code: Annotated[
+        bool,
+        option(
+            "trust-remote-code",
+            "Without effect: no code from a model's repository ever runs here.",
+        ),
+    ] = False
+    chunked_prefill_size: Annotated[
+        int | None,
+        option(
+            "chunked-prefill-size",
+            "Without effect: queries are always computed in chunks of a page.",
+        ),
+    ] = None
+    attention_backend: Annotated[
+        Literal["fa", "native"] | None,
+        option(
+            "attention-backend",
+            "Without effect: there is one attention, for exactness.",
+        ),
+    ] = None
+    multi_item_mask_impl: Annotated[
+        Literal["auto", "dense", "segment"] | None,
+        option(
+            "multi-item-mask-impl",
+            "Without effect: masks belong to the packed algorithm alone.",
+        ),
+    ] = None
+    tp_size: Annotated[
+        int | None,
+        option(
+            "tp-size",
+            "Devices that share a model; only 1 in this version.",
+            show_default="1",
+        ),
+    ] = None
+
+    def note(self) -> str | None:
+        """One line that names the flags given, or None.
+
+        Raises:
+            ConfigError: a flag asks for what cannot be ignored.
+        """
+        if self.tp_size not in (None, 1):
+            raise ConfigError(
+                f"`tp_size` is {self.tp_size}, expected 1: this version runs a model on one "
+                "device; start a server per device in its place"
+            )
+        given = [
+            f"--{field.name.replace('_', '-')}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) not in (None, False)
+        ]
+        if not given:
+            return None
+        return f"Accepted for compatibility, without effect: {', '.join(given)}."
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def expand_options(command: _Command) -> _Command:
+    """Lets a command take whole groups of options.
+
+    A parameter whose type is a dataclass becomes one option per field of it; the command gets
+    the dataclass built from them.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {
+        name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)
+    }
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _fields_as_parameters(groups[name])
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=hints[name], kind=kind))
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> Any:
+        for name, group in groups.items():
+            names = [field.name for field in dataclasses.fields(group)]
+            values[name] = group(**{field: values.pop(field) for field in names})
+        return command(**values)
+
+    signature = inspect.Signature(parameters)
+    expanded.__signature__ = signature  # type: ignore[attr-defined]
+    expanded.__annotations__ = {p.name: p.annotation for p in parameters}
+    return expanded  # type: ignore[return-value]
+
+
+def _fields_as_parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty
+            if field.default is dataclasses.MISSING
+            else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(group)
+    ]

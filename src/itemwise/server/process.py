@@ -1,0 +1,181 @@
+"""Runs the API as a process: socket, start-up lines, signals, exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import orjson
+import uvicorn
+
+from itemwise import __version__
+from itemwise.config import ServerConfig
+from itemwise.errors import ConfigError, RequestError
+from itemwise.server.app import app_of
+from itemwise.server.service import AnyScorer, Service
+
+SLOW_CLIENT_S = 5  # given to clients to take their answers once the engine has drained
+_INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
+
+
+def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
+    """Serves until SIGTERM or Ctrl-C and returns the exit status, 0.
+
+    The first signal lets the request that runs finish, and answers waiting and new ones with 503;
+    a second Ctrl-C ends the process at once.
+
+    Args:
+        config: of the server.
+        load: makes the scorer; called once the socket listens.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+        ItemwiseError: the scorer could not be loaded.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    started = time.perf_counter()
+    listener = listen(config.host, config.port)
+
+    def on_loaded(service: Service) -> None:
+        if service.failure is not None:
+            server.should_exit = True
+        elif service.scorer is not None:
+            _announce_ready(service.scorer, config, url, time.perf_counter() - started)
+
+    service = Service(config, load, on_loaded)
+    url = _url(config.host, listener)
+    server = _Server(service, f"Itemwise {__version__} listening on {url}")
+    server.run(sockets=[listener])
+    if service.failure is not None:
+        raise service.failure
+    if service.loading:
+        # The loading thread may be deep in a compiler that does not survive a normal exit.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address; port 0 takes any free one.
+
+    Raises:
+        ConfigError: the host is unknown, or the port is taken.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"`host` {host} and `port` {port} cannot be listened on ({error.strerror}); give "
+            "others with `--host` and `--port`"
+        ) from error
+    return bound
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but signals drain the service first and do not decide the exit status."""
+
+    def __init__(self, service: Service, greeting: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app_of(service),
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=SLOW_CLIENT_S,
+                ws="none",
+            )
+        )
+        self._service = service
+        self._greeting = greeting
+        self._drain_task: asyncio.Task[None] | None = None
+        self._signalled = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        _say(self._greeting)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's, does not raise the signals again at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self._signalled:
+            self._signalled = True
+            self._loop.call_soon_threadsafe(self._begin_drain)
+        elif sig == signal.SIGINT:
+            os._exit(_INTERRUPTED)
+
+    def _begin_drain(self) -> None:
+        _say("Shutting down once the request that runs is done; Ctrl-C again to exit at once.")
+        self._drain_task = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        # The socket stays open meanwhile, so that clients who come now are told why in words.
+        await asyncio.to_thread(self._service.drain)
+        self.should_exit = True
+
+
+def _announce_ready(scorer: AnyScorer, config: ServerConfig, url: str, seconds: float) -> None:
+    verdict = scorer.info().get("self_check", "unknown")
+    if isinstance(verdict, dict):
+        verdict = verdict.get("status", "unknown")
+    _say(f"Ready after {seconds:.1f} s; self-check {verdict}. Try it:")
+    key = "" if config.api_key is None else " -H 'Authorization: Bearer '\"$ITEMWISE_API_KEY\""
+    body = orjson.dumps(_example(scorer)).decode()
+    _say(f"  curl {url}/v1/score{key} -d '{body}'")
+
+
+def _example(scorer: AnyScorer) -> dict[str, object]:
+    """A request this model can score: in text where it has such labels, else in token ids."""
+    text = {
+        "query": "Is this a fruit?",
+        "items": [" An apple.", " A hammer."],
+        "labels": [" yes", " no"],
+        "apply_softmax": True,
+    }
+    try:
+        scorer.prepare(**text)
+    except RequestError:
+        return {"query": [1, 2], "items": [[3], [4, 5]], "label_token_ids": [6, 7]}
+    return text
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

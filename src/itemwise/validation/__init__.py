@@ -1,0 +1,1 @@
+"""The validation system: does a scorer, ours or another, score right?"""

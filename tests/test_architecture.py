@@ -1,0 +1,289 @@
+"""What may import what, and where JAX, the environment and heavy libraries may be touched.
+
+The rules are read from the source with `ast`. Each has a planted fault that it must find.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import itemwise
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "itemwise"
+
+# A file imports only from modules above its own; packages are modules here. docs/architecture.md
+# says what each is for.
+ORDER = (
+    "errors",
+    "types",
+    "config",
+    "checkpoint",
+    "tokenization",
+    "request",
+    "ops",
+    "models",
+    "random_model",
+    "packing",
+    "pages",
+    "memory",
+    "programs",
+    "run",
+    "selfcheck",
+    "engine",
+    "scorer",
+    "scheduler",
+    "server",
+    "validation",
+    "bench",
+    "demo",
+    "cli_options",
+    "cli",
+)
+# They start others or, in the case of `__init__`, load others late. Nobody imports them.
+ENTRY_POINTS = ("__init__", "__main__", "launch_server")
+# Modules that run on the host and stay free of JAX, so that a change of device cannot reach them.
+HOST_ONLY = (
+    *("errors", "types", "config", "checkpoint", "tokenization", "request", "packing", "pages"),
+    *("run", "selfcheck", "scheduler", "server", "cli_options", "cli", *ENTRY_POINTS),
+)
+JAX_IN_HOST_ONLY = {"run": "device arrays of steps under way"}
+WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
+LATE_LIBRARIES = {"torch", "transformers"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """An imported name: `jax.numpy`, or `itemwise.types.StepShape`."""
+
+    name: str
+    line: int
+    late: bool  # inside a function, or for the type checker alone
+    relative: bool = False
+
+    @property
+    def library(self) -> str:
+        return self.name.split(".")[0]
+
+
+@dataclass(frozen=True)
+class File:
+    """A source file, its module (the first name below the package) and its syntax tree."""
+
+    path: Path
+    module: str
+    tree: ast.Module
+
+    def imports(self) -> list[Import]:
+        return list(_imports(self.tree, late=False))
+
+    def attributes(self) -> Iterator[tuple[str, int]]:
+        """Attributes that are used, and names imported from other libraries, with their line."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Attribute):
+                yield f"{ast.unparse(node.value)}.{node.attr}", node.lineno
+        for found in self.imports():
+            yield found.name, found.line
+
+
+def _imports(node: ast.AST, late: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, child.lineno, late) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            for alias in child.names:
+                name = f"{child.module}.{alias.name}"
+                yield Import(name, child.lineno, late, relative=child.level > 0)
+        else:
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            is_typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            yield from _imports(child, late or is_function or is_typing)
+
+
+def _parse(path: Path, text: str) -> File:
+    return File(path, path.parts[0].removesuffix(".py"), ast.parse(text, filename=str(path)))
+
+
+@functools.cache
+def read() -> list[File]:
+    paths = sorted(SOURCE.rglob("*.py"))
+    return [_parse(path.relative_to(SOURCE), path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _own_module(name: str) -> str | None:
+    """The module that an import from Itemwise reaches; None for other libraries."""
+    parts = name.split(".")
+    if parts[0] != "itemwise" or name == "itemwise.__version__":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in (*ORDER, *ENTRY_POINTS) else "__init__"
+
+
+def order_problems(files: list[File]) -> Iterator[str]:
+    for file in files:
+        if file.module in ENTRY_POINTS:
+            continue
+        if file.module not in ORDER:
+            yield f"{file.path} has no place in the order of modules"
+            continue
+        above = ORDER[: ORDER.index(file.module) + 1]
+        for found in file.imports():
+            module = _own_module(found.name)
+            if module is not None and module not in above:
+                yield f"{file.path}:{found.line} imports {found.name}, which is not above it"
+
+
+def cycle_problems(files: list[File]) -> Iterator[str]:
+    """Files of one package may import each other, but not in circles."""
+    names = {".".join(("itemwise", *file.path.with_suffix("").parts)) for file in files}
+    graph = TopologicalSorter[str]()
+    for file in files:
+        name = ".".join(("itemwise", *file.path.with_suffix("").parts))
+        if file.path.name != "__init__.py":
+            reached = {found.name for found in file.imports()}
+            reached |= {target.rpartition(".")[0] for target in reached}
+            graph.add(name, *(reached & names - {name}))
+    try:
+        graph.prepare()
+    except CycleError as error:
+        yield f"imports in a circle: {' <- '.join(error.args[1])}"
+
+
+def relative_problems(files: list[File]) -> Iterator[str]:
+    for file in files:
+        for found in file.imports():
+            if found.relative:
+                yield f"{file.path}:{found.line} has a relative import"
+
+
+def library_problems(files: list[File]) -> Iterator[str]:
+    for file in files:
+        for found in file.imports():
+            where = f"{file.path}:{found.line} imports {found.name}"
+            if found.library in LATE_LIBRARIES and not found.late:
+                yield f"{where} at module level"
+            if found.library in WEB_LIBRARIES and file.module != "server":
+                yield f"{where} outside server/"
+            host_only = file.module in HOST_ONLY and file.module not in JAX_IN_HOST_ONLY
+            if found.library in ("jax", "jaxlib") and host_only and not found.late:
+                yield f"{where}, which is free of JAX"
+
+
+def jit_problems(files: list[File]) -> Iterator[str]:
+    for file in files:
+        for name, line in file.attributes():
+            if name.split(".")[-1] in ("jit", "pjit", "pmap") and file.module != "programs":
+                yield f"{file.path}:{line} has {name}, expected in programs.py alone"
+
+
+def environment_problems(files: list[File]) -> Iterator[str]:
+    names = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"}
+    for file in files:
+        for name, line in file.attributes():
+            if name in names and file.module != "config":
+                yield f"{file.path}:{line} has {name}, expected in config.py alone"
+
+
+RULES: tuple[Callable[[list[File]], Iterator[str]], ...] = (
+    order_problems,
+    cycle_problems,
+    relative_problems,
+    library_problems,
+    jit_problems,
+    environment_problems,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_source_keeps_the_rule(rule: Callable[[list[File]], Iterator[str]]) -> None:
+    assert list(rule(read())) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "file", "fault"),
+    [
+        (order_problems, "packing.py", "from itemwise.engine import Engine"),
+        (order_problems, "checkpoint.py", "from itemwise import models"),
+        (order_problems, "types.py", "from itemwise import Scorer"),
+        (order_problems, "ops/attention.py", "def f():\n    import itemwise.models.decoder"),
+        (order_problems, "extra.py", "x = 1"),
+        (cycle_problems, "models/layers.py", "from itemwise.models.decoder import forward"),
+        (cycle_problems, "models/layers.py", "from itemwise.models import decoder"),
+        (relative_problems, "models/decoder.py", "from .layers import linear"),
+        (relative_problems, "engine.py", "from . import run"),
+        (library_problems, "engine.py", "import torch"),
+        (library_problems, "engine.py", "try:\n    from transformers import AutoModel\nfinally: 0"),
+        (library_problems, "pages.py", "import jax.numpy as jnp"),
+        (library_problems, "scorer.py", "from fastapi import FastAPI"),
+        (jit_problems, "engine.py", "step = jax.jit(print)"),
+        (jit_problems, "models/decoder.py", "@jax.jit\ndef f(): ..."),
+        (jit_problems, "ops/attention.py", "from jax import jit"),
+        (environment_problems, "engine.py", "x = os.environ['HOME']"),
+        (environment_problems, "checkpoint.py", "x = os.getenv('HOME')"),
+        (environment_problems, "memory.py", "from os import environ"),
+    ],
+)
+def test_planted_fault_is_found(
+    rule: Callable[[list[File]], Iterator[str]], file: str, fault: str
+) -> None:
+    path = SOURCE / file
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    planted = _parse(Path(file), f"{text}\n{fault}\n")
+    files = [planted, *(other for other in read() if other.path != planted.path)]
+    (problem,) = set(rule(files)) - set(rule(read()))
+    assert path.stem in problem
+
+
+def test_late_import_of_torch_is_allowed() -> None:
+    file = _parse(Path("engine.py"), "def f():\n    import torch\n")
+    assert list(library_problems([file])) == []
+
+
+def test_order_names_no_absent_module() -> None:
+    assert set(ORDER) - {file.module for file in read()} == set()
+
+
+def test_architecture_page_lists_modules_in_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)(?:\.py|/)` \|", page, flags=re.MULTILINE)
+    assert tuple(name for name in listed if name not in ENTRY_POINTS) == ORDER
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("itemwise", "jax numpy fastapi uvicorn pydantic torch transformers"),
+        ("itemwise.cli", "jax fastapi uvicorn torch transformers"),
+    ],
+)
+def test_import_is_light(module: str, unwanted: str) -> None:
+    code = f"import sys, {module}; print(*sorted(set({unwanted.split()}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_public_names_are_pinned() -> None:
+    assert sorted(itemwise.__all__) == [
+        "CheckpointError",
+        "ConfigError",
+        "ItemwiseError",
+        "QueueFullError",
+        "RequestError",
+        "ScoreResult",
+        "Scorer",
+        "SelfCheckError",
+        "ShuttingDownError",
+        "UnsupportedModelError",
+        "__version__",
+    ]
+    for name in itemwise.__all__:
+        assert getattr(itemwise, name) is not None
