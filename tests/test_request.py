@@ -260,8 +260,10 @@ def test_any_json_value_passes_or_is_a_request_error(name: str, value: object) -
     try:
         request = check(fields, WITH_DELIMITER)
     except RequestError as error:
-        assert error.param in {*GOOD, "labels", "temperature", "item_first"}
+        at_fault = error.param
+    else:
+        ids = [request.query, *request.items, *request.labels]
+        assert all(type(token) is int and 0 <= token < VOCAB_SIZE for row in ids for token in row)
+        assert len(request.labels) == len(request.items)
         return
-    ids = [request.query, *request.items, *request.labels]
-    assert all(type(token) is int and 0 <= token < VOCAB_SIZE for row in ids for token in row)
-    assert len(request.labels) == len(request.items)
+    assert at_fault in {*GOOD, "labels", "temperature", "item_first"}

@@ -50,6 +50,7 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
         if service.failure is not None:
             server.should_exit = True
         elif service.scorer is not None:
+            server.greeted.wait()
             _announce_ready(service.scorer, config, url, time.perf_counter() - started)
 
     service = Service(config, load, on_loaded)
@@ -105,6 +106,7 @@ class _Server(uvicorn.Server):
                 ws="none",
             )
         )
+        self.greeted = threading.Event()
         self._service = service
         self._greeting = greeting
         self._drain_task: asyncio.Task[None] | None = None
@@ -113,6 +115,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         _say(self._greeting)
+        self.greeted.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,0 +1,119 @@
+"""A scorer without a model, whose scores follow from the request and which can be held or fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from itemwise.config import ServerConfig
+from itemwise.request import RequestLimits, check_request
+from itemwise.server.app import create_app
+from itemwise.server.process import listen
+from itemwise.server.service import AnyScorer
+from itemwise.types import ScoreRequest, ScoreResult
+
+WAIT_S = 20
+VOCAB_SIZE = 1000
+DELIMITER = 999
+# A query that begins with one of these makes something happen.
+RAISE, NAN, HOLD = 901, 902, 903
+SECRET = "planted fault"
+
+
+def fake_score(query: Sequence[int], item: Sequence[int], label: int) -> float:
+    """A score that depends on every token: a float32, as its shortest decimal form reads."""
+    place = sum((i + 1) * token for i, token in enumerate((*query, DELIMITER, *item)))
+    return float(str(np.float32((31 * place + 7 * label) % 997 / 997)))
+
+
+class WordTokenizer:
+    """A token is a word of the form w12; anything else is token 1."""
+
+    def encode(self, text: str) -> list[int]:
+        return [0, *self._ids(text)] if text.strip() else []
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self._ids(text) for text in texts]
+
+    def label_id(self, text: str) -> int:
+        (token,) = self._ids(text)
+        return token
+
+    def _ids(self, text: str) -> list[int]:
+        return [int(w[1:]) if w[:1] == "w" and w[1:].isdigit() else 1 for w in text.split()]
+
+
+class FakeScorer:
+    """Scores by `fake_score`; requests with HOLD run until `let_go`, or until a file is gone."""
+
+    def __init__(self, hold_file: Path | None = None) -> None:
+        self.holding = threading.Event()
+        self.go = threading.Event()
+        self._hold_file = hold_file
+        self._limits = RequestLimits(VOCAB_SIZE, max_seq_len=64, max_items=8, delimiter=DELIMITER)
+
+    def prepare(self, **fields: Any) -> ScoreRequest:
+        return check_request(fields, self._limits, WordTokenizer())
+
+    def run(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        return [self._score(request) for request in requests]
+
+    def info(self) -> dict[str, Any]:
+        return {"self_check": {"status": "passed"}, "max_seq_len": 64}
+
+    def _score(self, request: ScoreRequest) -> ScoreResult:
+        first = request.query[0]
+        if first == RAISE:
+            raise RuntimeError(SECRET)
+        if first == HOLD:
+            self._hold()
+        rows = [
+            np.array([fake_score(request.query, item, label) for label in labels], np.float32)
+            for item, labels in zip(request.items, request.labels, strict=True)
+        ]
+        if first == NAN:
+            rows[-1][-1] = np.nan
+        same = len({len(row) for row in rows}) == 1
+        num_tokens = len(request.query) + 1 + sum(map(len, request.items))
+        return ScoreResult(np.stack(rows) if same else rows, num_tokens)
+
+    def _hold(self) -> None:
+        self.holding.set()
+        if self._hold_file is None:
+            assert self.go.wait(WAIT_S)
+        else:
+            while self._hold_file.exists():
+                time.sleep(0.01)
+
+
+@contextmanager
+def running_server(config: ServerConfig, load: Callable[[], AnyScorer]) -> Iterator[str]:
+    """The real app behind real HTTP, on a thread; gives its URL."""
+    app = create_app(config, load)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="on"))
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    """Returns once `happened()`, fails after a while."""
+    deadline = time.monotonic() + WAIT_S
+    while not happened():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)

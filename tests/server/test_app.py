@@ -1,0 +1,413 @@
+"""The API over real HTTP: answers, every error, and a server that outlives them all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from itemwise import __version__
+from itemwise.config import ServerConfig
+from itemwise.errors import CheckpointError, SelfCheckError
+from itemwise.request import REQUEST_FIELDS
+from itemwise.server.app import STATUS_OF_CODE
+from itemwise.server.service import AnyScorer, model_names
+from tests.server.fakes import (
+    DELIMITER,
+    HOLD,
+    NAN,
+    RAISE,
+    SECRET,
+    VOCAB_SIZE,
+    WAIT_S,
+    FakeScorer,
+    fake_score,
+    running_server,
+    wait_until,
+)
+
+CONFIG = ServerConfig("org/fake-model", max_queued_requests=2, max_body_bytes=20_000)
+KEY = "päss-wörd"
+GOOD: dict[str, Any] = {"query": [1, 2], "items": [[3], [], [4, 5]], "label_token_ids": [7, 8]}
+GOOD_SCORES = [[fake_score([1, 2], item, label) for label in (7, 8)] for item in ([3], [], [4, 5])]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_server(CONFIG, FakeScorer) as made:
+        wait_until(lambda: httpx.get(f"{made}/health").status_code == 200)
+        yield made
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[httpx.Client]:
+    """A client; after each test the server must be well and score as before."""
+    with httpx.Client(base_url=url, timeout=WAIT_S) as made:
+        yield made
+        assert made.get("/health").json() == {"status": "ok"}
+        assert made.post("/v1/score", json=GOOD).json()["scores"] == GOOD_SCORES
+
+
+def assert_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Checks both shapes of an error body and gives its inner part."""
+    body: dict[str, Any] = response.json()
+    assert (response.status_code, body["error"]["code"]) == (status, code), body
+    assert set(body) == {"object", "message", "type", "param", "code", "error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert (body["object"], body["code"]) == ("error", status)
+    assert all(body[name] == body["error"][name] for name in ("message", "type", "param"))
+    assert body["message"]
+    assert response.headers["x-request-id"]
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def test_scores_token_ids(client: httpx.Client) -> None:
+    response = client.post("/v1/score", json={**GOOD, "stream": False})
+    assert response.status_code == 200
+    body = response.json()
+    assert body["scores"] == GOOD_SCORES
+    assert body["id"].startswith("score-")
+    assert (body["object"], body["model"]) == ("scoring", "org/fake-model")
+    assert body["usage"] == {"prompt_tokens": 6, "total_tokens": 6, "completion_tokens": 0}
+
+
+def test_scores_text(client: httpx.Client) -> None:
+    fields = {"query": "w5", "items": ["w6 w7", ""], "labels": ["w8"]}
+    scores = client.post("/v1/score", json=fields).json()["scores"]
+    assert scores == [[fake_score([0, 5], item, 8)] for item in ([6, 7], [])]
+
+
+def test_scores_labels_that_differ_per_item(client: httpx.Client) -> None:
+    fields = {**GOOD, "label_token_ids": [[7], [8, 9], []]}
+    assert_error(client.post("/v1/score", json=fields), 400, "empty_label_token_ids")
+    fields["label_token_ids"] = [[7], [8, 9], [7]]
+    scores = client.post("/v1/score", json=fields).json()["scores"]
+    assert [len(row) for row in scores] == [1, 2, 1]
+    assert scores[1] == [fake_score([1, 2], [], label) for label in (8, 9)]
+
+
+@pytest.mark.parametrize("model", ["org/fake-model", "fake-model", "default", None])
+def test_model_may_be_named(client: httpx.Client, model: str | None) -> None:
+    assert client.post("/v1/score", json={**GOOD, "model": model}).status_code == 200
+
+
+def test_model_names() -> None:
+    config = ServerConfig("/data/org/net/", served_model_name="mine")
+    assert model_names(config) == ("mine", "/data/org/net/", "org/net", "net", "default")
+    assert model_names(ServerConfig("./net")) == ("./net", "net", "default")
+
+
+ERRORS = [
+    # status, code, changed fields
+    (400, "missing_query", {"query": None}),
+    (400, "empty_query", {"query": []}),
+    (400, "invalid_query_type", {"query": 5}),
+    (400, "missing_items", {"items": None}),
+    (400, "empty_items", {"items": []}),
+    (400, "invalid_items_type", {"items": "abc"}),
+    (400, "mixed_input_types", {"items": ["a"]}),
+    (400, "missing_label_token_ids", {"label_token_ids": None}),
+    (400, "empty_label_token_ids", {"label_token_ids": []}),
+    (400, "invalid_label_token_ids_length", {"label_token_ids": [[7], [8]]}),
+    (400, "invalid_labels_type", {"label_token_ids": None, "labels": "x"}),
+    (400, "conflicting_labels", {"labels": ["x"]}),
+    (400, "duplicate_labels", {"label_token_ids": [7, 7]}),
+    (400, "invalid_token_id_type", {"query": [1, True]}),
+    (400, "invalid_apply_softmax_type", {"apply_softmax": "yes"}),
+    (400, "invalid_item_first_type", {"item_first": 0}),
+    (400, "invalid_temperature", {"temperature": 0}),
+    (400, "too_many_items", {"items": [[3]] * 9}),
+    (400, "sequence_too_long", {"items": [[3] * 62]}),
+    (400, "delimiter_in_input", {"items": [[DELIMITER]]}),
+    (400, "model_not_found", {"model": "other"}),
+    (400, "model_not_found", {"model": 3}),
+    (422, "token_id_negative", {"query": [-1]}),
+    (422, "token_id_exceeds_vocab", {"items": [[VOCAB_SIZE]]}),
+    (422, "token_id_exceeds_vocab", {"label_token_ids": [10**30]}),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "fields"), ERRORS)
+def test_wrong_request_has_its_code(
+    client: httpx.Client, status: int, code: str, fields: dict[str, Any]
+) -> None:
+    # httpx writes integers beyond 64 bits as Python's json does: in digits.
+    error = assert_error(client.post("/v1/score", json={**GOOD, **fields}), status, code)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] in {*fields, "label_token_ids", "labels", "items"}
+
+
+def test_unknown_model_is_told_which_names_would_do(client: httpx.Client) -> None:
+    response = client.post("/v1/score", json={**GOOD, "model": "x" * 5000})
+    message = assert_error(response, 400, "model_not_found")["message"]
+    assert "'org/fake-model', 'fake-model', 'default'" in message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[1]", b"null", b"\xff", b'{"query": NaN}', b"[" * 5000, b'{"a":"\\ud800"}'],
+)
+def test_body_that_is_no_json_object(client: httpx.Client, body: bytes) -> None:
+    assert_error(client.post("/v1/score", content=body), 400, "invalid_json")
+
+
+def test_long_body_is_refused_by_its_declared_length(client: httpx.Client) -> None:
+    response = client.post("/v1/score", content=b" " * 20_001)
+    assert "20000 bytes" in assert_error(response, 413, "body_too_large")["message"]
+
+
+def test_long_body_is_refused_without_a_declared_length(client: httpx.Client) -> None:
+    response = client.post("/v1/score", content=iter([b" " * 1000] * 300))
+    assert response.request.headers["transfer-encoding"] == "chunked"
+    assert_error(response, 413, "body_too_large")
+
+
+def test_body_of_the_longest_length_is_read(client: httpx.Client) -> None:
+    body = json.dumps(GOOD).encode().ljust(20_000)
+    assert client.post("/v1/score", content=body).json()["scores"] == GOOD_SCORES
+    pieces = iter([body[:7], body[7:]])
+    assert client.post("/v1/score", content=pieces).json()["scores"] == GOOD_SCORES
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("POST", "/v1/score/", 404, "not_found"),
+        ("GET", "/v1/score", 405, "method_not_allowed"),
+        ("DELETE", "/health", 405, "method_not_allowed"),
+    ],
+)
+def test_wrong_path_or_method(
+    client: httpx.Client, method: str, path: str, status: int, code: str
+) -> None:
+    response = client.request(method, path)
+    assert_error(response, status, code)
+    assert ("allow" in response.headers) is (status == 405)
+
+
+@pytest.mark.parametrize("query", [[RAISE], [NAN]])
+def test_failure_shows_an_id_and_no_cause(
+    client: httpx.Client, query: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "itemwise.server"):
+        response = client.post(
+            "/v1/score", json={**GOOD, "query": query}, headers={"X-Request-Id": "mine-1"}
+        )
+    message = assert_error(response, 500, "internal_error")["message"]
+    assert "mine-1" in message
+    assert SECRET not in response.text
+    assert "NaN" not in response.text
+    assert "mine-1" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("abc-1.2:3", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("<b>", False)],
+)
+def test_request_id_is_echoed_if_plain(client: httpx.Client, given: str, kept: bool) -> None:
+    response = client.get("/health", headers={"X-Request-Id": given})
+    assert (response.headers["x-request-id"] == given) is kept
+    assert len(response.headers["x-request-id"]) <= 128
+
+
+def test_models(client: httpx.Client) -> None:
+    body = client.get("/v1/models").json()
+    assert body["object"] == "list"
+    assert [card["id"] for card in body["data"]] == ["org/fake-model"]
+
+
+def test_server_info(client: httpx.Client) -> None:
+    before = client.get("/server_info").json()
+    client.post("/v1/score", json=GOOD)
+    body = client.get("/server_info").json()
+    assert (body["version"], body["state"]) == (__version__, "ready")
+    assert body["server"]["max_body_bytes"] == 20_000
+    assert body["engine"] == FakeScorer().info()
+    assert body["scheduler"]["finished"] == before["scheduler"]["finished"] + 1
+
+
+def test_openapi_documents_bodies(client: httpx.Client) -> None:
+    assert client.get("/docs").status_code == 200
+    api = client.get("/openapi.json").json()
+    post = api["paths"]["/v1/score"]["post"]
+    body = post["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) == {"model", *REQUEST_FIELDS}
+    assert {"200", "400", "401", "413", "422", "429", "500", "503"} <= set(post["responses"])
+    for reference in _references(api):
+        target = api
+        for part in reference.removeprefix("#/").split("/"):
+            target = target[part]
+
+
+def _references(node: Any) -> Iterator[str]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        yield from _references(child)
+    if isinstance(node, dict) and isinstance(node.get("$ref"), str):
+        yield node["$ref"]
+
+
+@given(body=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+@settings(max_examples=50, deadline=None)
+def test_any_body_is_answered(url: str, body: bytes) -> None:
+    assert httpx.post(f"{url}/v1/score", content=body).status_code == 400
+
+
+def test_every_code_is_documented_with_a_plain_status() -> None:
+    assert set(STATUS_OF_CODE.values()) == {400, 401, 404, 405, 413, 422, 429, 499, 500, 503}
+
+
+class TestKey:
+    """A server with an API key."""
+
+    @pytest.fixture(scope="class")
+    def keyed(self) -> Iterator[str]:
+        config = ServerConfig("org/fake-model", api_key=KEY)
+        with running_server(config, FakeScorer) as made:
+            wait_until(lambda: httpx.get(f"{made}/health").status_code == 200)
+            yield made
+
+    @pytest.mark.parametrize(
+        "value", [None, b"Bearer wrong", b"Bearer", b"", KEY.encode(), b"Basic " + KEY.encode()]
+    )
+    @pytest.mark.parametrize("path", ["/v1/score", "/v1/models", "/v1/nowhere", "/server_info"])
+    def test_wrong_key_is_refused(self, keyed: str, path: str, value: bytes | None) -> None:
+        headers = {} if value is None else {b"authorization": value}
+        response = httpx.get(keyed + path, headers=headers)
+        assert_error(response, 401, "invalid_api_key")
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert KEY not in response.text
+
+    @pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer "])
+    def test_right_key_passes(self, keyed: str, scheme: bytes) -> None:
+        headers = {b"authorization": scheme + KEY.encode()}
+        response = httpx.post(f"{keyed}/v1/score", json=GOOD, headers=headers)
+        assert response.json()["scores"] == GOOD_SCORES
+        assert KEY not in httpx.get(f"{keyed}/server_info", headers=headers).text
+
+    @pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json"])
+    def test_health_and_documentation_are_open(self, keyed: str, path: str) -> None:
+        assert httpx.get(keyed + path).status_code == 200
+
+
+class TestLoad:
+    """What clients see before the scorer is there, and when it never comes."""
+
+    def test_not_ready_until_loaded(self) -> None:
+        go = threading.Event()
+
+        def load() -> AnyScorer:
+            assert go.wait(WAIT_S)
+            return FakeScorer()
+
+        with running_server(CONFIG, load) as url:
+            assert_error(httpx.get(f"{url}/health"), 503, "not_ready")
+            assert_error(httpx.post(f"{url}/v1/score", json=GOOD), 503, "not_ready")
+            assert httpx.get(f"{url}/server_info").json()["state"] == "loading"
+            assert httpx.get(f"{url}/v1/models").status_code == 200
+            go.set()
+            wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+            response = httpx.post(f"{url}/v1/score", json=GOOD)
+        assert response.json()["scores"] == GOOD_SCORES
+
+    @pytest.mark.parametrize(
+        ("failure", "code"),
+        [
+            (CheckpointError("/secret/path"), "unhealthy"),
+            (RuntimeError("/secret/path"), "unhealthy"),
+            (SelfCheckError("/secret/path"), "self_check_failed"),
+        ],
+    )
+    def test_unhealthy_if_loading_failed(self, failure: Exception, code: str) -> None:
+        def load() -> AnyScorer:
+            raise failure
+
+        with running_server(CONFIG, load) as url:
+            wait_until(lambda: httpx.get(f"{url}/server_info").json()["state"] == "failed")
+            for response in (httpx.get(f"{url}/health"), httpx.post(f"{url}/v1/score", json=GOOD)):
+                assert_error(response, 503, code)
+                assert "/secret/path" not in response.text
+
+
+class TestBusy:
+    """A server whose engine is held by a request."""
+
+    @pytest.fixture
+    def scorer(self) -> FakeScorer:
+        return FakeScorer()
+
+    @pytest.fixture
+    def busy(self, scorer: FakeScorer) -> Iterator[str]:
+        """A server that runs a request until `scorer.go` is set."""
+        with (
+            running_server(CONFIG, lambda: scorer) as url,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+            held = pool.submit(post, url, {**GOOD, "query": [HOLD]})
+            assert scorer.holding.wait(WAIT_S)
+            try:
+                yield url
+            finally:
+                scorer.go.set()
+            assert held.result(WAIT_S).status_code == 200
+
+    def test_health_answers_while_scores_are_made(self, busy: str) -> None:
+        assert httpx.get(f"{busy}/health").status_code == 200
+
+    def test_full_queue_is_refused_with_retry_after(self, busy: str, scorer: FakeScorer) -> None:
+        with ThreadPoolExecutor(2) as pool:
+            waiting = [pool.submit(post, busy, GOOD) for _ in range(2)]
+            wait_until(lambda: counters(busy)["queued"] == 2)
+            response = post(busy, GOOD)
+            assert assert_error(response, 429, "queue_full")["type"] == "rate_limit_error"
+            assert int(response.headers["retry-after"]) >= 1
+            scorer.go.set()
+            assert [f.result(WAIT_S).json()["scores"] for f in waiting] == [GOOD_SCORES] * 2
+
+    def test_client_who_leaves_gives_up_its_place(self, busy: str, scorer: FakeScorer) -> None:
+        leave_after(busy, json.dumps(GOOD).encode(), lambda: counters(busy)["queued"] == 1)
+        wait_until(lambda: counters(busy)["queued"] == 0)
+        assert counters(busy)["cancelled"] == 1
+        scorer.go.set()
+        assert post(busy, GOOD).json()["scores"] == GOOD_SCORES
+
+    def test_client_who_leaves_within_the_body_harms_nobody(
+        self, busy: str, scorer: FakeScorer
+    ) -> None:
+        leave_after(busy, b'{"query"', lambda: True, declared=100)
+        scorer.go.set()
+        assert post(busy, GOOD).json()["scores"] == GOOD_SCORES
+
+
+def post(url: str, fields: dict[str, Any]) -> httpx.Response:
+    return httpx.post(f"{url}/v1/score", json=fields, timeout=WAIT_S)
+
+
+def counters(url: str) -> dict[str, int]:
+    found: dict[str, int] = httpx.get(f"{url}/server_info").json()["scheduler"]
+    return found
+
+
+def leave_after(url: str, body: bytes, happened: Any, declared: int | None = None) -> None:
+    """Sends a request by hand and closes the connection once `happened()`."""
+    parts = urlsplit(url)
+    length = len(body) if declared is None else declared
+    with socket.create_connection((parts.hostname, parts.port), WAIT_S) as connection:
+        head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        wait_until(happened)

@@ -1,0 +1,164 @@
+"""The server as a process: its lines, signals and exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from itemwise.errors import ConfigError
+from itemwise.server.process import listen
+from tests.server.fakes import HOLD, WAIT_S, wait_until
+from tests.server.test_app import GOOD, GOOD_SCORES, assert_error, counters, post
+
+ROOT = Path(__file__).parents[2]
+FAKE = """
+import sys
+from pathlib import Path
+from itemwise.config import ServerConfig
+from itemwise.server.process import serve
+from tests.server.fakes import FakeScorer
+config = ServerConfig("org/fake-model", port=0)
+sys.exit(serve(config, lambda: FakeScorer(Path(sys.argv[1]))))
+"""
+SLOW_TO_LOAD = """
+import sys, time
+from itemwise.config import ServerConfig
+from itemwise.server.process import serve
+sys.exit(serve(ServerConfig("org/fake-model", port=0), lambda: time.sleep(600)))
+"""
+
+
+@contextmanager
+def process(*command: str) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "JAX_PLATFORMS": "cpu"}
+    made = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with made:
+        try:
+            yield made
+        finally:
+            made.kill()
+
+
+def line(made: subprocess.Popen[str]) -> str:
+    assert made.stdout is not None
+    return made.stdout.readline().rstrip("\n")
+
+
+def listening_url(made: subprocess.Popen[str]) -> str:
+    words = line(made).split()
+    assert words[:4] == ["Itemwise", words[1], "listening", "on"]
+    return words[4]
+
+
+@contextmanager
+def held_server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """A ready process; requests with HOLD run while the file exists."""
+    hold_file = tmp_path / "hold"
+    hold_file.touch()
+    with process("-c", FAKE, str(hold_file)) as made:
+        url = listening_url(made)
+        assert "self-check passed" in line(made)
+        assert line(made).startswith(f"  curl {url}/v1/score -d '")
+        yield made, url, hold_file
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_finishes_what_runs_and_refuses_the_rest(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    with held_server(tmp_path) as (made, url, hold_file), ThreadPoolExecutor(2) as pool:
+        runs = pool.submit(post, url, {**GOOD, "query": [HOLD]})
+        wait_until(lambda: counters(url)["running"] == 1)
+        waits = pool.submit(post, url, GOOD)
+        wait_until(lambda: counters(url)["queued"] == 1)
+        made.send_signal(number)
+        assert_error(waits.result(WAIT_S), 503, "shutting_down")
+        assert_error(post(url, GOOD), 503, "shutting_down")
+        assert_error(httpx.get(f"{url}/health"), 503, "shutting_down")
+        assert not runs.done()
+        hold_file.unlink()
+        assert runs.result(WAIT_S).status_code == 200
+        assert made.wait(WAIT_S) == 0
+
+
+def test_second_interrupt_exits_at_once(tmp_path: Path) -> None:
+    with held_server(tmp_path) as (made, url, _), ThreadPoolExecutor(1) as pool:
+        runs = pool.submit(post, url, {**GOOD, "query": [HOLD]})
+        wait_until(lambda: counters(url)["running"] == 1)
+        made.send_signal(signal.SIGINT)
+        assert "Shutting down" in line(made)
+        made.send_signal(signal.SIGINT)
+        assert made.wait(WAIT_S) == 130
+        assert isinstance(runs.exception(WAIT_S), httpx.TransportError)
+
+
+def test_printed_command_scores(tmp_path: Path) -> None:
+    hold_file = tmp_path / "none"
+    with process("-c", FAKE, str(hold_file)) as made:
+        url = listening_url(made)
+        line(made)
+        body = line(made).split(" -d ")[1].strip("'")
+        response = httpx.post(f"{url}/v1/score", content=body)
+        assert response.status_code == 200
+        assert post(url, GOOD).json()["scores"] == GOOD_SCORES
+        made.terminate()
+        assert made.wait(WAIT_S) == 0
+
+
+def test_signal_while_loading_exits_cleanly() -> None:
+    with process("-c", SLOW_TO_LOAD) as made:
+        url = listening_url(made)
+        assert_error(httpx.get(f"{url}/health"), 503, "not_ready")
+        made.terminate()
+        assert made.wait(WAIT_S) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--model-path", "./no-such-model"], "no-such-model"),
+        (["--model-path", "x", "--multi-item-algorithm", "packed"], "packed"),
+        (["--model-path", "x", "--tp-size", "2"], "`tp_size` is 2"),
+        (["--model-path", "x", "--host", "no.such.host.invalid"], "no.such.host.invalid"),
+    ],
+)
+def test_wrong_setting_is_one_line_and_status_2(options: list[str], text: str) -> None:
+    command = ["-m", "itemwise.launch_server", "--port", "0", *options]
+    with process(*command) as made:
+        _, err = made.communicate(timeout=60)
+    assert made.returncode == 2
+    (only,) = err.splitlines()
+    assert only.startswith("Error: ")
+    assert text in only
+
+
+def test_taken_port_is_a_config_error() -> None:
+    taken = listen("127.0.0.1", 0)
+    taken.listen()
+    with taken, pytest.raises(ConfigError, match="in use"):
+        listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_listen_takes_names_and_addresses(host: str) -> None:
+    bound: Any = listen(host, 0)
+    with bound:
+        assert isinstance(bound, socket.socket)
