@@ -6,7 +6,7 @@ Norm gains and biases are random and far from their usual values, so that one le
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,6 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen2": {
         "model_type": "qwen2",
         "hidden_size": 96,
-        "num_hidden_layers": 3,
         "tie_word_embeddings": True,
         "rope_parameters": rope(5432.1),
         **heads(12, 2, 64),
@@ -112,6 +111,17 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 FAMILIES = ("qwen3", "qwen2", "llama")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """Models this small only wait for a second thread, and long where the machine is busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

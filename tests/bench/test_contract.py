@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from itemwise.config import ModelConfig
 from itemwise.errors import CheckpointError, ConfigError, ItemwiseError
 from itemwise.models.decoder import describe_weights
 
-ENGINE = {
+ENGINE: dict[str, Any] = {
     "page_tokens": 32,
     "step_lanes": 2,
     "kv_cache_bytes": 1 << 20,

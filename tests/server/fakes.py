@@ -1,4 +1,4 @@
-"""A scorer without a model, whose scores follow from the request and which can be held or fail."""
+"""A scorer without a model that can be held or fail, a server around it, and a client."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import uvicorn
 
@@ -31,6 +32,10 @@ def fake_score(query: Sequence[int], item: Sequence[int], label: int) -> float:
     """A score that depends on every token: a float32, as its shortest decimal form reads."""
     place = sum((i + 1) * token for i, token in enumerate((*query, DELIMITER, *item)))
     return float(str(np.float32((31 * place + 7 * label) % 997 / 997)))
+
+
+GOOD: dict[str, Any] = {"query": [1, 2], "items": [[3], [], [4, 5]], "label_token_ids": [7, 8]}
+GOOD_SCORES = [[fake_score([1, 2], item, label) for label in (7, 8)] for item in ([3], [], [4, 5])]
 
 
 class WordTokenizer:
@@ -117,3 +122,39 @@ def wait_until(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
+
+
+def send(method: str, url: str, **options: Any) -> httpx.Response:
+    """A request on a connection of its own."""
+    # Plain HTTP needs no certificates, which take long to read.
+    return httpx.request(method, url, timeout=WAIT_S, verify=False, **options)
+
+
+def get(url: str, headers: Any = None) -> httpx.Response:
+    """GET of any path."""
+    return send("GET", url, headers=headers)
+
+
+def post(url: str, fields: dict[str, Any], headers: Any = None) -> httpx.Response:
+    """POST of a score request to the server at `url`."""
+    return send("POST", f"{url}/v1/score", json=fields, headers=headers)
+
+
+def counters(url: str) -> dict[str, int]:
+    """The scheduler's counters as the server shows them."""
+    found: dict[str, int] = get(f"{url}/server_info").json()["scheduler"]
+    return found
+
+
+def assert_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Checks both shapes of an error body and gives its inner part."""
+    body: dict[str, Any] = response.json()
+    assert (response.status_code, body["error"]["code"]) == (status, code), body
+    assert set(body) == {"object", "message", "type", "param", "code", "error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert (body["object"], body["code"]) == ("error", status)
+    assert all(body[name] == body["error"][name] for name in ("message", "type", "param"))
+    assert body["message"]
+    assert response.headers["x-request-id"]
+    error: dict[str, Any] = body["error"]
+    return error

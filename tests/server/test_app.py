@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,8 @@ from itemwise.server.app import STATUS_OF_CODE
 from itemwise.server.service import AnyScorer, model_names
 from tests.server.fakes import (
     DELIMITER,
+    GOOD,
+    GOOD_SCORES,
     HOLD,
     NAN,
     RAISE,
@@ -31,45 +33,34 @@ from tests.server.fakes import (
     VOCAB_SIZE,
     WAIT_S,
     FakeScorer,
+    assert_error,
+    counters,
     fake_score,
+    get,
+    post,
     running_server,
+    send,
     wait_until,
 )
 
 CONFIG = ServerConfig("org/fake-model", max_queued_requests=2, max_body_bytes=20_000)
 KEY = "päss-wörd"
-GOOD: dict[str, Any] = {"query": [1, 2], "items": [[3], [], [4, 5]], "label_token_ids": [7, 8]}
-GOOD_SCORES = [[fake_score([1, 2], item, label) for label in (7, 8)] for item in ([3], [], [4, 5])]
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with running_server(CONFIG, FakeScorer) as made:
-        wait_until(lambda: httpx.get(f"{made}/health").status_code == 200)
+        wait_until(lambda: get(f"{made}/health").status_code == 200)
         yield made
 
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx.Client]:
     """A client; after each test the server must be well and score as before."""
-    with httpx.Client(base_url=url, timeout=WAIT_S) as made:
+    with httpx.Client(base_url=url, timeout=WAIT_S, verify=False) as made:
         yield made
         assert made.get("/health").json() == {"status": "ok"}
         assert made.post("/v1/score", json=GOOD).json()["scores"] == GOOD_SCORES
-
-
-def assert_error(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """Checks both shapes of an error body and gives its inner part."""
-    body: dict[str, Any] = response.json()
-    assert (response.status_code, body["error"]["code"]) == (status, code), body
-    assert set(body) == {"object", "message", "type", "param", "code", "error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert (body["object"], body["code"]) == ("error", status)
-    assert all(body[name] == body["error"][name] for name in ("message", "type", "param"))
-    assert body["message"]
-    assert response.headers["x-request-id"]
-    error: dict[str, Any] = body["error"]
-    return error
 
 
 def test_scores_token_ids(client: httpx.Client) -> None:
@@ -264,146 +255,136 @@ def _references(node: Any) -> Iterator[str]:
 @given(body=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
 @settings(max_examples=50, deadline=None)
 def test_any_body_is_answered(url: str, body: bytes) -> None:
-    assert httpx.post(f"{url}/v1/score", content=body).status_code == 400
+    assert send("POST", f"{url}/v1/score", content=body).status_code == 400
 
 
 def test_every_code_is_documented_with_a_plain_status() -> None:
     assert set(STATUS_OF_CODE.values()) == {400, 401, 404, 405, 413, 422, 429, 499, 500, 503}
 
 
-class TestKey:
-    """A server with an API key."""
-
-    @pytest.fixture(scope="class")
-    def keyed(self) -> Iterator[str]:
-        config = ServerConfig("org/fake-model", api_key=KEY)
-        with running_server(config, FakeScorer) as made:
-            wait_until(lambda: httpx.get(f"{made}/health").status_code == 200)
-            yield made
-
-    @pytest.mark.parametrize(
-        "value", [None, b"Bearer wrong", b"Bearer", b"", KEY.encode(), b"Basic " + KEY.encode()]
-    )
-    @pytest.mark.parametrize("path", ["/v1/score", "/v1/models", "/v1/nowhere", "/server_info"])
-    def test_wrong_key_is_refused(self, keyed: str, path: str, value: bytes | None) -> None:
-        headers = {} if value is None else {b"authorization": value}
-        response = httpx.get(keyed + path, headers=headers)
-        assert_error(response, 401, "invalid_api_key")
-        assert response.headers["www-authenticate"] == "Bearer"
-        assert KEY not in response.text
-
-    @pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer "])
-    def test_right_key_passes(self, keyed: str, scheme: bytes) -> None:
-        headers = {b"authorization": scheme + KEY.encode()}
-        response = httpx.post(f"{keyed}/v1/score", json=GOOD, headers=headers)
-        assert response.json()["scores"] == GOOD_SCORES
-        assert KEY not in httpx.get(f"{keyed}/server_info", headers=headers).text
-
-    @pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json"])
-    def test_health_and_documentation_are_open(self, keyed: str, path: str) -> None:
-        assert httpx.get(keyed + path).status_code == 200
+@pytest.fixture(scope="module")
+def keyed_url() -> Iterator[str]:
+    config = ServerConfig("org/fake-model", api_key=KEY)
+    with running_server(config, FakeScorer) as made:
+        wait_until(lambda: get(f"{made}/health").status_code == 200)
+        yield made
 
 
-class TestLoad:
-    """What clients see before the scorer is there, and when it never comes."""
-
-    def test_not_ready_until_loaded(self) -> None:
-        go = threading.Event()
-
-        def load() -> AnyScorer:
-            assert go.wait(WAIT_S)
-            return FakeScorer()
-
-        with running_server(CONFIG, load) as url:
-            assert_error(httpx.get(f"{url}/health"), 503, "not_ready")
-            assert_error(httpx.post(f"{url}/v1/score", json=GOOD), 503, "not_ready")
-            assert httpx.get(f"{url}/server_info").json()["state"] == "loading"
-            assert httpx.get(f"{url}/v1/models").status_code == 200
-            go.set()
-            wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
-            response = httpx.post(f"{url}/v1/score", json=GOOD)
-        assert response.json()["scores"] == GOOD_SCORES
-
-    @pytest.mark.parametrize(
-        ("failure", "code"),
-        [
-            (CheckpointError("/secret/path"), "unhealthy"),
-            (RuntimeError("/secret/path"), "unhealthy"),
-            (SelfCheckError("/secret/path"), "self_check_failed"),
-        ],
-    )
-    def test_unhealthy_if_loading_failed(self, failure: Exception, code: str) -> None:
-        def load() -> AnyScorer:
-            raise failure
-
-        with running_server(CONFIG, load) as url:
-            wait_until(lambda: httpx.get(f"{url}/server_info").json()["state"] == "failed")
-            for response in (httpx.get(f"{url}/health"), httpx.post(f"{url}/v1/score", json=GOOD)):
-                assert_error(response, 503, code)
-                assert "/secret/path" not in response.text
+@pytest.mark.parametrize(
+    "value", [None, b"Bearer wrong", b"Bearer", b"", KEY.encode(), b"Basic " + KEY.encode()]
+)
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/models", "/v1/nowhere", "/server_info"])
+def test_wrong_key_is_refused(keyed_url: str, path: str, value: bytes | None) -> None:
+    headers = {} if value is None else {b"authorization": value}
+    response = get(keyed_url + path, headers)
+    assert_error(response, 401, "invalid_api_key")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert KEY not in response.text
 
 
-class TestBusy:
-    """A server whose engine is held by a request."""
+@pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer "])
+def test_right_key_passes(keyed_url: str, scheme: bytes) -> None:
+    headers = {b"authorization": scheme + KEY.encode()}
+    assert post(keyed_url, GOOD, headers).json()["scores"] == GOOD_SCORES
+    assert KEY not in get(f"{keyed_url}/server_info", headers).text
 
-    @pytest.fixture
-    def scorer(self) -> FakeScorer:
+
+@pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json"])
+def test_health_and_documentation_need_no_key(keyed_url: str, path: str) -> None:
+    assert get(keyed_url + path).status_code == 200
+
+
+def test_not_ready_until_loaded() -> None:
+    go = threading.Event()
+
+    def load() -> AnyScorer:
+        assert go.wait(WAIT_S)
         return FakeScorer()
 
-    @pytest.fixture
-    def busy(self, scorer: FakeScorer) -> Iterator[str]:
-        """A server that runs a request until `scorer.go` is set."""
-        with (
-            running_server(CONFIG, lambda: scorer) as url,
-            ThreadPoolExecutor(1) as pool,
-        ):
-            wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
-            held = pool.submit(post, url, {**GOOD, "query": [HOLD]})
-            assert scorer.holding.wait(WAIT_S)
-            try:
-                yield url
-            finally:
-                scorer.go.set()
-            assert held.result(WAIT_S).status_code == 200
+    with running_server(CONFIG, load) as url:
+        assert_error(get(f"{url}/health"), 503, "not_ready")
+        assert_error(post(url, GOOD), 503, "not_ready")
+        assert get(f"{url}/server_info").json()["state"] == "loading"
+        assert get(f"{url}/v1/models").status_code == 200
+        go.set()
+        wait_until(lambda: get(f"{url}/health").status_code == 200)
+        response = post(url, GOOD)
+    assert response.json()["scores"] == GOOD_SCORES
 
-    def test_health_answers_while_scores_are_made(self, busy: str) -> None:
-        assert httpx.get(f"{busy}/health").status_code == 200
 
-    def test_full_queue_is_refused_with_retry_after(self, busy: str, scorer: FakeScorer) -> None:
-        with ThreadPoolExecutor(2) as pool:
-            waiting = [pool.submit(post, busy, GOOD) for _ in range(2)]
-            wait_until(lambda: counters(busy)["queued"] == 2)
-            response = post(busy, GOOD)
-            assert assert_error(response, 429, "queue_full")["type"] == "rate_limit_error"
-            assert int(response.headers["retry-after"]) >= 1
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (CheckpointError("/secret/path"), "unhealthy"),
+        (RuntimeError("/secret/path"), "unhealthy"),
+        (SelfCheckError("/secret/path"), "self_check_failed"),
+    ],
+)
+def test_unhealthy_if_loading_failed(failure: Exception, code: str) -> None:
+    def load() -> AnyScorer:
+        raise failure
+
+    with running_server(CONFIG, load) as url:
+        wait_until(lambda: get(f"{url}/server_info").json()["state"] == "failed")
+        for response in (get(f"{url}/health"), post(url, GOOD)):
+            assert_error(response, 503, code)
+            assert "/secret/path" not in response.text
+
+
+@pytest.fixture
+def scorer() -> FakeScorer:
+    return FakeScorer()
+
+
+@pytest.fixture
+def busy(scorer: FakeScorer) -> Iterator[str]:
+    """A server that runs a request until `scorer.go` is set."""
+    with (
+        running_server(CONFIG, lambda: scorer) as url,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        wait_until(lambda: get(f"{url}/health").status_code == 200)
+        held = pool.submit(post, url, {**GOOD, "query": [HOLD]})
+        assert scorer.holding.wait(WAIT_S)
+        try:
+            yield url
+        finally:
             scorer.go.set()
-            assert [f.result(WAIT_S).json()["scores"] for f in waiting] == [GOOD_SCORES] * 2
+        assert held.result(WAIT_S).status_code == 200
 
-    def test_client_who_leaves_gives_up_its_place(self, busy: str, scorer: FakeScorer) -> None:
-        leave_after(busy, json.dumps(GOOD).encode(), lambda: counters(busy)["queued"] == 1)
-        wait_until(lambda: counters(busy)["queued"] == 0)
-        assert counters(busy)["cancelled"] == 1
+
+def test_health_answers_while_scores_are_made(busy: str) -> None:
+    assert get(f"{busy}/health").status_code == 200
+
+
+def test_full_queue_is_refused_with_retry_after(busy: str, scorer: FakeScorer) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(post, busy, GOOD) for _ in range(2)]
+        wait_until(lambda: counters(busy)["queued"] == 2)
+        response = post(busy, GOOD)
+        assert assert_error(response, 429, "queue_full")["type"] == "rate_limit_error"
+        assert int(response.headers["retry-after"]) >= 1
         scorer.go.set()
-        assert post(busy, GOOD).json()["scores"] == GOOD_SCORES
-
-    def test_client_who_leaves_within_the_body_harms_nobody(
-        self, busy: str, scorer: FakeScorer
-    ) -> None:
-        leave_after(busy, b'{"query"', lambda: True, declared=100)
-        scorer.go.set()
-        assert post(busy, GOOD).json()["scores"] == GOOD_SCORES
+        assert [f.result(WAIT_S).json()["scores"] for f in waiting] == [GOOD_SCORES] * 2
 
 
-def post(url: str, fields: dict[str, Any]) -> httpx.Response:
-    return httpx.post(f"{url}/v1/score", json=fields, timeout=WAIT_S)
+def test_client_who_leaves_gives_up_its_place(busy: str, scorer: FakeScorer) -> None:
+    leave_after(busy, json.dumps(GOOD).encode(), lambda: counters(busy)["queued"] == 1)
+    wait_until(lambda: counters(busy)["queued"] == 0)
+    assert counters(busy)["cancelled"] == 1
+    scorer.go.set()
+    assert post(busy, GOOD).json()["scores"] == GOOD_SCORES
 
 
-def counters(url: str) -> dict[str, int]:
-    found: dict[str, int] = httpx.get(f"{url}/server_info").json()["scheduler"]
-    return found
+def test_client_who_leaves_within_the_body_harms_nobody(busy: str, scorer: FakeScorer) -> None:
+    leave_after(busy, b'{"query"', lambda: True, declared=100)
+    scorer.go.set()
+    assert post(busy, GOOD).json()["scores"] == GOOD_SCORES
 
 
-def leave_after(url: str, body: bytes, happened: Any, declared: int | None = None) -> None:
+def leave_after(
+    url: str, body: bytes, happened: Callable[[], bool], declared: int | None = None
+) -> None:
     """Sends a request by hand and closes the connection once `happened()`."""
     parts = urlsplit(url)
     length = len(body) if declared is None else declared

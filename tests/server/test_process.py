@@ -18,8 +18,18 @@ import pytest
 
 from itemwise.errors import ConfigError
 from itemwise.server.process import listen
-from tests.server.fakes import HOLD, WAIT_S, wait_until
-from tests.server.test_app import GOOD, GOOD_SCORES, assert_error, counters, post
+from tests.server.fakes import (
+    GOOD,
+    GOOD_SCORES,
+    HOLD,
+    WAIT_S,
+    assert_error,
+    counters,
+    get,
+    post,
+    send,
+    wait_until,
+)
 
 ROOT = Path(__file__).parents[2]
 FAKE = """
@@ -92,7 +102,7 @@ def test_signal_finishes_what_runs_and_refuses_the_rest(
         made.send_signal(number)
         assert_error(waits.result(WAIT_S), 503, "shutting_down")
         assert_error(post(url, GOOD), 503, "shutting_down")
-        assert_error(httpx.get(f"{url}/health"), 503, "shutting_down")
+        assert_error(get(f"{url}/health"), 503, "shutting_down")
         assert not runs.done()
         hold_file.unlink()
         assert runs.result(WAIT_S).status_code == 200
@@ -116,7 +126,7 @@ def test_printed_command_scores(tmp_path: Path) -> None:
         url = listening_url(made)
         line(made)
         body = line(made).split(" -d ")[1].strip("'")
-        response = httpx.post(f"{url}/v1/score", content=body)
+        response = send("POST", f"{url}/v1/score", content=body)
         assert response.status_code == 200
         assert post(url, GOOD).json()["scores"] == GOOD_SCORES
         made.terminate()
@@ -126,7 +136,7 @@ def test_printed_command_scores(tmp_path: Path) -> None:
 def test_signal_while_loading_exits_cleanly() -> None:
     with process("-c", SLOW_TO_LOAD) as made:
         url = listening_url(made)
-        assert_error(httpx.get(f"{url}/health"), 503, "not_ready")
+        assert_error(get(f"{url}/health"), 503, "not_ready")
         made.terminate()
         assert made.wait(WAIT_S) == 0
 

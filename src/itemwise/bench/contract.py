@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 
 from itemwise import checkpoint
 from itemwise.errors import ConfigError, ItemwiseError
@@ -91,39 +91,6 @@ class Measured:
     warm_request_s: float | None = None
     peak_rss_bytes: int = 0
     details: dict[str, Any] = field(default_factory=dict)
-
-
-def contract_command(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hugging Face Hub id.")],
-    ways: Annotated[
-        str, typer.Option(help="Ways to measure, comma-separated; Itemwise first.")
-    ] = ",".join(WAYS),
-    counts: Annotated[
-        str, typer.Option(help="Numbers of items of a request, comma-separated.")
-    ] = "64,500",
-    query_tokens: Annotated[int, typer.Option(help="Tokens of the query.", min=1)] = 2000,
-    item_tokens: Annotated[int, typer.Option(help="Tokens of each item.", min=1)] = 20,
-    serial_items: Annotated[
-        int,
-        typer.Option(help="Items that torch-serial measures; it takes seconds for each.", min=1),
-    ] = 2,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File to write all figures to.")
-    ] = None,
-) -> None:
-    """Items per second and memory beside PyTorch: one long query, many short items."""
-    numbers = [part.strip() for part in counts.split(",")]
-    if not all(part.isdecimal() for part in numbers):
-        raise typer.BadParameter(f"`{counts}` is no list of numbers, expected like 64,500")
-    run_contract(
-        model,
-        ways=[way.strip() for way in ways.split(",")],
-        counts=[int(part) for part in numbers],
-        query_tokens=query_tokens,
-        item_tokens=item_tokens,
-        serial_items=serial_items,
-        out_json=json_file,
-    )
 
 
 def run_contract(
@@ -260,12 +227,12 @@ def _itemwise(job: Job) -> Measured:
         return scorer.score(query, items[:count], label_token_ids=LABELS, apply_softmax=True).scores
 
     first = job.counts[0]
-    first_s, scores = _timed(job.way, f"first request, {first} items", lambda: score(first))
-    warm_s, _ = _timed(job.way, f"again, {first} items", lambda: score(first))
+    first_s, scores = _timed(job.way, f"first request, {first} items", partial(score, first))
+    warm_s, _ = _timed(job.way, f"again, {first} items", partial(score, first))
     rates = {}
     for count in job.counts:
         scorer.engine.forget_prefixes()
-        seconds, _ = _timed(job.way, f"cold, {count} items", lambda n=count: score(n))
+        seconds, _ = _timed(job.way, f"cold, {count} items", partial(score, count))
         rates[count] = count / seconds
     info = scorer.info()
     details = {
@@ -297,13 +264,13 @@ def _torch_packed(job: Job) -> Measured:
 
     first = job.counts[0]
     first_s, (packed, scores) = _timed(
-        job.way, f"first request, {first} items", lambda: cold(first)
+        job.way, f"first request, {first} items", partial(cold, first)
     )
-    warm_s, _ = _timed(job.way, f"again, {first} items", lambda: score(packed, first))
-    del packed
+    warm_s, _ = _timed(job.way, f"again, {first} items", partial(score, packed, first))
+    del packed  # no second copy of the keys and values while others are timed
     rates = {}
     for count in job.counts:
-        seconds, _ = _timed(job.way, f"cold, {count} items", lambda n=count: cold(n))
+        seconds, _ = _timed(job.way, f"cold, {count} items", partial(cold, count))
         rates[count] = count / seconds
     dtype = details["dtype"]
     return Measured(
@@ -484,7 +451,6 @@ def _worker_main(raw_job: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4 and sys.argv[1] == "--worker":
-        _worker_main(*sys.argv[2:])
-    else:
-        typer.run(contract_command)
+    _, worker, raw_job, result_file = sys.argv  # as `_measure` calls it
+    assert worker == "--worker"
+    _worker_main(raw_job, result_file)
