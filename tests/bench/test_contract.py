@@ -53,7 +53,7 @@ def test_every_way_is_measured(
     assert ours["warm_request_s"] > 0
     assert 0 < ours["details"]["page_bytes"] <= 1 << 20
     assert len(report["ways"]["torch-serial"]["scores"]) == 2
-    # The largest error of one bfloat16 probability on this model, doubled.
+    # transformers in bfloat16 itself is up to 0.033 off float32 on this model, over 64 items.
     assert max(report["max_probability_difference"].values()) < 0.05
     printed = capsys.readouterr().out
     assert all(way in printed for way in WAYS)
