@@ -382,7 +382,7 @@ def _rate(one: Measured, ours: Measured | None, count: int) -> str:
     rate = one.items_per_s[count]
     if ours is None or one is ours:
         return f"{rate:.2f}"
-    return f"{rate:.2f} ({ours.items_per_s[count] / rate:.2f}x slower)"
+    return f"{rate:.2f} ({ours.items_per_s[count] / rate:.2f}x)"
 
 
 def _seconds(seconds: float | None) -> str:
