@@ -42,7 +42,8 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
         ItemwiseError: the scorer could not be loaded.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for noisy in ("uvicorn", "jax"):  # jax tells at INFO which devices there are not
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     started = time.perf_counter()
     listener = listen(config.host, config.port)
 
