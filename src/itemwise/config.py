@@ -183,8 +183,8 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
 class EngineConfig:
     """How the engine runs.
 
-    `dtype` changes scores; `step_lanes` and `page_tokens` pick another compiled program and may move
-    last bits. No other setting changes a bit.
+    `dtype` changes scores; `step_lanes` and `page_tokens` pick another compiled program and may
+    move last bits. No other setting changes a bit.
 
     Attributes:
         dtype: type of weights and activations; `auto` takes bfloat16 unless the checkpoint is
