@@ -103,9 +103,7 @@ class Programs:
 
     def _compile(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
         shape, model = self.shape, self._model
-
         step = functools.partial(forward, config=model, shape=shape)
-
         empty_step = _step_arguments(StepPacker(shape).take())
         hidden = jax.ShapeDtypeStruct((shape.max_rows, model.hidden_size), self._dtype)
         scales = jax.ShapeDtypeStruct((shape.max_rows,), jnp.float32)
