@@ -131,6 +131,17 @@ def test_item_alone(engine: Engine, request: ScoreRequest) -> None:
 def test_any_chunk_size(engine: Engine, request: ScoreRequest, chunk_size: int) -> None:
     base = fresh(engine, request)
     assert fresh(engine, request, multi_item_scoring_chunk_size=chunk_size) == base
+    assert fresh(engine, replace(request, chunk_size=chunk_size)) == base
+
+
+def test_chunk_size_bounds_the_items_of_a_lane(engine: Engine) -> None:
+    def steps(chunk_size: int | None) -> int:
+        before = engine.info()["steps"]
+        items = tuple((token,) for token in range(2 * engine.shape.lanes))
+        fresh(engine, ScoreRequest((1,), items, ((0,),) * len(items), chunk_size=chunk_size))
+        return int(engine.info()["steps"]) - before
+
+    assert [steps(None), steps(0), steps(1)] == [1, 1, 3]
 
 
 @exhaustive

@@ -104,6 +104,15 @@ def test_rows_of_one_context_leave_no_gap_and_straddle_lanes() -> None:
     assert batch.num_blocks.tolist() == [1, 1, 1]
 
 
+def test_row_after_a_closed_lane_begins_another() -> None:
+    packer = StepPacker(SHAPE)
+    for score_id in range(3):
+        packer.add(RowPlan(range(5), 0, CONTEXTS[1], score_id=score_id))
+        if score_id == 1:
+            packer.close_lane()
+    assert packer.take().score_tokens[:3].tolist() == [4, 9, 20]
+
+
 def test_lanes_of_one_step_may_have_different_contexts() -> None:
     rows = [RowPlan(range(3), 0, context, score_id=0) for context in CONTEXTS]
     (batch,) = pack(rows)

@@ -53,7 +53,7 @@ class EngineOptions:
         int,
         option(
             "multi-item-scoring-chunk-size",
-            "Most items that are extended in one batch; 0 for no bound, the fastest. Changes "
+            "Most items that share a lane of a step; 0 for no bound, the fastest. Changes "
             "speed, never a score.",
         ),
     ] = 0

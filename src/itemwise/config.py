@@ -191,7 +191,7 @@ class EngineConfig:
             float32.
         multi_item_algorithm: `prefill_extend` (the query once) or `serial` (once per item).
         multi_item_scoring_delimiter: token id put between query and item, or None.
-        multi_item_scoring_chunk_size: most items that one extend batch takes; 0 for no bound.
+        multi_item_scoring_chunk_size: most items of a lane; 0 for no bound, the fastest.
         max_multi_item_seq_len: most tokens of query, delimiter and one item together; None for
             the model's `max_position_embeddings`.
         max_multi_item_count: most items of a request; None for no bound.

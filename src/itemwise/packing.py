@@ -97,6 +97,10 @@ class StepPacker:
             batch.write_pages[self._num_writes] = row.write_page
             self._num_writes += 1
 
+    def close_lane(self) -> None:
+        """Lets the next row begin a lane, even if it shares the open lane's context."""
+        self._lane_context = None
+
     def take(self) -> StepBatch:
         """The step as it stands; the packer starts an empty one."""
         batch = self._batch

@@ -27,6 +27,7 @@ REQUEST_FIELDS = (
     "apply_softmax",
     "item_first",
     "temperature",
+    "chunk_size",
 )
 MIN_TEMPERATURE = 1e-6  # below it float32 logits overflow once divided
 MAX_TEMPERATURE = 1e6
@@ -89,11 +90,12 @@ def check_request(
     apply_softmax = _flag(fields, "apply_softmax")
     item_first = _flag(fields, "item_first")
     temperature = _temperature(fields.get("temperature"))
+    chunk_size = _chunk_size(fields.get("chunk_size"))
     _check_length(query, items, limits)
     vocab_size, delimiter = limits.vocab_size, limits.delimiter
     _check_tokens((query,), lambda _: "query", "query", vocab_size, delimiter)
     _check_tokens(items, lambda row: f"items[{row}]", "items", vocab_size, delimiter)
-    return ScoreRequest(query, items, labels, apply_softmax, item_first, temperature)
+    return ScoreRequest(query, items, labels, apply_softmax, item_first, temperature, chunk_size)
 
 
 def _query(value: Any) -> str | list[Any]:
@@ -334,6 +336,22 @@ def _temperature(value: Any) -> float:
         f"`temperature` is {got}, expected a number from {MIN_TEMPERATURE:g} to "
         f"{MAX_TEMPERATURE:g}",
         "temperature",
+    )
+
+
+def _chunk_size(value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        got = _kind(value)
+    elif value < 0:
+        got = _number(int(value))
+    else:
+        return int(value)
+    raise RequestError(
+        "invalid_chunk_size",
+        f"`chunk_size` is {got}, expected an integer, 0 or more (0 for no bound)",
+        "chunk_size",
     )
 
 

@@ -106,15 +106,17 @@ class Run:
     def _add_shared(self, index: int) -> None:
         """The prefix once, then every item against it."""
         request = self._requests[index]
-        chunk = self._config.multi_item_scoring_chunk_size or len(request.items)
+        chunk = request.chunk_size
+        if chunk is None:
+            chunk = self._config.multi_item_scoring_chunk_size
         pairs = list(sequences(request, self._config.multi_item_scoring_delimiter))
         prefix = self._open_prefix(pairs[0][0], share=True)
         self._cached_tokens[index] = min(
             prefix.num_cached * self._cache.page_tokens, len(prefix.tokens)
         )
         for number, (_, row) in enumerate(pairs):
-            if number and number % chunk == 0:
-                self._flush()
+            if chunk and number % chunk == 0:
+                self._packer.close_lane()
             self._add_row(prefix, row, self._target(index, number))
         self._after_step.append(lambda: self._cache.release(prefix))
 

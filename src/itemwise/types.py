@@ -52,6 +52,8 @@ class ScoreRequest:
         apply_softmax: softmax over an item's labels; else probabilities over the vocabulary.
         item_first: score `item + query` in place of `query + item`.
         temperature: divides the logits, above zero.
+        chunk_size: most items of a lane, 0 for no bound, None for the engine's setting. Changes
+            speed, never a score.
     """
 
     query: tuple[int, ...]
@@ -60,6 +62,7 @@ class ScoreRequest:
     apply_softmax: bool = False
     item_first: bool = False
     temperature: float = 1.0
+    chunk_size: int | None = None
 
 
 @dataclass(frozen=True)

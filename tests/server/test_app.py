@@ -118,6 +118,7 @@ ERRORS = [
     (400, "invalid_apply_softmax_type", {"apply_softmax": "yes"}),
     (400, "invalid_item_first_type", {"item_first": 0}),
     (400, "invalid_temperature", {"temperature": 0}),
+    (400, "invalid_chunk_size", {"chunk_size": -1}),
     (400, "too_many_items", {"items": [[3]] * 9}),
     (400, "sequence_too_long", {"items": [[3] * 62]}),
     (400, "delimiter_in_input", {"items": [[DELIMITER]]}),

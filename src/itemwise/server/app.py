@@ -65,6 +65,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "invalid_apply_softmax_type": 400,
     "invalid_item_first_type": 400,
     "invalid_temperature": 400,
+    "invalid_chunk_size": 400,
     "too_many_items": 400,
     "sequence_too_long": 400,
     "delimiter_in_input": 400,

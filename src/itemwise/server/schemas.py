@@ -50,6 +50,12 @@ class ScoreBody(BaseModel):
         False, description="Score `item + query`; nothing is shared then, so it is slower."
     )
     temperature: float = Field(1.0, gt=0, description="Divides the logits.")
+    chunk_size: int | None = Field(
+        None,
+        ge=0,
+        description="Most items that share a lane of a step, in place of the server's setting; 0 "
+        "for no bound. Changes speed, never a score.",
+    )
 
 
 class Usage(BaseModel):
