@@ -36,10 +36,13 @@ ORDER = (
     "models",
     "random_model",
     "packing",
+    "packed",
     "pages",
+    "parallel",
     "memory",
     "programs",
     "run",
+    "packed_run",
     "selfcheck",
     "engine",
     "scorer",
@@ -57,6 +60,7 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # Modules that run on the host and stay free of JAX, so that a change of device cannot reach them.
 HOST_ONLY = (
     *("errors", "types", "config", "checkpoint", "tokenization", "template", "request", "packing"),
+    *("packed", "packed_run"),
     *("pages", "run", "selfcheck", "scheduler", "server", "cli_options", "commands", "cli"),
     *ENTRY_POINTS,
 )

@@ -89,7 +89,7 @@ def save_raw(path: Path, dtypes: Mapping[str, tuple[str, list[int], int]]) -> No
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
 
 
-def refuse_put(_: Array) -> Array:
+def refuse_put(_: Array, __: WeightSpec) -> Array:
     raise AssertionError("a tensor was read although headers tell that the checkpoint is bad")
 
 
@@ -233,7 +233,7 @@ def test_read_config_keeps_the_code_of_unsupported_models(tmp_path: Path) -> Non
 @pytest.mark.parametrize("wanted", [np.dtype(np.float32), BF16])
 def test_read_weights_casts_each_dtype(tmp_path: Path, stored: Any, wanted: Any) -> None:
     tensors = whole(stored)
-    read = read_weights(save(tmp_path, tensors), SPECS, wanted, lambda array: array)
+    read = read_weights(save(tmp_path, tensors), SPECS, wanted, lambda array, _: array)
     for got, name in [(read["embed"], "embed.weight"), (read["ends"][1], "bias")]:
         assert got.dtype == wanted
         np.testing.assert_array_equal(got, tensors[name].astype(wanted))
@@ -241,7 +241,7 @@ def test_read_weights_casts_each_dtype(tmp_path: Path, stored: Any, wanted: Any)
 
 def test_read_weights_returns_a_tree_like_the_specs(tmp_path: Path) -> None:
     tensors = whole()
-    read = read_weights(save(tmp_path, tensors), SPECS, np.float32, lambda array: array.tolist())
+    read = read_weights(save(tmp_path, tensors), SPECS, np.float32, lambda array, _: array.tolist())
     assert read == {
         "embed": tensors["embed.weight"].tolist(),
         "layers": [{"w": tensors["layers.0.w"].tolist()}, {"w": tensors["layers.1.w"].tolist()}],
@@ -252,7 +252,7 @@ def test_read_weights_returns_a_tree_like_the_specs(tmp_path: Path) -> None:
 def test_read_weights_follows_an_index(tmp_path: Path) -> None:
     tensors = whole()
     save_sharded(tmp_path, tensors)
-    read = read_weights(tmp_path, FLAT, np.float32, lambda array: array)
+    read = read_weights(tmp_path, FLAT, np.float32, lambda array, _: array)
     for name, got in zip(NAMES, read, strict=True):
         np.testing.assert_array_equal(got, tensors[name])
 
@@ -263,14 +263,16 @@ def test_read_weights_takes_the_tensor_from_the_shard_that_the_index_names(tmp_p
     save(tmp_path, {"y": np.zeros(2, np.float32)}, "c.safetensors")
     weight_map = {"x": "a.safetensors", "y": "b.safetensors"}
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
-    read = read_weights(tmp_path, [spec("x", 2), spec("y", 2)], np.float32, lambda a: a.tolist())
+    read = read_weights(
+        tmp_path, [spec("x", 2), spec("y", 2)], np.float32, lambda array, _: array.tolist()
+    )
     assert read == [[0.0, 0.0], [1.0, 1.0]]
 
 
 def test_read_weights_hands_out_arrays_that_outlive_the_file(tmp_path: Path) -> None:
     tensors = whole()
     save(tmp_path, tensors)
-    read = read_weights(tmp_path, SPECS, np.float32, lambda array: array)
+    read = read_weights(tmp_path, SPECS, np.float32, lambda array, _: array)
     assert read["embed"].flags.owndata
     assert read["embed"].flags.writeable
     with (tmp_path / WEIGHTS_FILE).open("r+b") as file:  # in place: a map would see it
@@ -284,7 +286,7 @@ def test_read_weights_reports_progress_after_each_tensor(tmp_path: Path) -> None
         save(tmp_path, whole()),
         SPECS,
         np.float32,
-        lambda array: events.append("put"),
+        lambda array, _: events.append("put"),
         lambda done, total: events.append((done, total)),
     )
     assert events == [event for done in range(1, 6) for event in ("put", (done, 5))]
@@ -293,12 +295,17 @@ def test_read_weights_reports_progress_after_each_tensor(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["layers.0.rotary_emb.inv_freq", "lm_head.weight"])
 def test_read_weights_skips_harmless_extras(tmp_path: Path, name: str) -> None:
     save(tmp_path, whole() | {name: np.zeros(3, np.float64)})
-    assert read_weights(tmp_path, SPECS, np.float32, np.shape)["embed"] == (8, 4)
+    assert read_weights(tmp_path, SPECS, np.float32, lambda array, _: array.shape)["embed"] == (
+        8,
+        4,
+    )
 
 
 def test_read_weights_reads_lm_head_where_it_is_asked_for(tmp_path: Path) -> None:
     save(tmp_path, {"lm_head.weight": np.ones((2, 2), np.float32)})
-    read = read_weights(tmp_path, {"head": spec("lm_head.weight", 2, 2)}, BF16, np.sum)
+    read = read_weights(
+        tmp_path, {"head": spec("lm_head.weight", 2, 2)}, BF16, lambda array, _: np.sum(array)
+    )
     assert read["head"] == 4
 
 
@@ -450,7 +457,7 @@ def write(folder: Path, specs: Any = SPECS, seed: int = 1, **options: Any) -> di
 @pytest.mark.parametrize("shards", [None, 1, 2, 5])
 def test_write_random_can_be_read_back(tmp_path: Path, dtype: Any, shards: int | None) -> None:
     written = write(tmp_path, dtype=dtype, shards=shards)
-    read = read_weights(tmp_path, FLAT, dtype, lambda array: array)
+    read = read_weights(tmp_path, FLAT, dtype, lambda array, _: array)
     for name, got in zip(NAMES, read, strict=True):
         assert written[name].dtype == dtype
         np.testing.assert_array_equal(got, written[name])
@@ -644,7 +651,7 @@ def test_transformers_loads_a_random_checkpoint(name: str, tmp_path: Path) -> No
     assert type(model).__name__ == raw["architectures"][0]
     assert model.dtype == torch.bfloat16
     theirs = model.model.layers[0].self_attn.q_proj.weight.float().detach().numpy()
-    ours = read_weights(tmp_path, describe_weights(config), np.float32, lambda array: array)
+    ours = read_weights(tmp_path, describe_weights(config), np.float32, lambda array, _: array)
     np.testing.assert_array_equal(ours["layers"][0]["q"], theirs)
     assert model.config.rope_parameters["rope_type"] == config.rope_scaling.kind
     assert model.config.rope_parameters["rope_theta"] == config.rope_theta

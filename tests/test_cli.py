@@ -64,16 +64,17 @@ def test_multi_item_command_line_carries_over(server: Server) -> None:
         multi_item_scoring_delimiter=151643,
         multi_item_scoring_chunk_size=2,
         disable_radix_cache=True,
+        attention_backend="fa",
     )
     (note,) = output.splitlines()
-    for flag in ("trust-remote-code", "tp-size", "chunked-prefill-size", "attention-backend"):
+    for flag in ("trust-remote-code", "chunked-prefill-size"):
         assert f"--{flag}" in note
 
 
 def test_serial_command_line_carries_over(server: Server) -> None:
     invoke(f"serve {SERIAL}")
     assert server.config == ServerConfig("Qwen/Qwen3-0.6B", host="0.0.0.0", port=30011)
-    assert EngineConfig(**server.engine) == EngineConfig(dtype="bfloat16")
+    assert EngineConfig(**server.engine) == EngineConfig(dtype="bfloat16", attention_backend="fa")
 
 
 def test_defaults_are_those_of_the_settings(server: Server) -> None:

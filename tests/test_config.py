@@ -231,8 +231,10 @@ def test_engine_defaults_are_the_fast_exact_path() -> None:
     ("fields", "message"),
     [
         ({"dtype": "int8"}, "`dtype` is 'int8', expected auto, bfloat16 or float32"),
-        ({"multi_item_algorithm": "packed"}, "`multi_item_algorithm` packed is not available"),
-        ({"multi_item_algorithm": "magic"}, "`multi_item_algorithm` is 'magic', expected prefill"),
+        ({"multi_item_algorithm": "pack"}, "`multi_item_algorithm` is 'pack', expected one of"),
+        ({"multi_item_mask_impl": "banded"}, "`multi_item_mask_impl` is 'banded', expected one of"),
+        ({"tp_size": 0}, "`tp_size` is 0, expected 1 or more"),
+        ({"multi_item_algorithm": "magic"}, "`multi_item_algorithm` is 'magic', expected one of"),
         ({"multi_item_scoring_chunk_size": -1}, "`multi_item_scoring_chunk_size` is negative"),
         ({"max_multi_item_seq_len": 0}, "`max_multi_item_seq_len` is 0, expected 1 or more"),
         ({"max_multi_item_count": 0}, "`max_multi_item_count` is 0, expected 1 or more"),

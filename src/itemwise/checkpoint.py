@@ -153,7 +153,7 @@ def read_weights(
     folder: Path,
     specs: Any,
     dtype: DTypeLike,
-    put: Callable[[NDArray[Any]], Any],
+    put: Callable[[NDArray[Any], WeightSpec], Any],
     on_tensor: Progress | None = None,
 ) -> Any:
     """The tensors that `specs` describes, each as `put` returns it, in a tree like `specs`.
@@ -162,7 +162,8 @@ def read_weights(
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
         specs: dicts, lists and tuples with `WeightSpec` leaves.
         dtype: type that `put` receives; on disk, F32, F16 and BF16 are read.
-        put: takes one array at a time. The array is its own: it shares no memory with a file.
+        put: takes one array at a time, and what it is. The array is its own: it shares no memory
+            with a file.
         on_tensor: told after each tensor how many are done, and how many there are.
 
     Raises:
@@ -175,7 +176,7 @@ def read_weights(
 
     def load(spec: WeightSpec) -> Any:
         nonlocal done
-        loaded = put(_read_tensor(found[spec.name], spec.name, np.dtype(dtype)))
+        loaded = put(_read_tensor(found[spec.name], spec.name, np.dtype(dtype)), spec)
         done += 1
         if on_tensor:
             on_tensor(done, len(leaves))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from itemwise.cli_options import (
 )
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ItemwiseError
+from itemwise.types import Algorithm
 
 app = typer.Typer(
     name="itemwise",
@@ -315,3 +317,103 @@ def bench_contract(
         serial_items=serial_items,
         out_json=json_file,
     )
+
+
+def _bench_option(flag: str, envvar: str, text: str, **settings: Any) -> Any:
+    return typer.Option(f"--{flag}", envvar=envvar, help=text, **settings)
+
+
+_Mask = Annotated[
+    Literal["auto", "dense", "segment"],
+    _bench_option(
+        "mask", "MULTI_ITEM_MASK_IMPL", "How packed tells items apart; prefill-extend needs none."
+    ),
+]
+_WarmupRuns = Annotated[
+    int,
+    _bench_option(
+        "warmup-runs",
+        "MULTI_ITEM_BENCH_WARMUP_RUNS",
+        "Runs that are not timed; the first compiles.",
+        min=0,
+    ),
+]
+_TimedRuns = Annotated[
+    int,
+    _bench_option(
+        "timed-runs", "MULTI_ITEM_BENCH_TIMED_RUNS", "Runs whose median is reported.", min=1
+    ),
+]
+
+
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """The workload of the A/B benchmarks."""
+
+    query_tokens: Annotated[
+        int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
+    ] = 2000
+    num_items: Annotated[int, typer.Option("--items", help="Items.", min=1)] = 500
+    item_tokens: Annotated[
+        int, typer.Option("--item-tokens", help="Tokens of each item.", min=1)
+    ] = 20
+
+
+def _run_ab(
+    model: str,
+    algorithm: Algorithm,
+    workload: WorkloadOptions,
+    engine: EngineOptions,
+    **settings: Any,
+) -> None:
+    from itemwise.bench.ab import run_ab
+
+    chosen = engine.settings()
+    for name in ("multi_item_algorithm", "multi_item_mask_impl"):
+        del chosen[name]  # the command's own
+    run_ab(model, algorithm, **asdict(workload), **settings, **chosen)
+
+
+@bench_app.command("packed")
+@expand_options
+def bench_packed(
+    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
+    mask: _Mask = "auto",
+    warmup_runs: _WarmupRuns = 1,
+    timed_runs: _TimedRuns = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File to write all figures to.")
+    ] = None,
+    *,
+    workload: WorkloadOptions,
+    engine: EngineOptions,
+) -> None:
+    """Items per second of the packed algorithm: query and items in one sequence.
+
+    Compare --mask dense with --mask segment and with `itemwise bench prefill-extend`.
+    """
+    runs = {"warmup_runs": warmup_runs, "timed_runs": timed_runs, "out_json": json_file}
+    _run_ab(model, "packed", workload, engine, mask=mask, **runs)
+
+
+@bench_app.command("prefill-extend")
+@expand_options
+def bench_prefill_extend(
+    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
+    mask: _Mask = "auto",
+    warmup_runs: _WarmupRuns = 1,
+    timed_runs: _TimedRuns = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File to write all figures to.")
+    ] = None,
+    *,
+    workload: WorkloadOptions,
+    engine: EngineOptions,
+) -> None:
+    """Items per second of the default algorithm: the query once, items against its pages.
+
+    It tells items apart by their rows, so the mask changes nothing; the option is there for scripts
+    that set it for both benchmarks.
+    """
+    runs = {"warmup_runs": warmup_runs, "timed_runs": timed_runs, "out_json": json_file}
+    _run_ab(model, "prefill_extend", workload, engine, mask=mask, **runs)

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import typer
 
 from itemwise.config import DEMO_MODEL
-from itemwise.errors import ConfigError
 
 
 def option(flag: str, text: str, *names: str, **settings: Any) -> Any:
@@ -50,8 +49,9 @@ class EngineOptions:
         option(
             "multi-item-algorithm",
             "prefill_extend computes the query once and every item against it; serial computes it "
-            "for each item and is the baseline to compare with. packed is not available in this "
-            "version.",
+            "for each item and is the baseline to compare with; packed puts query and items into "
+            "one sequence, the historic form: nothing is cached, and each padded length compiles a "
+            "program when it is first met.",
         ),
     ] = "prefill_extend"
     multi_item_scoring_delimiter: Annotated[
@@ -66,19 +66,45 @@ class EngineOptions:
         int,
         option(
             "multi-item-scoring-chunk-size",
-            "Most items that share a lane of a step; 0 for no bound, the fastest. Changes "
-            "speed, never a score.",
+            "Most items that share a lane of a step, or a packed sequence; 0 for no bound, the "
+            "fastest. Changes speed, never a score (packed: its last bits).",
         ),
     ] = 0
+    multi_item_mask_impl: Annotated[
+        Literal["auto", "dense", "segment"],
+        option(
+            "multi-item-mask-impl",
+            "How packed tells items apart: dense masks every pair of tokens, segment skips what no "
+            "token sees. auto is segment. Other algorithms need no mask.",
+        ),
+    ] = "auto"
     max_multi_item_seq_len: Annotated[
         int | None,
         option(
             "max-multi-item-seq-len",
             "Most tokens of query, delimiter and one item together; longer requests are refused. "
-            "A lower bound leaves memory for more cached queries.",
-            show_default="the model's own limit",
+            "A lower bound leaves memory for more cached queries. Also the most tokens of a packed "
+            "sequence; items beyond go to further ones.",
+            show_default="the model's own limit; packed: 16384",
         ),
     ] = None
+    attention_backend: Annotated[
+        Literal["auto", "fa", "native"],
+        option(
+            "attention-backend",
+            "fa runs attention as a kernel where the device has one (TPU), native as XLA makes it. "
+            "auto is fa.",
+        ),
+    ] = "auto"
+    tp_size: Annotated[
+        int,
+        option(
+            "tp-size",
+            "Devices that share the model, each with a part of heads, MLP and vocabulary, for "
+            "models that do not fit one.",
+            "--tp",
+        ),
+    ] = 1
     max_multi_item_count: Annotated[
         int | None,
         option(
@@ -212,40 +238,9 @@ class CompatibilityOptions:
             "Without effect: queries are always computed in chunks of a page.",
         ),
     ] = None
-    attention_backend: Annotated[
-        Literal["fa", "native"] | None,
-        option(
-            "attention-backend",
-            "Without effect: there is one attention, for exactness.",
-        ),
-    ] = None
-    multi_item_mask_impl: Annotated[
-        Literal["auto", "dense", "segment"] | None,
-        option(
-            "multi-item-mask-impl",
-            "Without effect: masks belong to the packed algorithm alone.",
-        ),
-    ] = None
-    tp_size: Annotated[
-        int | None,
-        option(
-            "tp-size",
-            "Devices that share a model; only 1 in this version.",
-            show_default="1",
-        ),
-    ] = None
 
     def note(self) -> str | None:
-        """One line that names the flags given, or None.
-
-        Raises:
-            ConfigError: a flag asks for what cannot be ignored.
-        """
-        if self.tp_size not in (None, 1):
-            raise ConfigError(
-                f"`tp_size` is {self.tp_size}, expected 1: this version runs a model on one "
-                "device; start a server per device in its place"
-            )
+        """One line that names the flags given, or None."""
         given = [
             f"--{field.name.replace('_', '-')}"
             for field in dataclasses.fields(self)

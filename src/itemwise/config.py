@@ -16,6 +16,8 @@ from itemwise.types import Algorithm
 
 DType = Literal["auto", "bfloat16", "float32"]
 Family = Literal["qwen3", "qwen2", "llama"]
+AttentionBackend = Literal["auto", "fa", "native"]
+MaskSetting = Literal["auto", "dense", "segment"]
 DEMO_MODEL = "itemwise/demo"  # the model that comes with the package
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
@@ -184,18 +186,27 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
 class EngineConfig:
     """How the engine runs.
 
-    `dtype` changes scores; `step_lanes` and `page_tokens` pick another compiled program and may
-    move last bits. No other setting changes a bit.
+    `dtype` changes scores; `step_lanes`, `page_tokens`, `tp_size` and `attention_backend` pick
+    another compiled program and may move last bits, and so does the `packed` algorithm with all
+    its settings. No other setting changes a bit.
 
     Attributes:
         dtype: type of weights and activations; `auto` takes bfloat16 unless the checkpoint is
             float32.
-        multi_item_algorithm: `prefill_extend` (the query once) or `serial` (once per item).
+        multi_item_algorithm: `prefill_extend` (the query once, cached), `packed` (query and items
+            in one sequence, nothing cached) or `serial` (the query once per item).
         multi_item_scoring_delimiter: token id put between query and item, or None.
-        multi_item_scoring_chunk_size: most items of a lane; 0 for no bound, the fastest.
+        multi_item_scoring_chunk_size: most items of a lane, or of a packed sequence; 0 for no
+            bound, the fastest.
+        multi_item_mask_impl: how `packed` tells items apart: `dense` (a mask of every pair of
+            tokens), `segment` (tiles that no token sees are skipped) or `auto` (segment).
         max_multi_item_seq_len: most tokens of query, delimiter and one item together; None for
-            the model's `max_position_embeddings`.
+            the model's `max_position_embeddings`. Also most tokens of a packed sequence, for
+            which None means 16384.
         max_multi_item_count: most items of a request; None for no bound.
+        attention_backend: `fa` (kernels, where the device has them: TPU), `native` (XLA) or `auto`
+            (fa).
+        tp_size: devices that share the model.
         disable_radix_cache: forget a query's pages when its request ends.
         mem_fraction_static: share of the device's memory for weights and pages; None for a
             default by device.
@@ -211,8 +222,11 @@ class EngineConfig:
     multi_item_algorithm: Algorithm = "prefill_extend"
     multi_item_scoring_delimiter: int | None = None
     multi_item_scoring_chunk_size: int = 0
+    multi_item_mask_impl: MaskSetting = "auto"
     max_multi_item_seq_len: int | None = None
     max_multi_item_count: int | None = None
+    attention_backend: AttentionBackend = "auto"
+    tp_size: int = 1
     disable_radix_cache: bool = False
     mem_fraction_static: float | None = None
     kv_cache_bytes: int | None = None
@@ -225,16 +239,18 @@ class EngineConfig:
         problems = []
         if self.dtype not in get_args(DType):
             problems.append(f"`dtype` is {self.dtype!r}, expected auto, bfloat16 or float32")
-        algorithm: str = self.multi_item_algorithm
-        if algorithm == "packed":
-            problems.append("`multi_item_algorithm` packed is not available in this version")
-        elif algorithm not in get_args(Algorithm):
-            problems.append(
-                f"`multi_item_algorithm` is {algorithm!r}, expected prefill_extend or serial"
-            )
+        choices = (
+            ("multi_item_algorithm", Algorithm),
+            ("multi_item_mask_impl", MaskSetting),
+            ("attention_backend", AttentionBackend),
+        )
+        for name, allowed in choices:
+            if getattr(self, name) not in get_args(allowed):
+                expected = ", ".join(get_args(allowed))
+                problems.append(f"`{name}` is {getattr(self, name)!r}, expected one of {expected}")
         if self.multi_item_scoring_chunk_size < 0:
             problems.append("`multi_item_scoring_chunk_size` is negative, expected 0 or more")
-        for name in ("max_multi_item_seq_len", "max_multi_item_count", "step_lanes"):
+        for name in ("max_multi_item_seq_len", "max_multi_item_count", "step_lanes", "tp_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"`{name}` is {value}, expected 1 or more")

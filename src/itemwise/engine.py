@@ -18,10 +18,13 @@ import numpy as np
 
 from itemwise import checkpoint
 from itemwise.config import EngineConfig, ModelConfig, cache_dir
-from itemwise.errors import RequestError, SelfCheckError
+from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.memory import plan_pages
 from itemwise.models.decoder import describe_weights
+from itemwise.packed import DEFAULT_MAX_TOKENS
+from itemwise.packed_run import PackedRun
 from itemwise.pages import PageCache
+from itemwise.parallel import make_mesh, place
 from itemwise.programs import Programs, compile_counter, use_compilation_cache
 from itemwise.run import Progress, Run, num_temporary_pages, sequences
 from itemwise.selfcheck import SelfCheck, run_self_check
@@ -53,13 +56,16 @@ class Engine:
         counter = compile_counter()
         self.config = config
         self.model_config = checkpoint.read_config(folder)
+        mesh = make_mesh(self.model_config, _devices(config.tp_size))
         self.device = jax.devices()[0]
         self.dtype = _memory_dtype(config, self.model_config)
         self.max_seq_len = (
             config.max_multi_item_seq_len or self.model_config.max_position_embeddings
         )
         shape = _step_shape(config, self.device.platform, self.max_seq_len)
-        self._plan = plan_pages(config, self.model_config, self.dtype, shape, self.device)
+        self._plan = plan_pages(
+            config, self.model_config, self.dtype, shape, self.device, config.tp_size
+        )
         use_compilation_cache(_compilation_cache(config))
 
         def told(done: int, total: int) -> None:
@@ -70,12 +76,14 @@ class Engine:
             folder,
             describe_weights(self.model_config),
             self.dtype,
-            lambda array: jax.device_put(array, self.device),
+            lambda array, spec: place(array, spec, self.model_config, mesh),
             told,
         )
         weights_read = time.perf_counter()
+        kernels = _has_kernels(self.device) and config.attention_backend != "native"
+        self._attention = "tpu kernel" if kernels else "xla"
         self._programs = Programs(
-            self.model_config, shape, weights, self._plan.num_pages, self.dtype
+            self.model_config, shape, weights, self._plan.num_pages, self.dtype, mesh, kernels
         )
         self._cache = self._new_cache()
         compiled = time.perf_counter()
@@ -95,10 +103,10 @@ class Engine:
     def _check_self(self) -> SelfCheck:
         if self.config.skip_self_check:
             # One step all the same, so that the first request meets warm memory.
-            self.score([ScoreRequest(query=(0,), items=((0,),), labels=((0,),))])
+            self._score_exactly([ScoreRequest(query=(0,), items=((0,),), labels=((0,),))])
             return SelfCheck(status="skipped")
         verdict = run_self_check(
-            self.score,
+            self._score_exactly,
             self.forget_prefixes,
             vocab_size=self.model_config.vocab_size,
             page_tokens=self.shape.lane_tokens,
@@ -134,6 +142,24 @@ class Engine:
             RequestError: a request needs more pages than there are (`sequence_too_long`); then
                 none is scored.
         """
+        if self.config.multi_item_algorithm == "packed":
+            return [self._score_packed(request, on_progress) for request in requests]
+        return self._score_exactly(requests, on_progress)
+
+    def _score_packed(self, request: ScoreRequest, on_progress: Progress | None) -> ScoreResult:
+        """Scores one request as packed sequences; one that shares nothing runs serially."""
+        if request.item_first:
+            return self._score_exactly([request], on_progress)[0]
+        limit = self.config.max_multi_item_seq_len or min(self.max_seq_len, DEFAULT_MAX_TOKENS)
+        run = PackedRun(self._programs, self.config, limit, request, on_progress)
+        result = run.score()
+        self._count(run, [request])
+        return result
+
+    def _score_exactly(
+        self, requests: Sequence[ScoreRequest], on_progress: Progress | None = None
+    ) -> list[ScoreResult]:
+        """Scores requests through the exact step."""
         for request in requests:
             self._check_room(request)
         run = Run(self._programs, self._cache, self.config, requests, on_progress)
@@ -144,10 +170,13 @@ class Engine:
             self._programs.reset_pages()
             self._cache = self._new_cache()
             raise
+        self._count(run, requests)
+        return results
+
+    def _count(self, run: Run | PackedRun, requests: Sequence[ScoreRequest]) -> None:
         self._num_steps += run.num_steps
         self._num_tokens += run.num_tokens
         self._num_items += sum(len(request.items) for request in requests)
-        return results
 
     def _check_room(self, request: ScoreRequest) -> None:
         capacity, page_tokens = self._cache.capacity, self.shape.lane_tokens
@@ -169,6 +198,7 @@ class Engine:
             "engine_config": asdict(self.config),
             "max_seq_len": self.max_seq_len,
             "device": {"platform": self.device.platform, "kind": self.device.device_kind},
+            "attention": self._attention,
             "jax_version": jax.__version__,
             "dtype": self.dtype.name,
             "step_shape": {**asdict(shape), "tokens": shape.tokens, "max_rows": shape.max_rows},
@@ -179,6 +209,10 @@ class Engine:
             "steps": self._num_steps,
             "computed_tokens": self._num_tokens,
             "scored_items": self._num_items,
+            "packed_programs": [
+                {"tokens": tokens, "mask": mask, "compile_s": seconds}
+                for (tokens, mask), seconds in self._programs.packed_compile_s.items()
+            ],
             "weight_bytes": self._plan.weight_bytes,
             "pages": {
                 "total": cache.capacity,
@@ -191,6 +225,17 @@ class Engine:
                 "evictions": cache.evictions,
             },
         }
+
+
+def _has_kernels(device: jax.Device) -> bool:
+    return bool(device.platform == "tpu")
+
+
+def _devices(count: int) -> list[jax.Device]:
+    devices = jax.devices()
+    if count > len(devices):
+        raise ConfigError(f"`tp_size` is {count}, expected at most {len(devices)}: JAX's devices")
+    return devices[:count]
 
 
 def _memory_dtype(config: EngineConfig, model: ModelConfig) -> np.dtype[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from itemwise.config import EngineConfig, ModelConfig
 from itemwise.errors import ConfigError
 from itemwise.models.decoder import describe_weights
+from itemwise.parallel import AXIS, partition, stored_kv_heads, stored_shape
 from itemwise.types import StepShape
 
 GIB = 1 << 30
@@ -28,8 +29,8 @@ class PagePlan:
 
     Attributes:
         num_pages: pages of the pool, the null page included.
-        page_bytes: bytes of one page over all layers.
-        weight_bytes: bytes of all weights.
+        page_bytes: bytes of one page over all layers, on each device.
+        weight_bytes: bytes of all weights, on each device.
     """
 
     num_pages: int
@@ -43,16 +44,16 @@ def plan_pages(
     dtype: np.dtype[Any],
     shape: StepShape,
     device: jax.Device,
+    tp: int = 1,
 ) -> PagePlan:
-    """How many pages fit beside the weights.
+    """How many pages fit beside the weights, on each of `tp` devices like `device`.
 
     Raises:
         ConfigError: weights and pages do not fit the device's memory, or not even a page does.
     """
-    layer_heads = model.num_layers * model.num_kv_heads
+    layer_heads = model.num_layers * stored_kv_heads(model, tp) // tp
     page_bytes = 2 * layer_heads * shape.lane_tokens * model.head_dim * dtype.itemsize
-    specs = jax.tree.leaves(describe_weights(model))
-    weight_bytes = sum(math.prod(spec.shape) for spec in specs) * dtype.itemsize
+    weight_bytes = weights_bytes(model, dtype, tp)
     total = device_memory_bytes(device)
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
@@ -76,6 +77,15 @@ def plan_pages(
             "lower --kv-cache-bytes or take a smaller model"
         )
     return PagePlan(num_pages, page_bytes, weight_bytes)
+
+
+def weights_bytes(model: ModelConfig, dtype: np.dtype[Any], tp: int = 1) -> int:
+    """Bytes of the weights on each of `tp` devices."""
+    total = 0
+    for spec in jax.tree.leaves(describe_weights(model)):
+        size = math.prod(stored_shape(spec, model, tp)) * dtype.itemsize
+        total += size // tp if AXIS in partition(spec) else size
+    return total
 
 
 def device_memory_bytes(device: jax.Device) -> int:

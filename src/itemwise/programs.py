@@ -1,13 +1,15 @@
 """The compiled programs and the device memory they run on. The only caller of `jax.jit`.
 
-Three programs, each compiled once for one shape before the first request: the step, the reading of
-label logits, and the log-sum-exp over the vocabulary. They are called as compiled objects, which
-cannot compile again.
+Three programs are compiled once for one shape before the first request: the step, the reading of
+label logits, and the log-sum-exp over the vocabulary. One more is compiled for each padded length
+of packed sequences, when it is first met. All are called as compiled objects, which cannot compile
+again.
 """
 
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,20 +17,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from itemwise.config import ModelConfig
 from itemwise.models.decoder import (
     Pages,
     PageWrites,
     Weights,
+    describe_weights,
     forward,
+    forward_packed,
     label_logits,
     vocab_logsumexp,
 )
 from itemwise.ops.attention import StepLayout, to_storage
+from itemwise.ops.packed import PackedLayout
+from itemwise.packed import pack
 from itemwise.packing import StepPacker
-from itemwise.types import Float32Array, Int32Array, StepBatch, StepShape
+from itemwise.parallel import AXIS, PAGES, mesh_size, partition, stored_kv_heads
+from itemwise.types import (
+    Float32Array,
+    Int32Array,
+    Mask,
+    PackedBatch,
+    PackedShape,
+    StepBatch,
+    StepShape,
+)
 
+WHOLE = PartitionSpec()  # the same on each device
 LABEL_COLUMNS = 8  # labels that one call reads; longer lists take several calls
 
 
@@ -61,12 +78,138 @@ def use_compilation_cache(folder: Path | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+class ProgramSet:
+    """The programs of a model as XLA sees them: what to compile, for which devices.
+
+    Weights may be arrays, or shapes with shardings: to compile, no weight need exist.
+
+    Args:
+        model: the model.
+        shape: sizes of the step.
+        num_pages: P, pages of the pool.
+        dtype: type of weights and activations.
+        mesh: the devices that share the model, or None for the default device.
+        kernels: whether attention runs as a TPU kernel.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        shape: StepShape,
+        num_pages: int,
+        dtype: jnp.dtype,
+        mesh: Mesh | None = None,
+        kernels: bool = False,
+    ) -> None:
+        self._model = model
+        self._kernels = kernels
+        self._shape = shape
+        self._num_pages = num_pages
+        self._dtype = dtype
+        self._mesh = mesh
+        self._axis = None if mesh is None else AXIS
+
+    def pages(self) -> Any:
+        """The pool as shapes in a `Pages`, in storage form."""
+        model, heads = self._model, stored_kv_heads(self._model, mesh_size(self._mesh))
+        size = (self._num_pages, heads, self._shape.lane_tokens, model.head_dim)
+        stored = jax.eval_shape(to_storage, jax.ShapeDtypeStruct(size, self._dtype))
+        array = jax.ShapeDtypeStruct(size, stored.dtype, sharding=self._sharding(PAGES))
+        layers: tuple[Any, ...] = (array,) * model.num_layers
+        return Pages(layers, layers)
+
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding | None:
+        return None if self._mesh is None else NamedSharding(self._mesh, spec)
+
+    def _whole(self, *arguments: Any) -> Any:
+        """Arguments that lie whole on each device, as shapes."""
+        sharding = self._sharding(WHOLE)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments
+        )
+
+    def lower_step(self, weights: Weights) -> jax.stages.Lowered:
+        """The exact step; takes pages, which it may overwrite, and a `StepBatch`."""
+        step = functools.partial(
+            forward,
+            config=self._model,
+            shape=self._shape,
+            axis=self._axis,
+            kernels=self._kernels,
+        )
+        batch = _step_arguments(StepPacker(self._shape).take())
+        inputs = (PAGES, *(WHOLE,) * len(batch))
+        arguments = (weights, self.pages(), *self._whole(*batch))
+        return self._lower(step, inputs, (PAGES, WHOLE), arguments, donate=(1,))
+
+    def lower_packed(self, weights: Weights, shape: PackedShape, mask: Mask) -> jax.stages.Lowered:
+        """A packed sequence; gives the scored hidden states in parts of `max_rows` of the step."""
+        rows = self._shape.max_rows
+        whole = functools.partial(
+            forward_packed,
+            config=self._model,
+            shape=shape,
+            mask=mask,
+            axis=self._axis,
+            kernels=self._kernels,
+        )
+
+        def packed(*arguments: Any) -> tuple[jax.Array, ...]:
+            hidden = whole(*arguments)
+            return tuple(hidden[i : i + rows] for i in range(0, shape.max_rows, rows))
+
+        batch = _packed_arguments(pack((0,), [], shape))
+        arguments = (weights, *self._whole(*batch))
+        return self._lower(packed, (WHOLE,) * len(batch), WHOLE, arguments)
+
+    def lower_labels(self, weights: Weights) -> jax.stages.Lowered:
+        """Label logits of the step's scored rows."""
+        labels = jax.ShapeDtypeStruct((self._shape.max_rows, LABEL_COLUMNS), jnp.int32)
+        read = functools.partial(label_logits, axis=self._axis)
+        arguments = (weights, *self._whole(self._hidden(), labels))
+        return self._lower(read, (WHOLE, WHOLE), WHOLE, arguments)
+
+    def lower_vocab(self, weights: Weights) -> jax.stages.Lowered:
+        """Log-sum-exp over the vocabulary of the step's scored rows."""
+        scales = jax.ShapeDtypeStruct((self._shape.max_rows,), jnp.float32)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        read = functools.partial(vocab_logsumexp, axis=self._axis)
+        arguments = (weights, *self._whole(self._hidden(), scales, count))
+        return self._lower(read, (WHOLE,) * 3, WHOLE, arguments)
+
+    def _hidden(self) -> jax.ShapeDtypeStruct:
+        size = (self._shape.max_rows, self._model.hidden_size)
+        return jax.ShapeDtypeStruct(size, self._dtype)
+
+    def _lower(
+        self,
+        function: Callable[..., Any],
+        inputs: tuple[PartitionSpec, ...],
+        outputs: PartitionSpec | tuple[PartitionSpec, ...],
+        arguments: tuple[Any, ...],
+        donate: tuple[int, ...] = (),
+    ) -> jax.stages.Lowered:
+        """Lowers a function of weights and `inputs`; on a mesh each device runs it on its part."""
+        if self._mesh is not None:
+            weights = jax.tree.map(partition, describe_weights(self._model))
+            function = jax.shard_map(
+                function,
+                mesh=self._mesh,
+                in_specs=(weights, *inputs),
+                out_specs=outputs,
+                check_vma=False,  # sums over devices make results equal, which it cannot see
+            )
+        lowered: jax.stages.Lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+        return lowered
+
+
 class Programs:
-    """The step on one device: weights, page pool and the compiled programs.
+    """The programs compiled, with weights and page pool.
 
     Attributes:
         shape: sizes of the step.
         num_pages: P, pages of the pool, the null page included.
+        packed_compile_s: seconds that each packed program took to compile, by length and mask.
     """
 
     def __init__(
@@ -76,24 +219,26 @@ class Programs:
         weights: Weights,
         num_pages: int,
         dtype: jnp.dtype,
+        mesh: Mesh | None = None,
+        kernels: bool = False,
     ) -> None:
         self.shape = shape
         self.num_pages = num_pages
-        self._model = model
+        self.packed_compile_s: dict[tuple[int, Mask], float] = {}
         self._weights = weights
-        self._dtype = dtype
+        self._programs = ProgramSet(model, shape, num_pages, dtype, mesh, kernels)
         self._pages = self._new_pages()
-        self._step, self._labels, self._vocab = self._compile()
+        self._step = self._programs.lower_step(weights).compile()
+        self._labels = self._programs.lower_labels(weights).compile()
+        self._vocab = self._programs.lower_vocab(weights).compile()
+        self._packed: dict[tuple[int, Mask], jax.stages.Compiled] = {}
 
     def _new_pages(self) -> Pages:
-        model = self._model
-        size = (self.num_pages, model.num_kv_heads, self.shape.lane_tokens, model.head_dim)
-        stored = jax.eval_shape(to_storage, jax.ShapeDtypeStruct(size, self._dtype))
-        layers = range(model.num_layers)
-        return Pages(
-            tuple(jnp.zeros(size, stored.dtype) for _ in layers),
-            tuple(jnp.zeros(size, stored.dtype) for _ in layers),
+        pages: Pages = jax.tree.map(
+            lambda page: jnp.zeros(page.shape, page.dtype, device=page.sharding),
+            self._programs.pages(),
         )
+        return pages
 
     def reset_pages(self) -> None:
         """Empties the pool; also after a failed step, which may have given its memory away."""
@@ -101,20 +246,20 @@ class Programs:
             array.delete()
         self._pages = self._new_pages()
 
-    def _compile(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-        shape, model = self.shape, self._model
-        step = functools.partial(forward, config=model, shape=shape)
-        empty_step = _step_arguments(StepPacker(shape).take())
-        hidden = jax.ShapeDtypeStruct((shape.max_rows, model.hidden_size), self._dtype)
-        scales = jax.ShapeDtypeStruct((shape.max_rows,), jnp.float32)
-        count = jax.ShapeDtypeStruct((), jnp.int32)
-        labels = jax.ShapeDtypeStruct((shape.max_rows, LABEL_COLUMNS), jnp.int32)
-        weights = self._weights
-        return (
-            jax.jit(step, donate_argnums=1).lower(weights, self._pages, *empty_step).compile(),
-            jax.jit(label_logits).lower(weights, hidden, labels).compile(),
-            jax.jit(vocab_logsumexp).lower(weights, hidden, scales, count).compile(),
-        )
+    def packed(self, batch: PackedBatch, shape: PackedShape, mask: Mask) -> tuple[jax.Array, ...]:
+        """Runs a packed sequence; returns the scored hidden states in parts [I, D] of the step's.
+
+        The first sequence of a length compiles its program, which takes seconds to minutes; each
+        further one finds it.
+        """
+        name = (shape.tokens, mask)
+        if name not in self._packed:
+            start = time.perf_counter()
+            lowered = self._programs.lower_packed(self._weights, shape, mask)
+            self._packed[name] = lowered.compile()
+            self.packed_compile_s[name] = time.perf_counter() - start
+        hidden: tuple[jax.Array, ...] = self._packed[name](self._weights, *_packed_arguments(batch))
+        return hidden
 
     def step(self, batch: StepBatch) -> jax.Array:
         """Runs a step; returns the scored hidden states [I, D], which may still be computing."""
@@ -150,3 +295,9 @@ def _step_arguments(batch: StepBatch) -> tuple[Any, ...]:
     layout = StepLayout(*(getattr(batch, name) for name in StepLayout._fields))
     writes: tuple[Any, ...] = (batch.write_lanes, batch.write_pages, batch.num_writes)
     return batch.tokens, batch.positions, PageWrites(*writes), batch.score_tokens, layout
+
+
+def _packed_arguments(batch: PackedBatch) -> tuple[Any, ...]:
+    """The batch in the order in which `forward_packed` takes it."""
+    layout = PackedLayout(*(getattr(batch, name) for name in PackedLayout._fields))
+    return batch.tokens, batch.positions, batch.score_tokens, layout

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
-Algorithm = Literal["prefill_extend", "serial"]
+Algorithm = Literal["prefill_extend", "packed", "serial"]
+Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
 
 
 @dataclass(frozen=True)
@@ -192,3 +193,52 @@ class StepBatch:
     score_tokens: Int32Array
     score_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class PackedShape:
+    """The fixed sizes of a packed sequence; its program depends on these alone.
+
+    Attributes:
+        tokens: T, token places of the sequence.
+        max_rows: I, items of the sequence at most.
+        granule_tokens: tokens of a granule; items attend to themselves granule by granule.
+    """
+
+    tokens: int
+    max_rows: int
+    granule_tokens: int
+
+    @property
+    def max_granules(self) -> int:
+        """Granules that any `max_rows` items can need."""
+        return self.tokens // self.granule_tokens + self.max_rows
+
+
+@dataclass
+class PackedBatch:
+    """The arrays of a packed sequence: the prefix, then the items, without a gap.
+
+    Attributes:
+        tokens: int32 [T], token ids; padding holds 0.
+        positions: int32 [T], positions as if each item alone followed the prefix; padding holds 0.
+        row_starts: int32 [I], the place of each item's first token, increasing; padding holds T.
+        prefix_end: int32 [], tokens of the prefix.
+        num_tokens: int32 [], tokens in use.
+        granule_start: int32 [max_granules], as in `StepBatch`; the prefix has none.
+        granule_index: int32 [max_granules], as in `StepBatch`.
+        num_granules: int32 [], granules in use.
+        score_tokens: int32 [I], the place at which each item is scored; padding holds 0.
+        num_items: items in use; host only.
+    """
+
+    tokens: Int32Array
+    positions: Int32Array
+    row_starts: Int32Array
+    prefix_end: Int32Array
+    num_tokens: Int32Array
+    granule_start: Int32Array
+    granule_index: Int32Array
+    num_granules: Int32Array
+    score_tokens: Int32Array
+    num_items: int

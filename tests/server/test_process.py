@@ -145,8 +145,8 @@ def test_signal_while_loading_exits_cleanly() -> None:
     ("options", "text"),
     [
         (["--model-path", "./no-such-model"], "no-such-model"),
-        (["--model-path", "x", "--multi-item-algorithm", "packed"], "packed"),
-        (["--model-path", "x", "--tp-size", "2"], "`tp_size` is 2"),
+        (["--model-path", "x", "--kv-cache-bytes", "0"], "`kv_cache_bytes` is 0"),
+        (["--model-path", "x", "--tp-size", "0"], "`tp_size` is 0"),
         (["--model-path", "x", "--host", "no.such.host.invalid"], "no.such.host.invalid"),
     ],
 )

@@ -9,6 +9,7 @@ slices stacked weights, which XLA copies in every layer of every step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,16 +18,12 @@ from jax import Array, lax
 from jaxtyping import Float, Float32, Int32, Shaped
 
 from itemwise.config import ModelConfig
-from itemwise.models.layers import linear, mlp, rms_norm, rope, rope_table
-from itemwise.ops.attention import (
-    LOWEST,
-    StepLayout,
-    attend,
-    dot_precision,
-    from_storage,
-    to_storage,
-)
-from itemwise.types import StepShape, WeightSpec
+from itemwise.models.layers import linear, mlp, rms_norm, rope, rope_table, summed_linear
+from itemwise.ops.api import attend_packed
+from itemwise.ops.attention import StepLayout, attend, from_storage, to_storage
+from itemwise.ops.online import LOWEST, dot_precision
+from itemwise.ops.packed import PackedLayout
+from itemwise.types import Mask, PackedShape, StepShape, WeightSpec
 
 Weights = dict[str, Any]
 # Output rows that `vocab_logsumexp` takes at a time: bounds its memory whatever the request.
@@ -113,26 +110,88 @@ def forward(
     layout: StepLayout,
     config: ModelConfig,
     shape: StepShape,
+    axis: str | None = None,
+    kernels: bool = False,
 ) -> tuple[Pages, Float[Array, "I D"]]:
     """Runs one step. Returns the pages with new keys and values, and the scored hidden states.
 
     Keys and values are written before they are read, so a lane may read a page that another lane
-    of the same step writes. In the last layer only scored tokens pass the output projection and
-    the MLP. Hidden states come after the final norm, in the order of `score_tokens`.
+    of the same step writes. Hidden states come after the final norm, in the order of
+    `score_tokens`. `axis` is as in `_decode`; with `kernels`, attention is a TPU kernel.
     """
-    x = weights["embed"][tokens]
-    table = rope_table(positions, config)
     k_pages, v_pages = list(pages.k), list(pages.v)
-    for i, w in enumerate(weights["layers"]):
-        q, k, v = _project(rms_norm(x, w["attn_norm"], config.norm_eps), w, table, config)
+
+    def attend_layer(i: int, q: Array, k: Array, v: Array) -> Array:
         k_pages[i] = _write(k_pages[i], k, writes)
         v_pages[i] = _write(v_pages[i], v, writes)
-        seen = attend(q, k, v, k_pages[i], v_pages[i], layout, shape).reshape(x.shape[0], -1)
+        if kernels:
+            from itemwise.ops.tpu_step import attend_tpu  # loads Pallas, which others do without
+
+            return attend_tpu(q, k, v, k_pages[i], v_pages[i], layout, shape)
+        return attend(q, k, v, k_pages[i], v_pages[i], layout, shape)
+
+    hidden = _decode(weights, tokens, positions, score_tokens, attend_layer, config, axis)
+    return Pages(tuple(k_pages), tuple(v_pages)), hidden
+
+
+def forward_packed(
+    weights: Weights,
+    tokens: Int32[Array, " T"],
+    positions: Int32[Array, " T"],
+    score_tokens: Int32[Array, " I"],
+    layout: PackedLayout,
+    config: ModelConfig,
+    shape: PackedShape,
+    mask: Mask,
+    axis: str | None = None,
+    kernels: bool = False,
+) -> Float[Array, "I D"]:
+    """Runs one packed sequence. Returns the hidden states of `score_tokens`, in their order."""
+
+    def attend_layer(_: int, q: Array, k: Array, v: Array) -> Array:
+        return attend_packed(q, k, v, layout, shape, mask, kernels=kernels)
+
+    return _decode(weights, tokens, positions, score_tokens, attend_layer, config, axis)
+
+
+def _decode(
+    weights: Weights,
+    tokens: Int32[Array, " T"],
+    positions: Int32[Array, " T"],
+    score_tokens: Int32[Array, " I"],
+    attend_layer: Callable[[int, Array, Array, Array], Array],
+    config: ModelConfig,
+    axis: str | None,
+) -> Float[Array, "I D"]:
+    """All layers. In the last, only scored tokens pass the output projection and the MLP.
+
+    `attend_layer` gives the attention [T,N,H] of a layer from its number and its q, k and v.
+    `axis` is the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
+    then has its own heads, and sums over devices follow the two projections.
+    """
+    x = _embed(weights["embed"], tokens, axis)
+    table = rope_table(positions, config)
+    for i, w in enumerate(weights["layers"]):
+        q, k, v = _project(rms_norm(x, w["attn_norm"], config.norm_eps), w, table, config)
+        seen = attend_layer(i, q, k, v).reshape(x.shape[0], -1)
         if i == config.num_layers - 1:
             x, seen = x[score_tokens], seen[score_tokens]
-        x = x + linear(seen, w["out"], w.get("out_bias")).astype(x.dtype)
-        x = x + mlp(rms_norm(x, w["mlp_norm"], config.norm_eps), w).astype(x.dtype)
-    return Pages(tuple(k_pages), tuple(v_pages)), rms_norm(x, weights["norm"], config.norm_eps)
+        x = x + summed_linear(seen, w["out"], w.get("out_bias"), axis).astype(x.dtype)
+        x = x + mlp(rms_norm(x, w["mlp_norm"], config.norm_eps), w, axis).astype(x.dtype)
+    return rms_norm(x, weights["norm"], config.norm_eps)
+
+
+def _embed(
+    matrix: Float[Array, "V D"], tokens: Int32[Array, "*places"], axis: str | None
+) -> Float[Array, "*places D"]:
+    """Rows of a matrix whose first axis may be sharded: one device has each, others add zero."""
+    if axis is None:
+        return matrix[tokens]
+    local = tokens - lax.axis_index(axis) * matrix.shape[0]
+    mine = (local >= 0) & (local < matrix.shape[0])
+    rows = jnp.where(mine[..., None], matrix[jnp.where(mine, local, 0)], 0)
+    found: Array = lax.psum(rows, axis)
+    return found
 
 
 def _project(
@@ -172,10 +231,13 @@ def output_matrix(weights: Weights) -> Float[Array, "V D"]:
 
 
 def label_logits(
-    weights: Weights, hidden: Float[Array, "I D"], labels: Int32[Array, "I labels"]
+    weights: Weights,
+    hidden: Float[Array, "I D"],
+    labels: Int32[Array, "I labels"],
+    axis: str | None = None,
 ) -> Float32[Array, "I labels"]:
     """Logits of each row's labels; reads those rows of the output matrix and no others."""
-    rows = output_matrix(weights)[labels]
+    rows = _embed(output_matrix(weights), labels, axis)
     return jnp.einsum(
         "id,ild->il",
         hidden,
@@ -190,6 +252,7 @@ def vocab_logsumexp(
     hidden: Float[Array, "I D"],
     inverse_temperature: Float32[Array, " I"],
     num_rows: Int32[Array, ""],
+    axis: str | None = None,
 ) -> Float32[Array, " I"]:
     """Log-sum-exp of the scaled logits over the vocabulary, of the first `num_rows` rows.
 
@@ -220,6 +283,9 @@ def vocab_logsumexp(
 
         none = (jnp.full(LSE_ROWS, LOWEST, jnp.float32), jnp.zeros(LSE_ROWS, jnp.float32))
         top, total = lax.fori_loop(0, num_blocks, some_vocab, none)
+        if axis is not None:  # each device has summed over its part of the vocabulary
+            highest = lax.pmax(top, axis)
+            total, top = lax.psum(total * jnp.exp(top - highest), axis), highest
         return lax.dynamic_update_slice_in_dim(out, top + jnp.log(total), r * LSE_ROWS, 0)
 
     blocks = (num_rows + LSE_ROWS - 1) // LSE_ROWS

@@ -9,7 +9,7 @@ from jax import Array, lax
 from jaxtyping import Float, Float32, Int32
 
 from itemwise.config import ModelConfig
-from itemwise.ops.attention import dot_precision
+from itemwise.ops.online import dot_precision
 
 
 def linear(
@@ -66,8 +66,24 @@ def rope(x: Float[Array, "T heads H"], table: tuple[Array, Array]) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def mlp(x: Float[Array, "T D"], w: dict[str, Array]) -> Float32[Array, "T D"]:
+def summed_linear(
+    x: Float[Array, "T inner"],
+    weight: Float[Array, "outer inner"],
+    bias: Array | None,
+    axis: str | None,
+) -> Float32[Array, "T outer"]:
+    """`linear`, whose inner axis is sharded over the mesh axis `axis`, or whole if that is None."""
+    if axis is None:
+        return linear(x, weight, bias)
+    y: Array = lax.psum(linear(x, weight), axis)
+    return y if bias is None else y + bias.astype(jnp.float32)
+
+
+def mlp(
+    x: Float[Array, "T D"], w: dict[str, Array], axis: str | None = None
+) -> Float32[Array, "T D"]:
     """Gated MLP (Shazeer, 2020, "GLU Variants"): `down(silu(gate(x)) * up(x))`."""
     gate = linear(x, w["gate"], w.get("gate_bias"))
     up = linear(x, w["up"], w.get("up_bias"))
-    return linear((jax.nn.silu(gate) * up).astype(x.dtype), w["down"], w.get("down_bias"))
+    inner = (jax.nn.silu(gate) * up).astype(x.dtype)
+    return summed_linear(inner, w["down"], w.get("down_bias"), axis)

@@ -1,0 +1,124 @@
+"""Online softmax, and a row's attention to itself: what every XLA form is built from.
+
+Blocks of keys are taken in one after the other (Milakov and Gimelshein, 2018, "Online normalizer
+calculation for softmax"). A masked place is an exact no-op: its score is minus infinity, so the
+running maximum keeps its value and zero is added.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Float32, Int32
+
+# Finite, so that the difference of two running maxima is never "inf - inf"; any score exceeds it.
+LOWEST = -1e30
+
+
+class Granules(Protocol):
+    """The arrays that name the granules of rows; see `StepBatch`."""
+
+    @property
+    def granule_start(self) -> Int32[Array, " granules"]:
+        """First token place of each granule, increasing."""
+        ...
+
+    @property
+    def granule_index(self) -> Int32[Array, " granules"]:
+        """Granules of the same row before it."""
+        ...
+
+    @property
+    def num_granules(self) -> Int32[Array, ""]:
+        """Granules in use."""
+        ...
+
+
+class Sums(NamedTuple):
+    """Running state of the online softmax: maximum, sum of weights, weighted sum of values."""
+
+    top: Float32[Array, "*rows"]
+    weight: Float32[Array, "*rows"]
+    total: Float32[Array, "*rows H"]
+
+
+def dot_precision(dtype: jnp.dtype) -> lax.Precision | None:
+    """Full precision for float32; accelerators else multiply it in fewer bits."""
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def scaled_scores(equation: str, q: Array, k: Array) -> Array:
+    """Scaled products of queries and keys, float32 [..., keys]."""
+    products = jnp.einsum(
+        equation, q, k, preferred_element_type=jnp.float32, precision=dot_precision(k.dtype)
+    )
+    scores: Array = products * q.shape[-1] ** -0.5
+    return scores
+
+
+def accumulate(sums: Sums, scores: Array, v: Array, equation: str) -> Sums:
+    """Takes one block of keys into the sums. `scores` [..., keys], masked with minus infinity."""
+    top = jnp.maximum(sums.top, scores.max(-1))
+    p, shrink = jnp.exp(scores - top[..., None]), jnp.exp(sums.top - top)
+    seen = jnp.einsum(
+        equation,
+        p.astype(v.dtype),
+        v,
+        preferred_element_type=jnp.float32,
+        precision=dot_precision(v.dtype),
+    )
+    total = sums.total * shrink[..., None] + seen
+    return Sums(top, sums.weight * shrink + p.sum(-1), total)
+
+
+def own_rows(
+    q: Float[Array, "K T group H"],
+    k: Float[Array, "K T H"],
+    v: Float[Array, "K T H"],
+    layout: Granules,
+    granule: int,
+) -> Sums:
+    """Sums over each token's own row up to itself. Returns arrays [K, T, group(, H)].
+
+    A granule may hold fewer tokens than it has places: what lies past them belongs to a later
+    granule, which overwrites it, or to nobody. Granules come in the order of their start.
+    """
+    num_kv_heads, num_tokens, group, head_dim = q.shape
+    # The last granule may reach past the step's end.
+    q, k, v = (jnp.pad(a, [(0, 0), (0, granule)] + [(0, 0)] * (a.ndim - 2)) for a in (q, k, v))
+    rows = (num_kv_heads, granule * group)
+    # Place t sees place s <= t of its granule; the heads of a group sit side by side.
+    causal = jnp.arange(granule * group)[:, None] // group >= jnp.arange(granule)
+
+    def one_granule(n: Array, sums: Sums) -> Sums:
+        start = layout.granule_start[n]
+        q_n = lax.dynamic_slice_in_dim(q, start, granule, 1).reshape(*rows, head_dim)
+
+        def one_product(j: Array, own: Sums) -> Sums:
+            k_j = lax.dynamic_slice_in_dim(k, start - j * granule, granule, 1)
+            v_j = lax.dynamic_slice_in_dim(v, start - j * granule, granule, 1)
+            scores = jnp.where(causal | (j > 0), scaled_scores("kth,ksh->kts", q_n, k_j), -jnp.inf)
+            return accumulate(own, scores, v_j, "kts,ksh->kth")
+
+        own = lax.fori_loop(0, layout.granule_index[n] + 1, one_product, no_sums(rows, head_dim))
+
+        def put(whole: Array, part: Array) -> Array:
+            part = part.reshape(num_kv_heads, granule, group, *part.shape[2:])
+            return lax.dynamic_update_slice_in_dim(whole, part, start, 1)
+
+        return Sums(*map(put, sums, own))
+
+    empty = no_sums((num_kv_heads, num_tokens + granule, group), head_dim)
+    sums = lax.fori_loop(0, layout.num_granules, one_granule, empty)
+    return Sums(*(a[:, :num_tokens] for a in sums))
+
+
+def no_sums(rows: tuple[int, ...], head_dim: int) -> Sums:
+    """The sums before any block."""
+    return Sums(
+        jnp.full(rows, LOWEST, jnp.float32),
+        jnp.zeros(rows, jnp.float32),
+        jnp.zeros((*rows, head_dim), jnp.float32),
+    )
