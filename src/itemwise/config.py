@@ -28,6 +28,21 @@ def cache_dir() -> Path:
     return Path(base) / "itemwise"
 
 
+def prepare_tpu_compiler() -> None:
+    """Lets libtpu compile on a machine without a TPU; only before JAX is imported.
+
+    libtpu else asks the cloud's metadata server which TPU this is, and waits for an answer.
+    """
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v6e-1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no lock on the machine: there is no chip to share
+    }
+    os.environ.update(settings)
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies are stretched for long contexts.

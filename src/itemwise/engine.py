@@ -62,7 +62,7 @@ class Engine:
         self.max_seq_len = (
             config.max_multi_item_seq_len or self.model_config.max_position_embeddings
         )
-        shape = _step_shape(config, self.device.platform, self.max_seq_len)
+        shape = step_shape(config, self.device.platform, self.max_seq_len)
         self._plan = plan_pages(
             config, self.model_config, self.dtype, shape, self.device, config.tp_size
         )
@@ -245,7 +245,8 @@ def _memory_dtype(config: EngineConfig, model: ModelConfig) -> np.dtype[Any]:
     return np.dtype(jax.numpy.dtype(name))
 
 
-def _step_shape(config: EngineConfig, platform: str, max_seq_len: int) -> StepShape:
+def step_shape(config: EngineConfig, platform: str, max_seq_len: int) -> StepShape:
+    """The sizes of a step on a kind of device, for sequences up to a length."""
     page = config.page_tokens
     block_pages = max(1, BLOCK_TOKENS // page)
     # A prefix's part-full last page and a long item's temporary pages may add one to the quotient.

@@ -51,15 +51,29 @@ def plan_pages(
     Raises:
         ConfigError: weights and pages do not fit the device's memory, or not even a page does.
     """
+    total, is_host = device_memory_bytes(device), device.platform == "cpu"
+    return plan_pages_in(config, model, dtype, shape, total, tp, is_host=is_host)
+
+
+def plan_pages_in(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: np.dtype[Any],
+    shape: StepShape,
+    total: int,
+    tp: int = 1,
+    *,
+    is_host: bool = False,
+) -> PagePlan:
+    """As `plan_pages`, on devices of `total` bytes; `is_host`: the memory is the host's."""
     layer_heads = model.num_layers * stored_kv_heads(model, tp) // tp
     page_bytes = 2 * layer_heads * shape.lane_tokens * model.head_dim * dtype.itemsize
     weight_bytes = weights_bytes(model, dtype, tp)
-    total = device_memory_bytes(device)
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
     elif config.mem_fraction_static is not None:
         budget = int(total * config.mem_fraction_static) - weight_bytes
-    elif device.platform == "cpu":
+    elif is_host:
         budget = min(int(total * HOST_SHARE), HOST_MAX_TOKENS // shape.lane_tokens * page_bytes)
     else:
         budget = int(total * ACCELERATOR_SHARE) - weight_bytes

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from itemwise.config import ModelConfig
 from itemwise.models.decoder import (
@@ -34,7 +34,14 @@ from itemwise.ops.attention import StepLayout, to_storage
 from itemwise.ops.packed import PackedLayout
 from itemwise.packed import pack
 from itemwise.packing import StepPacker
-from itemwise.parallel import AXIS, PAGES, mesh_size, partition, stored_kv_heads
+from itemwise.parallel import (
+    AXIS,
+    PAGES,
+    mesh_size,
+    partition,
+    stored_kv_heads,
+    stored_shape,
+)
 from itemwise.types import (
     Float32Array,
     Int32Array,
@@ -43,6 +50,7 @@ from itemwise.types import (
     PackedShape,
     StepBatch,
     StepShape,
+    WeightSpec,
 )
 
 WHOLE = PartitionSpec()  # the same on each device
@@ -88,7 +96,8 @@ class ProgramSet:
         shape: sizes of the step.
         num_pages: P, pages of the pool.
         dtype: type of weights and activations.
-        mesh: the devices that share the model, or None for the default device.
+        mesh: the devices that share the model, or None for a single one.
+        device: the single one; None for the default device.
         kernels: whether attention runs as a TPU kernel.
     """
 
@@ -100,8 +109,10 @@ class ProgramSet:
         dtype: jnp.dtype,
         mesh: Mesh | None = None,
         kernels: bool = False,
+        device: jax.Device | None = None,
     ) -> None:
         self._model = model
+        self._device = device
         self._kernels = kernels
         self._shape = shape
         self._num_pages = num_pages
@@ -118,8 +129,21 @@ class ProgramSet:
         layers: tuple[Any, ...] = (array,) * model.num_layers
         return Pages(layers, layers)
 
-    def _sharding(self, spec: PartitionSpec) -> NamedSharding | None:
-        return None if self._mesh is None else NamedSharding(self._mesh, spec)
+    def weights(self) -> Weights:
+        """The weights as shapes, in the order and under the names of `describe_weights`."""
+        tp = mesh_size(self._mesh)
+
+        def one(spec: WeightSpec) -> jax.ShapeDtypeStruct:
+            size = stored_shape(spec, self._model, tp)
+            return jax.ShapeDtypeStruct(size, self._dtype, sharding=self._sharding(partition(spec)))
+
+        shapes: Weights = jax.tree.map(one, describe_weights(self._model))
+        return shapes
+
+    def _sharding(self, spec: PartitionSpec) -> Sharding | None:
+        if self._mesh is not None:
+            return NamedSharding(self._mesh, spec)
+        return None if self._device is None else SingleDeviceSharding(self._device)
 
     def _whole(self, *arguments: Any) -> Any:
         """Arguments that lie whole on each device, as shapes."""
