@@ -21,7 +21,7 @@ from itemwise.run import Progress as Told
 from itemwise.scorer import Scorer
 from itemwise.types import RankedItem, ScoreResult
 
-BAR_WIDTH = 24
+BAR_WIDTH = 20
 PLAIN_LINES = 10  # lines that a long job prints where there is no terminal
 
 
