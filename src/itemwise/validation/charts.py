@@ -15,8 +15,8 @@ from itemwise.validation.svg import (
     RED,
     diagonal,
     draw_svg,
-    flat,
     log2_axis,
+    log_odds,
     scatter,
 )
 
@@ -76,7 +76,7 @@ def isolation_chart(results: dict[str, Json]) -> Chart | None:
         axes.axvline(_FLOAT32_STEP, color=INK, linewidth=0.8, linestyle=":")
         axes.set_xscale("symlog", linthresh=1e-8, linscale=0.5)
         axes.set_xlim(0, 20)
-        axes.set_xticks([0, 1e-8, 1e-6, 1e-4, 1e-2, 1], ["0", "1e-8", "1e-6", "1e-4", "0.01", "1"])
+        axes.set_xticks([0, 1e-6, 1e-4, 1e-2, 1], ["0", "1e-6", "1e-4", "0.01", "1"])
         axes.set_yticks(range(len(bars)), [name for name, _ in reversed(bars)])
         axes.set_xlabel("largest change of an unchanged item's score (probability)")
 
@@ -128,7 +128,11 @@ def equivalence_chart(results: dict[str, Json]) -> Chart | None:
     svg = draw_svg(
         "equivalence",
         lambda axes: scatter(
-            axes, series, aligned["multi_scores"], "serial score (probability)", "multi score"
+            axes,
+            series,
+            aligned["multi_scores"],
+            "serial score (log-odds)",
+            "multi score (log-odds)",
         ),
     )
     rows = _pair_rows(
@@ -166,10 +170,10 @@ def parity_chart(results: dict[str, Json]) -> Chart | None:
         diagonal(axes)
         for label, reference, ours, color, filled in pairs:
             face = color if filled else "none"
-            x, y = flat(parity[reference]), flat(parity[ours])
+            x, y = log_odds(parity[reference]), log_odds(parity[ours])
             axes.scatter(x, y, s=34, facecolors=face, edgecolors=color, label=label, zorder=3)
-        axes.set_xlabel("PyTorch score, float32 (probability)")
-        axes.set_ylabel("server score")
+        axes.set_xlabel("PyTorch score, float32 (log-odds)")
+        axes.set_ylabel("server score (log-odds)")
         axes.legend(frameon=False)
 
     rows = _pair_rows(

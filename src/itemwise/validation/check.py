@@ -102,7 +102,9 @@ def _parity_check(parity: Json, strict: bool) -> Check:
         return Check(name, value, 0.02, "<=", why)
     dtype = parity.get("server_dtype")
     bound = STRICT_PARITY.get(str(dtype), STRICT_PARITY["float32"])
-    taken = f"the bound of {dtype if dtype in STRICT_PARITY else 'float32, the type is unknown'}"
+    taken = (
+        f"the bound for {dtype if dtype in STRICT_PARITY else 'float32, as the type is unknown'}"
+    )
     return Check(name, value, bound, "<=", why or taken)
 
 

@@ -125,13 +125,14 @@ class _Evaluation:
         try:
             for done, (name, stage) in enumerate(stages):
                 self.told(f"{self.mode}: stages", done, len(stages))
+                self.results["stage"] = name
                 stage()
                 self._save()
         except BaseException as error:
             self.results["error"] = str(error) or type(error).__name__
-            self.results["failed_stage"] = name
             self._save()
             raise
+        del self.results["stage"]
         self.results["complete"] = True
         self._save()
         self.told(f"{self.mode}: stages", len(stages), len(stages))

@@ -106,7 +106,7 @@ def row(result: Json, folder: Path) -> Json:
     speeds = both["performance"]
     torch = parity["torch_performance"].get("32", {})
     found: Json = {
-        "model": slug(result["model"]),
+        "model": result["name"],
         "same_length_max": both["isolation"]["same_length_mutation_max_abs_diff"],
         "changed_length_max": both["isolation"]["changed_length_mutation_max_abs_diff"],
         "delimiter_aligned_max": both["equivalence_query_plus_delimiter"]["max_abs_diff"],

@@ -68,7 +68,7 @@ def page(folder: Path, result: Json, results: dict[str, Json]) -> str:
 
 def summary(folder: Path, result: Json, results: dict[str, Json]) -> str:
     """The Markdown summary."""
-    lines = [f"# Validation of {result['model']}", "", _subtitle(result), ""]
+    lines = [f"# Validation of {result['name']}", "", _subtitle(result), ""]
     lines += [f"**{verdict(result)}**", "", *verdict_lines(result), ""]
     rows = check_rows(result)
     if rows:
@@ -120,7 +120,11 @@ def verdict_lines(result: Json) -> list[str]:
     if not result["complete"]:
         return [f"Ended early: {result['error'] or 'still running'}"]
     failed = [name for name, check in result["checks"].items() if not check["pass"]]
-    strict = [name for name, check in result["strict_checks"].items() if not check["pass"]]
+    strict = [
+        name + (f" ({check['note']})" if "note" in check else "")
+        for name, check in result["strict_checks"].items()
+        if not check["pass"]
+    ]
     lines = []
     if failed:
         lines.append(f"Checks that fail: {', '.join(failed)}.")
@@ -208,7 +212,7 @@ def _sweep_rows(multi: Json) -> list[dict[str, str]]:
             {
                 "varied": case["varied"].replace("_", " "),
                 "query": str(case["query_tokens"]),
-                "items": str(case["num_items"]),
+                "count": str(case["num_items"]),
                 "length": str(case["item_tokens"]),
                 "seconds": f"{case['latency_sec']:.3g}" if "latency_sec" in case else "-",
                 "diff": f"refused: {refused}" if refused else _value(case["max_abs_diff_alone"]),

@@ -90,7 +90,7 @@ def print_validation(result: Json) -> None:
         for row in check_rows(result)
     ]
     headings = ("check", "measured", "the runbook", "Itemwise's own")
-    _print_table(f"Validation of {result['model']}", headings, rows)
+    _print_table(f"Validation of {result['name']}", headings, rows)
     for line in (verdict(result) + ".", *verdict_lines(result)):
         _say(line)
     _say(f"Report: {Path(result['folder']) / PAGE_FILE}")

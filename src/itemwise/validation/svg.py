@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,8 +24,8 @@ def scatter(
     diagonal(axes)
     for label, reference, color, marker, filled in series:
         axes.scatter(
-            flat(reference),
-            flat(ours),
+            log_odds(reference),
+            log_odds(ours),
             s=34,
             marker=marker,
             facecolors=color if filled else "none",
@@ -50,9 +51,10 @@ def log2_axis(axes: Any, counts: Sequence[int]) -> None:
     axes.set_xlabel("items of a request, N")
 
 
-def flat(scores: Any) -> list[float]:
-    """All numbers of [items][labels]."""
-    return [float(score) for row in scores for score in row]
+def log_odds(scores: Any) -> list[float]:
+    """Log-odds of all numbers of [items][labels], which spreads out what is near 0 and near 1."""
+    numbers = [min(max(float(score), 1e-9), 1 - 1e-9) for row in scores for score in row]
+    return [math.log(number / (1 - number)) for number in numbers]
 
 
 def draw_svg(name: str, draw: Callable[[Any], None], height: float = 3.1) -> str:
@@ -63,7 +65,7 @@ def draw_svg(name: str, draw: Callable[[Any], None], height: float = 3.1) -> str
     style: Any = {
         "svg.hashsalt": name,  # ids are the same in every run, and differ between pictures
         "svg.fonttype": "path",
-        "font.size": 9,
+        "font.size": 10,
         "text.color": INK,
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
@@ -74,7 +76,7 @@ def draw_svg(name: str, draw: Callable[[Any], None], height: float = 3.1) -> str
         "legend.labelcolor": INK,
     }
     with mpl.rc_context(style):
-        figure = Figure(figsize=(4.8, height), layout="constrained")
+        figure = Figure(figsize=(4.6, height), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         file = io.StringIO()

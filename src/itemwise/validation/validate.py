@@ -143,7 +143,8 @@ class _Run:
             "parity": "jax_torch_parity_results",
         }
         self.result: Json = {
-            "model": slug(self.model) if model is None else self.model,
+            "model": self.model,
+            "name": slug(self.model),
             "complete": False,
             "error": None,
             "all_pass": False,
