@@ -14,7 +14,7 @@ from tests.validation.planted import SMALL, scripted_server, truth
 
 # As SGLang and vLLM answer; the numbers are made up.
 SGLANG = {"scores": [[0.25, 0.75], [0.5, 0.5]], "model": "m", "usage": None, "object": "scoring"}
-VLLM = {
+VLLM: dict[str, Any] = {
     "id": "generative-scoring-1",
     "object": "list",
     "created": 1774000000,

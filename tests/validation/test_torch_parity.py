@@ -28,7 +28,7 @@ def test_reference_scores_both_semantics(make_checkpoint: Callable[[str], Path])
         (found.multi_semantic, [[9, *item] for item in ASKED.items]),
     ):
         wanted = torch_scores(model, ASKED.query, items, ASKED.labels, apply_softmax=True)
-        assert np.float32(scores).tobytes() == wanted.tobytes()
+        assert np.asarray(scores, np.float32).tobytes() == wanted.tobytes()
     # A position off by one shows, and is no other sequence: the query is still seen.
     assert 1e-5 < max_abs_diff(found.shifted, found.serial) < 0.5
     alone = torch_scores(model, [4], [[5]], ASKED.labels, apply_softmax=True).tolist()

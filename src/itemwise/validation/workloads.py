@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import itemwise
 from itemwise import checkpoint
 from itemwise.errors import ConfigError, RequestError
 from itemwise.tokenization import TOKENIZER_FILE, Tokenizer
@@ -157,7 +156,7 @@ def demo_model() -> Path:
     Raises:
         ConfigError: this installation has none.
     """
-    folder = Path(itemwise.__file__).parent / "demo_model"
+    folder = Path(__file__).parents[1] / "demo_model"
     if not (folder / checkpoint.CONFIG_FILE).is_file():
         raise ConfigError("this installation has no demo model; name a model: a folder or a Hub id")
     return folder
