@@ -78,7 +78,7 @@ def isolation_chart(results: dict[str, Json]) -> Chart | None:
         axes.set_xlim(0, 20)
         axes.set_xticks([0, 1e-6, 1e-4, 1e-2, 1], ["0", "1e-6", "1e-4", "0.01", "1"])
         axes.set_yticks(range(len(bars)), [name for name, _ in reversed(bars)])
-        axes.set_xlabel("largest change of an unchanged item's score (probability)")
+        axes.set_xlabel("largest change of a score (probability)")
 
     rows = [(name, f"{value:.3g}" if value else "0.0", "0.0") for name, value in found]
     if control is not None:
@@ -218,7 +218,7 @@ def error_chart(results: dict[str, Json]) -> Chart | None:
         axes.set_xlim(1e-9, 30)
         axes.set_xticks([1e-8, 1e-6, 1e-4, 1e-2, 1])
         axes.set_yticks(range(len(worst)), [name for name, _, _ in reversed(worst)])
-        axes.set_xlabel("largest difference from PyTorch float32 (probability)")
+        axes.set_xlabel("largest difference (probability)")
 
     rows = [(name, f"{value:.3g}", f"{mean[name]:.3g}") for name, value, _ in worst]
     note = (
@@ -297,7 +297,7 @@ def latency_chart(results: dict[str, Json]) -> Chart | None:
             axes.plot([int(n) for n in torch], best, "D", color=ORANGE, label="transformers")
         log2_axis(axes, sorted({n for rows in measured.values() for n in rows}))
         axes.set_yscale("log")
-        axes.set_ylabel("seconds for N items (p50; band to p95)")
+        axes.set_ylabel("seconds (p50, band to p95)")
         axes.legend(frameon=False)
 
     rows = [
