@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from itemwise.cli_options import expand_options, option
+from itemwise.config import DEMO_MODEL
 from itemwise.errors import ConfigError
 from itemwise.progress import progress
 
@@ -189,13 +190,14 @@ def evaluate(
     ] = "sglang",
 ) -> None:
     """Measure isolation and speed of one endpoint, Itemwise's or another's, as JSON."""
+    from itemwise import checkpoint
     from itemwise.validation.client import ScoreClient
     from itemwise.validation.evaluate import evaluate as run
-
-    folder = Path(model) if model and Path(model).is_dir() else None
+    from itemwise.validation.screens import print_evaluation
     from itemwise.validation.workloads import load_workload
 
-    chosen = load_workload(workload, folder)
+    is_local = model == DEMO_MODEL or (model is not None and Path(model).is_dir())
+    chosen = load_workload(workload, checkpoint.locate(model) if model and is_local else None)
     settings = amount.amount()
     client = ScoreClient(
         url, model, dialect=dialect, api_key=amount.api_key, timeout_s=amount.timeout
@@ -204,8 +206,6 @@ def evaluate(
         results = run(
             client, mode, workload=chosen, amount=settings, output=output_json, on_progress=told
         )
-    from itemwise.validation.screens import print_evaluation
-
     print_evaluation(results, output_json)
 
 
@@ -320,12 +320,9 @@ def validate(
     amount: AmountOptions,
     how: ValidateOptions,
     model: Annotated[
-        str | None,
-        typer.Argument(
-            help="Folder of a checkpoint, or its Hub id; the demo model if none is named.",
-            show_default=False,
-        ),
-    ] = None,
+        str,
+        typer.Argument(help="Folder of a checkpoint, or its Hub id; by default the demo model."),
+    ] = DEMO_MODEL,
     output: Annotated[
         Path | None,
         option("output", "Folder for the report.", show_default="reports/MODEL-DATE"),

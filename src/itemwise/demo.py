@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from rich.console import Console
 
-from itemwise.commands import progress, ranking_table
+from itemwise.commands import ranking_table
+from itemwise.progress import progress
 from itemwise.scorer import Scorer
 
 # Whole matches with other words around them, in another order or number, partial ones, and none.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itemwise import checkpoint
+from itemwise.config import DEMO_MODEL
 from itemwise.errors import ConfigError
 from itemwise.progress import Told, silent
 from itemwise.validation.check import run_checks, summary
@@ -23,7 +24,7 @@ from itemwise.validation.files import Json, read_json, write_json
 from itemwise.validation.report import write_report
 from itemwise.validation.servers import ChildServer, free_port, sigterm_unwinds
 from itemwise.validation.torch_parity import check_fits, require_torch
-from itemwise.validation.workloads import Workload, demo_model, load_workload, workload_for
+from itemwise.validation.workloads import Workload, load_workload, workload_for
 
 RESULT_FILE = "validation.json"
 
@@ -64,7 +65,7 @@ class Settings:
 
 
 def validate(
-    model: str | None,
+    model: str = DEMO_MODEL,
     settings: Settings | None = None,
     *,
     folder: Path | None = None,
@@ -77,7 +78,7 @@ def validate(
     and are ended whatever happens. JSON and report are written as far as it came.
 
     Args:
-        model: folder or Hub id; None for the demo model.
+        model: folder or Hub id; by default the demo model.
         settings: how.
         folder: for the report; None for `reports/<model>-<date>`.
         api_key: that the servers are to ask for.
@@ -120,7 +121,7 @@ class _Run:
 
     def __init__(
         self,
-        model: str | None,
+        model: str,
         settings: Settings,
         folder: Path | None,
         api_key: str | None,
@@ -128,7 +129,7 @@ class _Run:
     ) -> None:
         require_extra()
         self.settings, self.api_key, self.told = settings, api_key, told
-        self.model = str(demo_model()) if model is None else model
+        self.model = model
         self.stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         checkpoint_folder = checkpoint.locate(self.model)
         if settings.torch_model is None:

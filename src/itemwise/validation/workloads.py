@@ -150,18 +150,6 @@ def _unused_special(folder: Path, used: set[int]) -> int:
     return min(special, default=next(i for i in range(len(used) + 1) if i not in used))
 
 
-def demo_model() -> Path:
-    """The folder of the model that comes with the package.
-
-    Raises:
-        ConfigError: this installation has none.
-    """
-    folder = Path(__file__).parents[1] / "demo_model"
-    if not (folder / checkpoint.CONFIG_FILE).is_file():
-        raise ConfigError("this installation has no demo model; name a model: a folder or a Hub id")
-    return folder
-
-
 def workload_for(folder: Path) -> Workload:
     """The default workload where it fits the model's vocabulary, else the demo workload.
 
