@@ -98,8 +98,10 @@ def print_validation(result: Json) -> None:
 
 def print_matrix(matrix: Json, folder: Path) -> None:
     """The table of all models."""
-    rows = [tuple(cells(row)) for row in matrix["rows"]]
-    _print_table("", [title for _, title in COLUMNS], rows)
+    # A column per model: the other way round is too wide for a terminal.
+    columns = [[*cells(row)[:-1], row.get("verdict", "failed")] for row in matrix["rows"]]
+    names, *rows = zip([title for _, title in COLUMNS], *columns, strict=True)
+    _print_table("", names, rows)
     for row in matrix["rows"]:
         if "error" in row:
             _say(f"{row['model']} failed: {row['error']}")
