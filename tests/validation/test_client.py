@@ -66,6 +66,7 @@ def test_vllm_form_gives_the_first_label_in_the_order_of_items() -> None:
         ({**SGLANG, "scores": [[0.5]]}, "sglang"),
         ({**SGLANG, "scores": [[0.5], [None]]}, "sglang"),
         ({**SGLANG, "scores": [[0.5], []]}, "sglang"),
+        (b'{"scores": [[0.5], [NaN]]}', "sglang"),
         ({**VLLM, "data": VLLM["data"] * 2}, "vllm"),
         ([1], "sglang"),
         (b"<html>", "sglang"),

@@ -59,6 +59,22 @@ def test_parity_has_the_runbooks_keys() -> None:
     assert found["server_dtype"] == "float32"
 
 
+def test_a_server_that_scores_one_label_is_compared_in_that_one() -> None:
+    multi, serial = (
+        {
+            **results,
+            "isolation": {
+                **results["isolation"],
+                "base_scores": [row[:1] for row in results["isolation"]["base_scores"]],
+            },
+        }
+        for results in (measured("multi"), measured("serial"))
+    )
+    found = parity(multi, serial, reference(), reference(dtype="bfloat16"))
+    assert found["max_abs_diff_jax_serial_vs_torch_serial"] == 0.0
+    assert [len(row) for row in found["torch_serial_reference_scores"]] == [1] * 5
+
+
 def test_a_run_that_ended_early_is_compared_as_far_as_it_came() -> None:
     serial = {**measured("serial"), "complete": False, "error": "lost"}
     del serial["semantic_alignment"], serial["performance"]

@@ -27,6 +27,8 @@ class Played:
 
     def __call__(self, model: str, settings: Settings, *, folder: Path, **_: Any) -> Any:
         self.models.append(model)
+        if model == "bug":
+            raise ZeroDivisionError("division by zero")
         if "broken" in model:
             raise CheckpointError("`broken` has no weights\nsecond line")
         speeds = {n: {"speedup_vs_serial_p50": float(n) / 2} for n in ("8", "32")}
@@ -88,6 +90,12 @@ def test_a_model_that_does_not_pass_fails_the_matrix(tmp_path: Path, played: Pla
     found = run_matrix(["one"], Settings(), folder=tmp_path)
     assert not found["all_pass"]
     assert found["rows"][0]["verdict"] == "1 of 2 pass"
+
+
+def test_an_unexpected_failure_does_not_stop_the_others(tmp_path: Path, played: Played) -> None:
+    found = run_matrix(["bug", "good"], Settings(), folder=tmp_path)
+    assert found["rows"][0]["error"] == "ZeroDivisionError: division by zero"
+    assert played.models == ["bug", "good"]
 
 
 def test_two_models_of_one_name(tmp_path: Path, played: Played) -> None:

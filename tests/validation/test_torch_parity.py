@@ -14,7 +14,10 @@ from itemwise.validation.torch_parity import Asked, check_fits, num_weights, tor
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning"),
+    pytest.mark.usefixtures("one_torch_thread"),
+]
 
 ASKED = Asked([1, 2, 3], [[4, 5], [6]], [7, 8], delimiter=9, timed_counts=(3,), rounds=2, warmup=0)
 

@@ -22,7 +22,10 @@ from itemwise.validation.validate import Settings, slug, validate
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning"),
+    pytest.mark.usefixtures("one_torch_thread"),
+]
 
 SERVER_ARGUMENTS = ("--kv-cache-bytes", str(1 << 22), "--skip-self-check")
 

@@ -13,6 +13,7 @@ The forms, as their sources have them:
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -186,8 +187,12 @@ def _is_scores(scores: Any, num_items: int) -> bool:
         isinstance(scores, list)
         and len(scores) == num_items
         and all(isinstance(row, list) and row for row in scores)
-        and all(isinstance(x, int | float) and x is not True for row in scores for x in row)
+        and all(_is_number(x) for row in scores for x in row)
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _reason(answer: Any) -> tuple[str | None, str | None]:

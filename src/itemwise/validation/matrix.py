@@ -81,8 +81,11 @@ def _row_of(
     try:
         result = kept or validate(model, settings, folder=folder, api_key=api_key, on_progress=told)
         return row(result, folder)
-    except ItemwiseError as error:
-        return {"model": slug(model), "error": str(error), "all_pass": False}
+    except Exception as error:  # whatever one model came up with, the others get their turn
+        text = (
+            str(error) if isinstance(error, ItemwiseError) else f"{type(error).__name__}: {error}"
+        )
+        return {"model": slug(model), "error": text, "all_pass": False}
 
 
 def _finished(folder: Path, settings: Settings) -> Json | None:

@@ -125,7 +125,7 @@ def torch_reference(
 
     Raises:
         ConfigError: torch is not installed, or the model does not fit into memory.
-        CheckpointError: the folder has no readable weights.
+        CheckpointError: the folder has no readable weights, or transformers cannot load it.
     """
     require_torch()
     check_fits(folder, dtype)
@@ -133,7 +133,10 @@ def torch_reference(
 
     logging.disable_progress_bar()  # it does not go with ours
     on_progress(f"torch {dtype}: load", 0, 1)
-    model = load_torch(folder, dtype)
+    try:
+        model = load_torch(folder, dtype)
+    except Exception as error:  # whatever transformers came up with
+        raise CheckpointError(f"`{folder}` cannot be loaded by transformers: {error}") from error
     on_progress(f"torch {dtype}: load", 1, 1)
     between = [] if asked.delimiter is None else [asked.delimiter]
     rows = [[*between, *item] for item in asked.items]

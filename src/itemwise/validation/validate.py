@@ -132,8 +132,7 @@ class _Run:
         self.model = model
         self.stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         checkpoint_folder = checkpoint.locate(self.model)
-        if settings.torch_model is None:
-            check_fits(checkpoint_folder, "float32")
+        check_fits(checkpoint.locate(settings.torch_model or self.model), "float32")
         self.workload = _workload(settings.workload, checkpoint_folder)
         self.folder = folder or Path("reports") / f"{slug(self.model)}-{self.stamp}"
         self.results: dict[str, Json] = {}
