@@ -127,5 +127,5 @@ def test_sigterm_unwinds_the_stack() -> None:
 
     with pytest.raises(SystemExit) as ended:
         end_ourselves()
-    assert ended.value.code == 143
+    assert (ended.value.code, str(ended.value)) == (143, "ended by SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is before

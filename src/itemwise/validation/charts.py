@@ -20,6 +20,7 @@ from itemwise.validation.svg import (
     scatter,
 )
 
+RUNBOOK_BOUND = 0.02
 _FLOAT32_STEP = 2.0**-24  # of a number just below one
 
 
@@ -153,7 +154,8 @@ def parity_chart(results: dict[str, Json]) -> Chart | None:
     parity = results.get("parity")
     if not parity:
         return None
-    worst = parity["max_abs_diff_jax_serial_vs_torch_serial"]
+    keys = ("jax_serial_vs_torch_serial", "jax_multi_vs_torch_multi_semantic")
+    worst = max(parity[f"max_abs_diff_{key}"] for key in keys)
     title = f"Scores agree with PyTorch in float32 to {worst:.2g}"
 
     def draw(axes: Any) -> None:
@@ -213,7 +215,7 @@ def error_chart(results: dict[str, Json]) -> Chart | None:
                 textcoords="offset points",
                 va="center",
             )
-        axes.axvline(0.02, color=INK, linestyle="--", linewidth=1)
+        axes.axvline(RUNBOOK_BOUND, color=INK, linestyle="--", linewidth=1)
         axes.set_xscale("log")
         axes.set_xlim(1e-9, 30)
         axes.set_xticks([1e-8, 1e-6, 1e-4, 1e-2, 1])
@@ -225,6 +227,8 @@ def error_chart(results: dict[str, Json]) -> Chart | None:
         "Dashed: the runbook's bound of 0.02. The red bar is a control: what a server that is off "
         "by one position would show."
     )
+    if worst[-1][1] <= RUNBOOK_BOUND:
+        note += " Here it is below the bound: on this model that check cannot see such a fault."
     svg = draw_svg("errors", draw, height=2.1)
     return Chart("errors", title, svg, ("what", "largest", "mean"), rows, note)
 

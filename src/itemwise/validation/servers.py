@@ -147,12 +147,19 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
 
 
+class _Terminated(SystemExit):
+    """Ends the process with a status, and says why in files of results."""
+
+    def __str__(self) -> str:
+        return "ended by SIGTERM"
+
+
 @contextmanager
 def sigterm_unwinds() -> Iterator[None]:
     """Lets SIGTERM unwind the stack as Ctrl-C does, so that child servers end with us."""
 
     def unwind(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise _Terminated(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
