@@ -158,8 +158,7 @@ def evaluate(
         Path,
         option(
             "output-json",
-            "File for the results; rewritten after each stage, so that a run that ends early "
-            "leaves what it measured.",
+            "File for the results; rewritten after each stage, so that it outlives a failure.",
         ),
     ],
     amount: AmountOptions,
@@ -167,8 +166,7 @@ def evaluate(
         str | None,
         option(
             "model",
-            "Name of the model in requests. Where it is a folder, `--workload demo` uses its "
-            "tokenizer, and `compare` its weights.",
+            "Name in requests. Of a folder, demo uses the tokenizer and compare the weights.",
             show_default="none",
         ),
     ] = None,
@@ -176,8 +174,7 @@ def evaluate(
         str,
         option(
             "workload",
-            "default (token ids of Qwen's vocabulary), demo (short texts, for small vocabularies), "
-            "or a JSON file with query, items, labels and delimiter.",
+            "default (Qwen's token ids), demo (texts, for small vocabularies), or a JSON file.",
         ),
     ] = "default",
     dialect: Annotated[
