@@ -8,7 +8,10 @@
     ├── QueueFullError        too many requests wait; try again after `retry_after_s`
     ├── ShuttingDownError     the server is draining
     ├── RefusedError          the server does not take a request; `code` says why
-    └── SelfCheckError        the engine's scores depend on their company: do not serve
+    ├── SelfCheckError        the engine's scores depend on their company: do not serve
+    ├── EndpointError         a server under validation is lost, slow, or answers nonsense
+    │   └── RequestRefusedError            it is well, but does not take this request
+    └── ResultsError          (ValueError) a file of validation results is missing or unfit
 
 Each class has a stable `code`; `server/app.py` maps codes to HTTP statuses.
 """
@@ -77,3 +80,24 @@ class SelfCheckError(ItemwiseError):
     """The start-up self-check found scores that depend on their company."""
 
     code = "self_check_failed"
+
+
+class EndpointError(ItemwiseError):
+    """A server that is being validated is lost, too slow, or answers what cannot be read."""
+
+    code = "endpoint_failed"
+
+
+class RequestRefusedError(EndpointError):
+    """A server that is being validated refuses a request; `status` and `reason` are its own."""
+
+    def __init__(self, message: str, status: int, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class ResultsError(ItemwiseError, ValueError):
+    """A file of validation results is missing, damaged, or does not go with another."""
+
+    code = "invalid_results"
