@@ -38,6 +38,7 @@ ORDER = (
     "pages",
     "memory",
     "programs",
+    "work",
     "run",
     "selfcheck",
     "engine",
@@ -56,7 +57,8 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # Modules that run on the host and stay free of JAX, so that a change of device cannot reach them.
 HOST_ONLY = (
     *("errors", "types", "config", "checkpoint", "tokenization", "request", "packing", "pages"),
-    *("run", "selfcheck", "scheduler", "server", "cli_options", "commands", "cli", *ENTRY_POINTS),
+    *("work", "run", "selfcheck", "scheduler", "server", "cli_options", "commands", "cli"),
+    *ENTRY_POINTS,
 )
 JAX_IN_HOST_ONLY = {"run": "device arrays of steps under way"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}

@@ -6,7 +6,9 @@
     ├── CheckpointError       (ValueError) the model folder cannot be read
     │   └── UnsupportedModelError          the model is whole, but of a kind not served
     ├── QueueFullError        too many requests wait; try again after `retry_after_s`
+    ├── DeadlineExceededError the answer was not there in time
     ├── ShuttingDownError     the server is draining
+    ├── EngineLostError       the device runs no more steps
     ├── RefusedError          the server does not take a request; `code` says why
     └── SelfCheckError        the engine's scores depend on their company: do not serve
 
@@ -57,6 +59,18 @@ class QueueFullError(ItemwiseError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeadlineExceededError(ItemwiseError):
+    """The request took longer than its `timeout_s`, or than the server allows."""
+
+    code = "deadline_exceeded"
+
+
+class EngineLostError(ItemwiseError):
+    """A step failed and the device does not run another one; the process must be started anew."""
+
+    code = "unhealthy"
 
 
 class ShuttingDownError(ItemwiseError):

@@ -42,6 +42,12 @@ class StepPacker:
         """Whether a row waits in the step."""
         return self._place > 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no scored row, however short, fits any more."""
+        shape = self._shape
+        return self._place == shape.tokens or len(self._batch.score_ids) == shape.max_rows
+
     def fits(self, row: RowPlan) -> bool:
         """Whether `add` can take the row into this step; an empty step takes any row."""
         shape = self._shape
@@ -106,6 +112,7 @@ class StepPacker:
         batch = self._batch
         batch.num_granules = np.asarray(self._num_granules, np.int32)
         batch.num_writes = np.asarray(self._num_writes, np.int32)
+        batch.num_lanes = -(-self._place // self._shape.lane_tokens)
         self._start_step()
         return batch
 
