@@ -24,9 +24,9 @@ from itemwise.memory import plan_pages
 from itemwise.models.decoder import describe_weights
 from itemwise.pages import PageCache
 from itemwise.programs import Programs, compile_counter, use_compilation_cache
-from itemwise.run import Batcher, Progress, StepOutcome
+from itemwise.run import Batcher, Progress
 from itemwise.selfcheck import SelfCheck, run_self_check
-from itemwise.types import ScoreRequest, ScoreResult, StepShape
+from itemwise.types import ScoreRequest, ScoreResult, StepOutcome, StepShape
 from itemwise.work import Work, num_computed_tokens
 
 GRANULE_TOKENS = 32
@@ -121,6 +121,11 @@ class Engine:
         """Sizes of the step."""
         return self._programs.shape
 
+    @property
+    def step_tokens(self) -> int:
+        """Token places of a step."""
+        return self.shape.tokens
+
     def forget_prefixes(self) -> None:
         """Empties the prefix cache."""
         self._batcher.cache.clear()
@@ -190,7 +195,7 @@ class Engine:
         """Lets go of a request that is not wanted any more; no further row of it runs."""
         self._batcher.close(work)
 
-    def step(self, works: Sequence[Work]) -> StepOutcome:
+    def step(self, works: Sequence[Work]) -> StepOutcome[Work]:
         """Runs a step filled from open requests, the most urgent first; see `Batcher.step`."""
         return self._batcher.step(works)
 

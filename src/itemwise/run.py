@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -18,46 +18,12 @@ from itemwise.errors import EngineLostError
 from itemwise.packing import StepPacker
 from itemwise.pages import PageCache
 from itemwise.programs import Programs
-from itemwise.types import StepBatch
+from itemwise.types import StepBatch, StepOutcome, StepStats
 from itemwise.work import Work
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 MAX_FLIGHTS = 2  # steps that the device has at a time: one that runs, one that follows
 logger = logging.getLogger("itemwise.engine")
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """A step that is done.
-
-    Attributes:
-        seconds: from when the device could begin it until its results were here.
-        num_tokens: tokens computed, padding left out.
-        num_lanes: lanes in use.
-        num_items: items scored.
-    """
-
-    seconds: float
-    num_tokens: int
-    num_lanes: int
-    num_items: int
-
-
-@dataclass
-class StepOutcome:
-    """What came of a call of `Batcher.step`.
-
-    Attributes:
-        finished: requests that have all their results.
-        failed: requests that were in a step that failed, and why.
-        landed: steps that were completed.
-        waiting: whether steps are still under way.
-    """
-
-    finished: list[Work] = field(default_factory=list)
-    failed: list[tuple[Work, Exception]] = field(default_factory=list)
-    landed: list[StepStats] = field(default_factory=list)
-    waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +91,7 @@ class Batcher:
         if self._open.pop(id(work), None) is not None:
             work.close()
 
-    def step(self, works: Iterable[Work]) -> StepOutcome:
+    def step(self, works: Iterable[Work]) -> StepOutcome[Work]:
         """Sends the next step off, and takes in the results of an earlier one.
 
         Args:
@@ -134,7 +100,7 @@ class Batcher:
         Raises:
             EngineLostError: a step failed, and the device does not run another one.
         """
-        outcome = StepOutcome()
+        outcome = StepOutcome[Work]()
         self._filling = []
         try:
             flight = self._send(works)
@@ -221,7 +187,7 @@ class Batcher:
         logsumexp = self._programs.vocab_logsumexp(hidden, scales) if over_vocab else None
         return self._programs.label_logits(hidden, labels), logsumexp
 
-    def _land(self, outcome: StepOutcome) -> None:
+    def _land(self, outcome: StepOutcome[Work]) -> None:
         """Takes in the results of the oldest step under way. Raises what the step raised."""
         flight = self._flights[0]
         logits = logsumexps = None
@@ -252,7 +218,9 @@ class Batcher:
         self._landed_at = now
         outcome.landed.append(StepStats(now - begun, flight.num_tokens, flight.num_lanes, start))
 
-    def _recover(self, blamed: Sequence[Work], error: Exception, outcome: StepOutcome) -> None:
+    def _recover(
+        self, blamed: Sequence[Work], error: Exception, outcome: StepOutcome[Work]
+    ) -> None:
         """Fails the requests of a step that failed; the others begin anew in an empty pool.
 
         They keep the results they have. A failed step may have given the pool's memory away.

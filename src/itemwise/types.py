@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
+WorkT = TypeVar("WorkT")  # what the engine calls an open request
 Algorithm = Literal["prefill_extend", "serial"]
 
 
@@ -199,3 +200,37 @@ class StepBatch:
     score_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
     num_lanes: int = 0
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """A step that is done.
+
+    Attributes:
+        seconds: from when the device could begin it until its results were here.
+        num_tokens: tokens computed, padding left out.
+        num_lanes: lanes in use.
+        num_items: items scored.
+    """
+
+    seconds: float
+    num_tokens: int
+    num_lanes: int
+    num_items: int
+
+
+@dataclass
+class StepOutcome(Generic[WorkT]):
+    """What came of a call of the engine's `step`.
+
+    Attributes:
+        finished: requests that have all their results.
+        failed: requests that were in a step that failed, and why.
+        landed: steps that were completed.
+        waiting: whether steps are still under way.
+    """
+
+    finished: list[WorkT] = field(default_factory=list)
+    failed: list[tuple[WorkT, Exception]] = field(default_factory=list)
+    landed: list[StepStats] = field(default_factory=list)
+    waiting: bool = False
