@@ -12,7 +12,7 @@
     ├── RefusedError          the server does not take a request; `code` says why
     └── SelfCheckError        the engine's scores depend on their company: do not serve
 
-Each class has a stable `code`; `server/app.py` maps codes to HTTP statuses.
+Each class has a stable `code`; `server/errors.py` maps codes to HTTP statuses.
 """
 
 from __future__ import annotations

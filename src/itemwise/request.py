@@ -375,7 +375,7 @@ def _priority(value: Any) -> int:
         return 0
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         got = _kind(value)
-    elif abs(value) > MAX_PRIORITY:
+    elif abs(int(value)) > MAX_PRIORITY:
         got = _number(int(value))
     else:
         return int(value)
