@@ -27,7 +27,7 @@ help:  ## Say what each target does
 
 setup: $(VENV)/.dev-installed  ## Install Itemwise with all tools for development into .venv
 
-demo: $(VENV)/.base-installed  ## Score a few items on this machine with a small random model
+demo: $(VENV)/.base-installed  ## Rank a few lists on this machine with the demo model
 	@$(BIN)/itemwise demo
 
 test: $(VENV)/.dev-installed  ## Run the tests; ARGS goes to pytest

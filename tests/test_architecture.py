@@ -30,6 +30,7 @@ ORDER = (
     "config",
     "checkpoint",
     "tokenization",
+    "template",
     "request",
     "ops",
     "models",
@@ -47,17 +48,17 @@ ORDER = (
     "server",
     "validation",
     "bench",
-    "demo",
     "cli_options",
     "commands",
+    "demo",
     "cli",
 )
 # They start others or, in the case of `__init__`, load others late. Nobody imports them.
 ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # Modules that run on the host and stay free of JAX, so that a change of device cannot reach them.
 HOST_ONLY = (
-    *("errors", "types", "config", "checkpoint", "tokenization", "request", "packing", "pages"),
-    *("work", "run", "selfcheck", "scheduler", "server", "cli_options", "commands", "cli"),
+    *("errors", "types", "config", "checkpoint", "tokenization", "template", "request", "packing"),
+    *("pages", "work", "run", "selfcheck", "scheduler", "server", "cli_options", "commands", "cli"),
     *ENTRY_POINTS,
 )
 JAX_IN_HOST_ONLY = {"run": "device arrays of steps under way"}
@@ -287,6 +288,7 @@ def test_public_names_are_pinned() -> None:
         "ConfigError",
         "ItemwiseError",
         "QueueFullError",
+        "RankedItem",
         "RequestError",
         "ScoreResult",
         "Scorer",

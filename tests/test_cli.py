@@ -31,6 +31,7 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.config: ServerConfig | None = None
         self.engine: dict[str, Any] = {}
+        self.prompt_template: Path | None = None
         monkeypatch.setattr("itemwise.server.process.serve", self._serve)
         monkeypatch.setattr("itemwise.scorer.Scorer.from_pretrained", self._load)
 
@@ -39,7 +40,8 @@ class Server:
         load()
         return 0
 
-    def _load(self, model: str, **engine: Any) -> None:
+    def _load(self, model: str, prompt_template: Path | None, **engine: Any) -> None:
+        self.prompt_template = prompt_template
         self.engine = engine
 
 
@@ -75,10 +77,11 @@ def test_serial_command_line_carries_over(server: Server) -> None:
 
 
 def test_defaults_are_those_of_the_settings(server: Server) -> None:
-    assert invoke("serve --model-path m") == ""
-    assert server.config == ServerConfig("m")
+    assert invoke("serve") == ""
+    assert server.config == ServerConfig() == ServerConfig("itemwise/demo")
     assert EngineConfig(**server.engine) == EngineConfig()
-    assert ServerConfig(**ServerOptions("m").settings()) == ServerConfig("m")
+    assert server.prompt_template is None
+    assert ServerConfig(**ServerOptions().settings()) == ServerConfig()
     assert EngineConfig(**EngineOptions().settings()) == EngineConfig()
 
 
@@ -87,6 +90,11 @@ def test_environment_twins(server: Server) -> None:
     invoke("serve", **twins)
     assert server.config == ServerConfig("m", api_key="k")
     assert server.engine["dtype"] == "float32"
+
+
+def test_prompt_template_is_passed_on(server: Server) -> None:
+    invoke("serve --prompt-template t.json")
+    assert server.prompt_template == Path("t.json")
 
 
 def test_every_option_has_a_twin_and_a_help_text() -> None:

@@ -137,7 +137,7 @@ def test_any_chunk_size(engine: Engine, request: ScoreRequest, chunk_size: int) 
 
 def test_chunk_size_bounds_the_items_of_a_lane(engine: Engine) -> None:
     def steps(chunk_size: int | None) -> int:
-        before: int = engine.info()["steps"]
+        before = int(engine.info()["steps"])
         items = tuple((token,) for token in range(2 * engine.shape.lanes))
         fresh(engine, ScoreRequest((1,), items, ((0,),) * len(items), chunk_size=chunk_size))
         return int(engine.info()["steps"]) - before

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from itemwise.errors import RequestError
 from itemwise.request import RequestLimits, check_request
+from itemwise.template import PromptTemplate
 from itemwise.types import ScoreRequest
 
 VOCAB_SIZE = 300
@@ -20,6 +21,7 @@ LIMITS = RequestLimits(VOCAB_SIZE, max_seq_len=16, max_items=4)
 WITH_DELIMITER = RequestLimits(VOCAB_SIZE, max_seq_len=16, max_items=4, delimiter=DELIMITER)
 GOOD: dict[str, Any] = {"query": [1, 2], "items": [[3], [], [4, 5]], "label_token_ids": [7, 8]}
 TEXT: dict[str, Any] = {"query": "ab", "items": ["c", ""], "labels": ["x", "y"]}
+TEMPLATE = PromptTemplate("<{query}>", "({item})", ("+", "-"))
 
 
 class CharacterTokenizer:
@@ -40,13 +42,21 @@ class CharacterTokenizer:
         return [ord(c) for c in text if c != " "]
 
 
-def check(fields: dict[str, Any], limits: RequestLimits = LIMITS) -> ScoreRequest:
-    return check_request(fields, limits, CharacterTokenizer())
+def check(
+    fields: dict[str, Any],
+    limits: RequestLimits = LIMITS,
+    template: PromptTemplate | None = TEMPLATE,
+) -> ScoreRequest:
+    return check_request(fields, limits, CharacterTokenizer(), template)
 
 
-def fault(fields: dict[str, Any], limits: RequestLimits = LIMITS) -> RequestError:
+def fault(
+    fields: dict[str, Any],
+    limits: RequestLimits = LIMITS,
+    template: PromptTemplate | None = TEMPLATE,
+) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        check(fields, limits)
+        check(fields, limits, template)
     return caught.value
 
 
@@ -63,6 +73,35 @@ def test_text_is_tokenised_with_special_tokens_in_the_query_alone() -> None:
     assert request.query == tuple(b"^ab")
     assert request.items == (tuple(b"c"), ())
     assert request.labels == (tuple(b"xy"),) * 2
+
+
+def test_template_is_applied_where_asked_for() -> None:
+    fields = {"query": "ab", "items": ["c", ""], "apply_template": True}
+    request = check(fields)
+    assert request.query == tuple(b"^<ab>")
+    assert request.items == (tuple(b"(c)"), tuple(b"()"))
+    assert request.labels == (tuple(b"+-"),) * 2
+    assert check({**fields, "labels": ["x"]}).labels == ((ord("x"),),) * 2
+    assert check({**fields, "label_token_ids": [7]}).labels == ((7,),) * 2
+    assert check({**TEXT, "apply_template": False}) == check(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "param"),
+    [
+        ({"apply_template": 1}, "invalid_apply_template_type", "apply_template"),
+        ({"item_first": True}, "item_first_with_template", "item_first"),
+        ({"query": [1]}, "mixed_input_types", "query"),
+        ({"items": [[1]]}, "mixed_input_types", "items"),
+    ],
+)
+def test_what_a_template_cannot_do(change: dict[str, Any], code: str, param: str) -> None:
+    error = fault({**TEXT, "apply_template": True, **change})
+    assert (error.code, error.param) == (code, param)
+
+
+def test_model_without_a_template() -> None:
+    assert fault({**TEXT, "apply_template": True}, template=None).code == "no_template"
 
 
 def test_labels_as_text_go_with_items_as_ids() -> None:

@@ -22,7 +22,7 @@ from itemwise.errors import (
 
 if TYPE_CHECKING:
     from itemwise.scorer import Scorer
-    from itemwise.types import ScoreResult
+    from itemwise.types import RankedItem, ScoreResult
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ConfigError",
     "ItemwiseError",
     "QueueFullError",
+    "RankedItem",
     "RequestError",
     "ScoreResult",
     "Scorer",
@@ -45,10 +46,10 @@ def __getattr__(name: str) -> Any:
         from itemwise.scorer import Scorer
 
         return Scorer
-    if name == "ScoreResult":
-        from itemwise.types import ScoreResult
+    if name in ("RankedItem", "ScoreResult"):
+        from itemwise import types
 
-        return ScoreResult
+        return getattr(types, name)
     raise AttributeError(f"module `itemwise` has no attribute {name!r}")
 
 

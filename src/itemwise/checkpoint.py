@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from itemwise.config import ModelConfig
+from itemwise.config import DEMO_MODEL, ModelConfig
 from itemwise.errors import CheckpointError, ConfigError, UnsupportedModelError
 from itemwise.types import WeightSpec
 
@@ -46,9 +46,13 @@ _DRAW_CHUNK = 1 << 20  # numbers drawn at a time; bounds the float32 copy of a r
 def locate(model: str) -> Path:
     """The folder of a model: `model` itself, or a download from the Hugging Face Hub.
 
+    `itemwise/demo` is the folder of the demo model, which is part of the package.
+
     Raises:
         CheckpointError: `model` is neither a folder nor a Hub id, or the Hub does not give it.
     """
+    if model == DEMO_MODEL:
+        return Path(__file__).with_name("demo_model")
     path = Path(model).expanduser()
     if model and path.is_dir():
         return path

@@ -13,9 +13,12 @@ from itemwise import __version__
 from itemwise.cli_options import (
     CompatibilityOptions,
     EngineOptions,
+    PromptTemplate,
     ServerOptions,
     expand_options,
+    option,
 )
+from itemwise.config import DEMO_MODEL
 from itemwise.errors import ItemwiseError
 
 app = typer.Typer(
@@ -73,11 +76,16 @@ def _root(
 
 @app.command()
 @expand_options
-def serve(server: ServerOptions, engine: EngineOptions, ignored: CompatibilityOptions) -> None:
+def serve(
+    server: ServerOptions,
+    engine: EngineOptions,
+    ignored: CompatibilityOptions,
+    prompt_template: PromptTemplate = None,
+) -> None:
     """Serve a model over HTTP: POST /v1/score, documentation at /docs.
 
-    The fast, exact path is the default: only --model-path is needed. /health answers 200 once the
-    model is loaded, compiled and self-checked. Command lines of SGLang carry over.
+    The fast, exact path is the default: no flag but --model-path is needed. /health answers 200
+    once the model is loaded, compiled and self-checked. Command lines of SGLang carry over.
     """
     note = ignored.note()
     if note:
@@ -94,14 +102,16 @@ def serve(server: ServerOptions, engine: EngineOptions, ignored: CompatibilityOp
     def load() -> AnyScorer:
         from itemwise.scorer import Scorer
 
-        return Scorer.from_pretrained(config.model_path, **settings)
+        return Scorer.from_pretrained(
+            config.model_path, prompt_template=prompt_template, **settings
+        )
 
     raise typer.Exit(run_server(config, load))
 
 
 @app.command()
 def demo() -> None:
-    """Score a small workload with a random model, offline, and compare bits."""
+    """Rank a few lists with the demo model, offline: what Itemwise does, in ten seconds."""
     from rich.console import Console
 
     from itemwise.demo import run_demo
@@ -112,8 +122,11 @@ def demo() -> None:
 @app.command()
 @expand_options
 def score(
-    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
-    engine: EngineOptions,
+    *,
+    model: Annotated[
+        str,
+        typer.Argument(help="Folder of a checkpoint, or its Hub id; by default the demo model."),
+    ] = DEMO_MODEL,
     query: Annotated[str | None, typer.Option("--query", help="Text that items share.")] = None,
     item: Annotated[
         list[str] | None, typer.Option("--item", help="Text of an item; give it once per item.")
@@ -136,7 +149,17 @@ def score(
             "--apply-softmax", help="Softmax over the labels, else over the whole vocabulary."
         ),
     ] = False,
+    apply_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply-template",
+            help="Put query and items into the model's prompt template; its labels are used where "
+            "none are given.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+    prompt_template: PromptTemplate = None,
+    engine: EngineOptions,
 ) -> None:
     """Score the items of one request and print them.
 
@@ -155,7 +178,52 @@ def score(
         fields = {name: value for name, value in given.items() if value}
     if apply_softmax:
         fields["apply_softmax"] = True
-    print_scores(model, engine.settings(), fields, as_json=as_json)
+    if apply_template:
+        fields["apply_template"] = True
+    settings = {**engine.settings(), "prompt_template": prompt_template}
+    print_scores(model, settings, fields, as_json=as_json)
+
+
+@app.command()
+@expand_options
+def rank(
+    *,
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ITEM]...", help="Texts to rank.", show_default=False),
+    ] = None,
+    query: Annotated[str, typer.Option("--query", help="What to rank them by.")],
+    items_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--items-file", help="File with an item a line, besides ITEMs. - reads standard input."
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        option("model-path", "Folder of a checkpoint, or its Hub id.", "--model"),
+    ] = DEMO_MODEL,
+    top_n: Annotated[
+        int | None, typer.Option("--top-n", help="How many to print.", show_default="all", min=1)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON list of index, text and score.")
+    ] = False,
+    prompt_template: PromptTemplate = None,
+    engine: EngineOptions,
+) -> None:
+    """Rank items by how well they match a query, best first.
+
+    The score is the probability of the first label of the model's prompt template. For example:
+    itemwise rank --query "desk lamp" "Brass lamp for the desk" "Desk with drawers" "Tea kettle"
+    """
+    from itemwise.commands import print_ranking, read_lines
+
+    texts = [*(items or []), *(read_lines(items_file) if items_file else [])]
+    if not texts:
+        fail("no items: give texts, or --items-file")
+    settings = {**engine.settings(), "prompt_template": prompt_template}
+    print_ranking(model, settings, query, texts, top_n, as_json=as_json)
 
 
 @checkpoint_app.command("random")

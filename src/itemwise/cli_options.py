@@ -7,10 +7,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
+from itemwise.config import DEMO_MODEL
 from itemwise.errors import ConfigError
 
 
@@ -18,6 +20,17 @@ def option(flag: str, text: str, *names: str, **settings: Any) -> Any:
     """An option `--flag` with its twin `ITEMWISE_FLAG` in the environment."""
     envvar = "ITEMWISE_" + flag.upper().replace("-", "_")
     return typer.Option(f"--{flag}", *names, help=text, envvar=envvar, **settings)
+
+
+PromptTemplate = Annotated[
+    Path | None,
+    option(
+        "prompt-template",
+        "File with a prompt template: how a query and an item become the text that the model was "
+        "trained on.",
+        show_default="the checkpoint's prompt_template.json",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -129,11 +142,11 @@ class ServerOptions:
         str,
         option(
             "model-path",
-            "Folder of a checkpoint, or its Hugging Face Hub id.",
+            "Folder of a checkpoint, or its Hugging Face Hub id; by default the demo model that "
+            "comes with the package.",
             "--model",
-            show_default=False,
         ),
-    ]
+    ] = DEMO_MODEL
     host: Annotated[
         str,
         option(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from rich.bar import Bar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -18,8 +19,9 @@ from itemwise.errors import RequestError
 from itemwise.request import REQUEST_FIELDS
 from itemwise.run import Progress as Told
 from itemwise.scorer import Scorer
-from itemwise.types import ScoreResult
+from itemwise.types import RankedItem, ScoreResult
 
+BAR_WIDTH = 24
 PLAIN_LINES = 10  # lines that a long job prints where there is no terminal
 
 
@@ -69,6 +71,51 @@ def read_request(path: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RequestError("invalid_json", f"`{path}` is {type(body).__name__}, expected an object")
     return {name: value for name, value in body.items() if name in REQUEST_FIELDS}
+
+
+def read_lines(path: Path) -> list[str]:
+    """Texts of a file, a line each, or of standard input if the path is `-`; none is empty.
+
+    Raises:
+        RequestError: the file cannot be read as text (`invalid_items_type`).
+    """
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        lines = raw.decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError("invalid_items_type", f"`{path}` cannot be read: {error}") from error
+    return [line for line in lines if line.strip()]
+
+
+def print_ranking(
+    model: str,
+    settings: dict[str, Any],
+    query: str,
+    items: list[str],
+    top_n: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Ranks texts and prints JSON, or a table with a bar per item."""
+    with progress() as told:
+        scorer = Scorer.from_pretrained(model, on_progress=told, **settings)
+        ranking = scorer.rank(query, items, top_n, on_progress=told)
+    if as_json:
+        sys.stdout.write(orjson.dumps(ranking).decode() + "\n")
+        return
+    Console().print(ranking_table(query, ranking))
+
+
+def ranking_table(query: str, ranking: list[RankedItem]) -> Table:
+    """A table with a row per item and its score as a bar."""
+    table = Table(title=Text(f"query: {query}"), title_justify="left")
+    table.add_column("item")
+    table.add_column("score", justify="right")
+    table.add_column("", width=BAR_WIDTH)
+    for item in ranking:
+        bar = Bar(1.0, 0.0, item.score, width=BAR_WIDTH, color="green")
+        table.add_row(Text(item.text), f"{item.score:.3f}", bar)
+    return table
 
 
 def print_scores(

@@ -17,6 +17,7 @@ from itemwise.types import Algorithm
 DType = Literal["auto", "bfloat16", "float32"]
 LogFormat = Literal["text", "json"]
 Family = Literal["qwen3", "qwen2", "llama"]
+DEMO_MODEL = "itemwise/demo"  # the model that comes with the package
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
@@ -254,7 +255,7 @@ class ServerConfig:
     """How the HTTP server runs.
 
     Attributes:
-        model_path: local folder or Hub id.
+        model_path: local folder, Hub id, or `itemwise/demo`, the model in the package.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
         served_model_name: name that clients use; None for `model_path`.
@@ -272,7 +273,7 @@ class ServerConfig:
         otlp_traces_endpoint: where traces are sent by OTLP over HTTP; None for no traces.
     """
 
-    model_path: str
+    model_path: str = DEMO_MODEL
     host: str = "127.0.0.1"
     port: int = 30000
     served_model_name: str | None = None

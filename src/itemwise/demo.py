@@ -1,70 +1,83 @@
-"""The demonstration: a tiny random model scores the runbook's workload, offline."""
+"""The demonstration: the demo model ranks three short lists, offline."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from itemwise.random_model import write_named
+from itemwise.commands import progress, ranking_table
 from itemwise.scorer import Scorer
-from itemwise.types import Float32Array
 
-MODEL = "tiny-qwen3"
-# The default workload of the validation runbook, in Qwen's token ids.
-QUERY = [1957, 1437, 25975, 25]
-ITEMS = [
-    [358, 2948, 419, 1985, 13],
-    [1096, 374, 17478, 323, 38123, 13],
-    [1084, 4278, 438, 3601, 13],
-    [56938, 4271, 323, 4937, 9691, 13],
-    [2806, 5802, 279, 3349, 13],
-]
-LABELS = [9834, 902]
+# Whole matches with other words around them, in another order or number, partial ones, and none.
+LISTS: dict[str, list[str]] = {
+    "waterproof hiking boots": [
+        "Wireless keyboard with number pad",
+        "Hiking boot, waterproof, wide fit",
+        "Rubber boots for children",
+        "Cotton bath towels, set of 4",
+        "Waterproof phone case",
+        "Waterproof jacket for hiking",
+        "Hiking boots in brown leather",
+        "Cookbook for slow cookers",
+        "Boots for winter hiking, warm and waterproof",
+        "Waterproof hiking boots with ankle support",
+    ],
+    "reset password": [
+        "Cancel a subscription",
+        "Why was my card declined?",
+        "Password rules: length and characters",
+        "How to reset your password",
+        "Reset the router to factory settings",
+        "Change your delivery address",
+        "The password reset email does not arrive",
+        "Where is my invoice?",
+    ],
+    # A word that nobody has ever seen, beside its look-alikes: the letters are compared.
+    "zorbly teapot": [
+        "Zorbel teapot, 1 litre",
+        "Teapots by Zorbly",
+        "Zorbly kettle",
+        "Glass jug with lid",
+        "Zorbly teapot in white",
+        "Cast iron teapot",
+        "Zombie costume",
+        "Tea, loose leaf",
+    ],
+}
 
 
 def run_demo(console: Console) -> bool:
-    """Scores the workload together and one by one, and prints both; whether the bits agree."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / MODEL
-        console.print(f"Writing a random checkpoint of the {MODEL} shape ...")
-        write_named(MODEL, model)
-        console.print("Loading, compiling and checking it ...")
-        scorer = Scorer.from_pretrained(str(model), kv_cache_bytes=8 << 20)
-        together = _scores(scorer, ITEMS)
-        alone = np.concatenate([_scores(scorer, [item]) for item in ITEMS])
-        verdict = scorer.info()["self_check"]
-    console.print(_table(together, alone))
-    same = together.tobytes() == alone.tobytes()
+    """Ranks the lists and prints them; whether items scored together and alone have equal bits."""
+    console.print("Loading, compiling and checking the demo model ...")
+    with progress() as told:
+        scorer = Scorer.from_pretrained(on_progress=told)
+    same = True
+    for query, items in LISTS.items():
+        console.print(ranking_table(query, scorer.rank(query, items)))
+        same &= _same_bits_alone(scorer, query, items)
+    verdict = scorer.info()["self_check"]
+    num_items = sum(map(len, LISTS.values()))
     console.print(
-        f"Five items together and one by one: {'the same bits' if same else 'DIFFERENT'}."
-    )
-    checks = ", ".join(name.replace("_", " ") for name in verdict["checks"])
-    console.print(f"Self-check: {verdict['status']} in {verdict['seconds']:.1f} s ({checks}).")
-    console.print(
-        "The weights are random, so the ranking means nothing. With a real checkpoint:\n"
-        "  itemwise score MODEL --query TEXT --item TEXT --item TEXT --label ' yes' --label ' no'",
+        f"{num_items} items scored together and one by one: "
+        f"{'the same bits' if same else 'DIFFERENT BITS'}. "
+        f"Self-check at start: {verdict['status']} in {verdict['seconds']:.1f} s.\n\n"
+        "What to try next:\n"
+        '  itemwise rank --query "desk lamp" "Brass lamp for the desk" "Tea kettle"\n'
+        "  itemwise serve                          # the same over HTTP, on port 30000\n"
+        "  itemwise serve --model-path Qwen/Qwen3-0.6B\n"
+        "  itemwise --help",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
     return same and verdict["status"] == "passed"
 
 
-def _scores(scorer: Scorer, items: list[list[int]]) -> Float32Array:
-    result = scorer.score(QUERY, items, label_token_ids=LABELS, apply_softmax=True)
-    return np.asarray(result.scores)
+def _same_bits_alone(scorer: Scorer, query: str, items: list[str]) -> bool:
+    """Whether every item has the bits alone that it has in the company of the others."""
 
+    def scores(some: list[str]) -> bytes:
+        result = scorer.score(query, some, apply_softmax=True, apply_template=True)
+        return np.asarray(result.scores).tobytes()
 
-def _table(together: Float32Array, alone: Float32Array) -> Table:
-    table = Table(title=f"query {QUERY}, labels {LABELS}")
-    for heading in ("item", "token ids"):
-        table.add_column(heading)
-    for heading in (f"p({LABELS[0]})", f"p({LABELS[1]})", "scored alone"):
-        table.add_column(heading, justify="right")
-    for i, item in enumerate(ITEMS):
-        same = "same bits" if together[i].tobytes() == alone[i].tobytes() else "DIFFERENT"
-        table.add_row(str(i), str(item), f"{together[i, 0]:.7f}", f"{together[i, 1]:.7f}", same)
-    return table
+    return scores(items) == b"".join(scores([item]) for item in items)

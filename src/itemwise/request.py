@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from itemwise.errors import RequestError
+from itemwise.template import PromptTemplate
 from itemwise.types import ScoreRequest
 
 REQUEST_FIELDS = (
@@ -25,6 +26,7 @@ REQUEST_FIELDS = (
     "label_token_ids",
     "labels",
     "apply_softmax",
+    "apply_template",
     "item_first",
     "temperature",
     "chunk_size",
@@ -73,7 +75,10 @@ class RequestLimits:
 
 
 def check_request(
-    fields: Mapping[str, Any], limits: RequestLimits, tokenizer: TextTokenizer | None
+    fields: Mapping[str, Any],
+    limits: RequestLimits,
+    tokenizer: TextTokenizer | None,
+    template: PromptTemplate | None = None,
 ) -> ScoreRequest:
     """The request in token ids, checked against the model's limits.
 
@@ -82,12 +87,19 @@ def check_request(
             ignored. Arrays of integers are taken for lists.
         limits: of the model and the server.
         tokenizer: for text; None if the checkpoint has none.
+        template: for requests that say `apply_template`; None if the checkpoint has none.
 
     Raises:
         RequestError: anything is missing, of the wrong type or out of bounds.
     """
     raw_query = _query(fields.get("query"))
     raw_items = _items(fields.get("items"), limits.max_items)
+    if _flag(fields, "apply_template"):
+        template = _usable(template, fields, raw_query, raw_items)
+        raw_query = template.fill_query(str(raw_query))
+        raw_items = [template.fill_item(str(item)) for item in raw_items]
+        if fields.get("labels") is None and fields.get("label_token_ids") is None:
+            fields = {**fields, "labels": template.labels}
     query, items = _tokens(raw_query, raw_items, tokenizer)
     labels = _labels(fields, len(items), tokenizer, limits.vocab_size)
     apply_softmax = _flag(fields, "apply_softmax")
@@ -172,6 +184,36 @@ def _rows(items: list[Any]) -> list[str] | list[list[Any]]:
                 "items",
             )
     return rows  # type: ignore[return-value]  # all str or all list, as checked above
+
+
+def _usable(
+    template: PromptTemplate | None,
+    fields: Mapping[str, Any],
+    query: str | list[Any],
+    items: list[str] | list[list[Any]],
+) -> PromptTemplate:
+    """The template, if there is one and the request can go through it."""
+    if template is None:
+        raise RequestError(
+            "no_template",
+            "`apply_template` is true and the model has no prompt_template.json; put `query` and "
+            "`items` in the model's own words and leave it out",
+            "apply_template",
+        )
+    if _flag(fields, "item_first"):
+        raise RequestError(
+            "item_first_with_template",
+            "`apply_template` and `item_first` are both true; a template puts the query first",
+            "item_first",
+        )
+    for name, value in (("query", query), ("items", items[0])):
+        if not isinstance(value, str):
+            raise RequestError(
+                "mixed_input_types",
+                f"`apply_template` is true and `{name}` holds token ids, expected text",
+                name,
+            )
+    return template
 
 
 def _tokens(

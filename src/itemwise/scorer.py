@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from itemwise import checkpoint
-from itemwise.config import EngineConfig
+from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine import Engine
+from itemwise.errors import RequestError
 from itemwise.request import RequestLimits, check_request
 from itemwise.run import Progress
+from itemwise.template import PromptTemplate
 from itemwise.tokenization import Tokenizer
-from itemwise.types import ScoreRequest, ScoreResult
+from itemwise.types import RankedItem, ScoreRequest, ScoreResult
 
 
 class Scorer:
     """Scores items against a query with one model.
 
-        scorer = Scorer.from_pretrained("Qwen/Qwen3-0.6B")
+        scorer = Scorer.from_pretrained("Qwen/Qwen3-0.6B")  # without a name: the demo model
         result = scorer.score("cheap flights", ["...", "..."], labels=[" yes", " no"])
         result.scores  # float32 [items, labels]
 
     One thread at a time may score; a server puts a queue in front.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer | None,
+        template: PromptTemplate | None = None,
+    ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
+        self.template = template
         self._limits = RequestLimits(
             vocab_size=engine.model_config.vocab_size,
             max_seq_len=engine.max_seq_len,
@@ -36,12 +47,20 @@ class Scorer:
 
     @classmethod
     def from_pretrained(
-        cls, model: str, *, on_progress: Progress | None = None, **engine: Any
+        cls,
+        model: str | Path = DEMO_MODEL,
+        *,
+        prompt_template: str | Path | None = None,
+        on_progress: Progress | None = None,
+        **engine: Any,
     ) -> Scorer:
         """A scorer for a checkpoint: compiled, self-checked, ready.
 
         Args:
-            model: a local folder or a Hugging Face Hub id.
+            model: a local folder or a Hugging Face Hub id; by default the demo model that comes
+                with the package, a small one that tells whether a title matches a search query.
+            prompt_template: a template's file, in place of the checkpoint's own
+                `prompt_template.json`.
             on_progress: told about long work, as (what, done, total).
             **engine: fields of `EngineConfig`.
 
@@ -51,9 +70,13 @@ class Scorer:
             SelfCheckError: scores depend on their company on this device.
         """
         config = EngineConfig(**engine)
-        folder = checkpoint.locate(model)
+        folder = checkpoint.locate(str(model))
         tokenizer = Tokenizer.from_folder(folder)
-        return cls(Engine(folder, config, on_progress), tokenizer)
+        if prompt_template is None:
+            template = PromptTemplate.from_folder(folder)
+        else:
+            template = PromptTemplate.from_file(Path(prompt_template))
+        return cls(Engine(folder, config, on_progress), tokenizer, template)
 
     def score(
         self,
@@ -63,6 +86,7 @@ class Scorer:
         labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
         label_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         apply_softmax: bool = False,
+        apply_template: bool = False,
         item_first: bool = False,
         temperature: float = 1.0,
         on_progress: Progress | None = None,
@@ -75,6 +99,8 @@ class Scorer:
             labels: texts of one token each, for all items or per item.
             label_token_ids: token ids in their place.
             apply_softmax: softmax over the labels; else probabilities over the vocabulary.
+            apply_template: put query and items, as text, into the checkpoint's prompt template;
+                its labels are used where none are given.
             item_first: score `item + query`; nothing is shared then.
             temperature: divides the logits, above zero.
             on_progress: told about the items scored so far, as (what, done, total).
@@ -86,6 +112,7 @@ class Scorer:
             "query": query,
             "items": items,
             "apply_softmax": apply_softmax,
+            "apply_template": apply_template,
             "item_first": item_first,
             "temperature": temperature,
         }
@@ -95,13 +122,46 @@ class Scorer:
             fields["label_token_ids"] = label_token_ids
         return self.engine.score([self.prepare(**fields)], on_progress)[0]
 
+    def rank(
+        self,
+        query: str,
+        items: Sequence[str],
+        top_n: int | None = None,
+        *,
+        on_progress: Progress | None = None,
+    ) -> list[RankedItem]:
+        """The items, best first, by the probability of the template's first label.
+
+        Applies the checkpoint's prompt template and the softmax over its labels. Of items with
+        equal scores the one that was given first comes first.
+
+        Args:
+            query: text.
+            items: texts.
+            top_n: how many to return; None for all.
+            on_progress: told about the items scored so far, as (what, done, total).
+
+        Raises:
+            RequestError: the request is wrong (`invalid_top_n`, ...), or the checkpoint has no
+                template (`no_template`).
+        """
+        if top_n is not None and (isinstance(top_n, bool) or top_n < 1):
+            raise RequestError("invalid_top_n", f"`top_n` is {top_n}, expected 1 or more", "top_n")
+        items = list(items)
+        result = self.score(
+            query, items, apply_softmax=True, apply_template=True, on_progress=on_progress
+        )
+        scores = np.asarray(result.scores)[:, 0]
+        order = np.argsort(-scores, kind="stable")[:top_n]
+        return [RankedItem(int(i), items[i], float(scores[i])) for i in order]
+
     def prepare(self, **fields: Any) -> ScoreRequest:
         """Checks and tokenises the fields of a request, as they come from JSON or Python.
 
         Raises:
             RequestError: the request is wrong; its `code` and `param` say where.
         """
-        return check_request(fields, self._limits, self.tokenizer)
+        return check_request(fields, self._limits, self.tokenizer, self.template)
 
     def run(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Scores prepared requests together, in shared steps."""

@@ -103,6 +103,21 @@ class ScoreResult:
 
 
 @dataclass(frozen=True)
+class RankedItem:
+    """An item of a ranking.
+
+    Attributes:
+        index: its place in the request.
+        text: the item.
+        score: probability of the template's first label, 0 to 1.
+    """
+
+    index: int
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
 class StepShape:
     """The fixed sizes of a step; everything compiled depends on these alone.
 

@@ -164,18 +164,19 @@ def _announce_ready(scorer: AnyScorer, config: ServerConfig, url: str, seconds: 
 
 
 def _example(scorer: AnyScorer) -> dict[str, object]:
-    """A request this model can score: in text where it has such labels, else in token ids."""
-    text = {
-        "query": "Is this a fruit?",
-        "items": [" An apple.", " A hammer."],
-        "labels": [" yes", " no"],
-        "apply_softmax": True,
-    }
-    try:
-        scorer.prepare(**text)
-    except RequestError:
-        return {"query": [1, 2], "items": [[3], [4, 5]], "label_token_ids": [6, 7]}
-    return text
+    """A request this model can score: in text where it can, else in token ids."""
+    words = {"query": "desk lamp", "items": ["Brass lamp for the desk", "Tea kettle"]}
+    labels = [" yes", " no"]
+    for body in (
+        {**words, "apply_template": True, "apply_softmax": True},
+        {**words, "labels": labels, "apply_softmax": True},
+    ):
+        try:
+            scorer.prepare(**body)
+        except RequestError:
+            continue
+        return body
+    return {"query": [1, 2], "items": [[3], [4, 5]], "label_token_ids": [6, 7]}
 
 
 def _url(host: str, listener: socket.socket) -> str:

@@ -46,6 +46,11 @@ class ScoreBody(BaseModel):
     apply_softmax: bool = Field(
         False, description="Softmax over the labels; else probabilities over the vocabulary."
     )
+    apply_template: bool = Field(
+        False,
+        description="Put query and items, as text, into the model's prompt template; its labels "
+        "are used where none are given.",
+    )
     item_first: bool = Field(
         False, description="Score `item + query`; nothing is shared then, so it is slower."
     )

@@ -1,0 +1,98 @@
+r"""Prompt templates: how a query and an item become the text that a model was trained on.
+
+A template has two parts. The part with the query is the same for all items, so it is computed once;
+the part with the item follows it. `prompt_template.json` in a checkpoint's folder holds one:
+
+    {
+      "query": "query: {query}\nitem:",
+      "item": " {item}\nmatch:",
+      "labels": [" yes", " no"]
+    }
+
+`{query}` and `{item}` stand for the texts of a request; other braces mean themselves. What a model
+wants told before the query (a system text, an instruction) is part of the query's part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from itemwise.errors import CheckpointError
+
+TEMPLATE_FILE = "prompt_template.json"
+_PARTS = ("query", "item")
+_FIELDS = (*_PARTS, "labels")
+_PLACEHOLDER = re.compile(r"\{(query|item)\}")
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How texts become a prompt, and which labels answer it.
+
+    Attributes:
+        query: text that all items share, with `{query}` once.
+        item: text that follows it, with `{item}` once.
+        labels: texts of one token each; the probability of the first is the score in a ranking.
+    """
+
+    query: str
+    item: str
+    labels: tuple[str, ...]
+
+    def fill_query(self, query: str) -> str:
+        """The text that all items share."""
+        return self.query.replace("{query}", query)
+
+    def fill_item(self, item: str) -> str:
+        """The text of one item, which follows that of the query."""
+        return self.item.replace("{item}", item)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> PromptTemplate | None:
+        """The template of a model folder, or None where the folder has no `prompt_template.json`.
+
+        Raises:
+            CheckpointError: the file is not a template.
+        """
+        path = folder / TEMPLATE_FILE
+        return cls.from_file(path) if path.exists() else None
+
+    @classmethod
+    def from_file(cls, path: Path) -> PromptTemplate:
+        """The template that a JSON file holds.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is not a template; all that is wrong with
+                it is in one message.
+        """
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"`{path}` cannot be read as JSON ({error})") from error
+        problems = _problems(raw)
+        if problems:
+            raise CheckpointError(f"`{path}` is no prompt template: {'; '.join(problems)}")
+        return cls(raw["query"], raw["item"], tuple(raw["labels"]))
+
+
+def _problems(raw: Any) -> list[str]:
+    """What rules `raw` out as a template."""
+    if not isinstance(raw, dict):
+        return [f"it is a JSON {type(raw).__name__}, expected an object"]
+    problems = []
+    for part in _PARTS:
+        text = raw.get(part)
+        if not isinstance(text, str):
+            problems.append(f"`{part}` is {type(text).__name__}, expected text")
+        elif _PLACEHOLDER.findall(text) != [part]:
+            problems.append(f"`{part}` is {text!r}, expected {{{part}}} once and no other")
+    labels = raw.get("labels")
+    texts = labels if isinstance(labels, list) else []
+    if len(texts) < 2 or not all(isinstance(t, str) for t in texts) or len(set(texts)) < len(texts):
+        problems.append("`labels` is not a list of two or more different texts")
+    problems += [f"`{name}` is no part of a template" for name in raw if name not in _FIELDS]
+    return problems
