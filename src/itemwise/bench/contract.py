@@ -11,10 +11,8 @@ torch gets its best setting: the faster type on this machine, and memory that gl
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from itemwise import checkpoint
+from itemwise.bench.machine import describe_machine, git_commit, versions
 from itemwise.errors import ConfigError, ItemwiseError
 
 WAYS = ("itemwise", "torch-serial", "torch-packed")
@@ -128,9 +127,9 @@ def run_contract(
     report = {
         "benchmark": "contract",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": _git_commit(),
-        "machine": _machine(),
-        "versions": _versions(),
+        "git_commit": git_commit(),
+        "machine": describe_machine(),
+        "versions": versions(),
         "model": model,
         "counts": list(counts),
         "query_tokens": query_tokens,
@@ -411,36 +410,6 @@ def _notes(
         for way, difference in report["max_probability_difference"].items()
     ]
     return notes
-
-
-def _machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        cpu = next((s.partition(":")[2].strip() for s in lines if s.startswith("model name")), cpu)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_bytes": memory}
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("itemwise", "jax", "jaxlib", "numpy", "torch", "transformers"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _git_commit() -> str | None:
-    """The commit of the source tree, marked where files differ from it; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
-    try:
-        done = subprocess.run([*command, "--dirty"], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def _worker_main(raw_job: str, result: str) -> None:

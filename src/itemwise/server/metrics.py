@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -63,6 +63,7 @@ class Metrics:
         self._step_lanes = histogram("step_lane_share", "Lanes of a step in use.", SHARES)
         self._step_tokens = histogram("step_token_share", "Token places of a step in use.", SHARES)
         self._registry.register(_Snapshot(service))
+        ProcessCollector(registry=self._registry)
 
     def on_start(self, record: Record) -> None:
         """A request came."""
