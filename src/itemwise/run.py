@@ -141,21 +141,34 @@ class Batcher:
 
     def _fill(self, works: Iterable[Work]) -> None:
         """Rows into the step, request after request; an `alone` one shares it with nobody."""
-        for work in works:
+        left = deque(works)
+        while left:
+            work = left.popleft()
             if work.alone and self._filling:
                 continue
             self._fill_from(work)
             if self._filling and (work.alone or self._packer.is_full):
                 return
+            self._fill_lane(left)
 
-    def _fill_from(self, work: Work) -> None:
+    def _fill_lane(self, works: Iterable[Work]) -> None:
+        """Fills the rest of the open lane, which is of use to rows of the same context alone.
+
+        So nobody loses a place to these works, though it is not their turn yet.
+        """
+        for work in works:
+            if not self._packer.lane_room:
+                return
+            if not work.alone:
+                self._fill_from(work, within_lane=True)
+
+    def _fill_from(self, work: Work, *, within_lane: bool = False) -> None:
         packer, items, has_prefix, has_rows = self._packer, list[int](), False, False
-        segment = _Segment(work, items, False)
-        self._filling.append(segment)  # before its first row, so that a fault finds it
+        self._filling.append(_Segment(work, items, False))  # first, so that a fault finds it
         while (row := work.next_row()) is not None:
             if work.starts_chunk:
                 packer.close_lane()
-            if not packer.fits(row):
+            if not (packer.fits_lane(row) if within_lane else packer.fits(row)):
                 break
             packer.add(row)
             work.take_row(row)

@@ -24,7 +24,7 @@ from itemwise.types import ScoreRequest, ScoreResult, StepOutcome, StepStats, Wo
 
 MIN_RETRY_AFTER_S = 1.0
 STRETCH = 10.0
-OPEN_STEPS = 2  # steps that open requests should fill; more would only hold pages
+OPEN_STEPS = 4  # steps that open requests should fill; more would only hold pages
 FIRST_TOKENS_PER_S = 10_000.0  # believed until the first step was measured
 _RECENT = 0.05  # weight of the latest step in the running means
 logger = logging.getLogger("itemwise.scheduler")
