@@ -253,3 +253,20 @@ def test_device_that_runs_nothing_more_is_lost(
     monkeypatch.setattr(engine._programs, "step", broken)
     with pytest.raises(EngineLostError):
         engine.step(opened(engine, request(1)))
+
+
+def test_rest_of_a_lane_goes_to_the_same_query_out_of_turn(engine: Engine) -> None:
+    """Another request lies between two with one query; the second fills the first one's lane."""
+    first = request(1, query=PAGE, items=1, item=PAGE // 2)
+    works = opened(engine, first)
+    assert run(engine, works) == {}  # its query is known from here on
+    same = ScoreRequest(first.query, first.items, first.labels)
+    between = request(2, query=2 * PAGE, items=4)
+    works = opened(engine, first, between, same)
+    expected = engine.info()["computed_tokens"]
+    engine.step(works)  # a lane for `first` and `same`, two for the prefix of the one between
+    assert [work.remaining_tokens for work in works] == [0, 4 * 9, 0]
+    assert run(engine, works) == {}
+    assert computed(engine) - expected == PAGE + 2 * PAGE + 4 * 9
+    assert scores(works[0]) == scores(works[2]) == alone(engine, first)
+    assert scores(works[1]) == alone(engine, between)

@@ -195,3 +195,4 @@ def test_listen_takes_names_and_addresses(host: str) -> None:
     bound: Any = listen(host, 0)
     with bound:
         assert isinstance(bound, socket.socket)
+        assert bound.proto == socket.IPPROTO_TCP, "small packets would wait for each other"
