@@ -40,6 +40,7 @@ ORDER = (
     "pages",
     "memory",
     "programs",
+    "work",
     "run",
     "selfcheck",
     "engine",
@@ -59,8 +60,8 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # Modules that run on the host and stay free of JAX, so that a change of device cannot reach them.
 HOST_ONLY = (
     *("errors", "progress", "types", "config", "checkpoint", "tokenization", "template", "request"),
-    *("packing", "pages", "run", "selfcheck", "scheduler", "server", "validation", "cli_options"),
-    *("commands", "cli_validation", "cli", *ENTRY_POINTS),
+    *("packing", "pages", "work", "run", "selfcheck", "scheduler", "server", "validation"),
+    *("cli_options", "commands", "cli_validation", "cli", *ENTRY_POINTS),
 )
 JAX_IN_HOST_ONLY = {"run": "device arrays of steps under way"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}

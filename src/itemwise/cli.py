@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_Number = TypeVar("_Number", int, float)
 
 checkpoint_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make checkpoints to try things with."
@@ -317,3 +319,115 @@ def bench_contract(
         serial_items=serial_items,
         out_json=json_file,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """What requests of the serving benchmarks look like."""
+
+    num_items: Annotated[int, typer.Option("--items", help="Items of a request.", min=1)] = 10
+    item_tokens: Annotated[
+        int, typer.Option("--item-tokens", help="Tokens of each item.", min=1)
+    ] = 20
+    query_tokens: Annotated[
+        int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
+    ] = 300
+    shared: Annotated[
+        float,
+        typer.Option("--shared", help="Share of requests with one query in common.", min=0, max=1),
+    ] = 0.5
+
+
+@bench_app.command("serve")
+@expand_options
+def bench_serve(
+    load: LoadOptions,
+    url: Annotated[
+        str, typer.Option("--url", help="A running server on this machine.")
+    ] = "http://127.0.0.1:30000",
+    clients: Annotated[
+        str,
+        typer.Option(
+            "--clients",
+            help="Numbers of clients that wait for answers, comma-separated; empty for none.",
+        ),
+    ] = "1,4,16,64",
+    rates: Annotated[
+        str,
+        typer.Option(
+            "--rates",
+            help="Requests a second sent at random times whether answers come or not (Poisson), "
+            "comma-separated.",
+        ),
+    ] = "",
+    seconds: Annotated[float, typer.Option("--seconds", help="Time of each load, at most.")] = 20.0,
+    max_requests: Annotated[
+        int, typer.Option("--max-requests", help="Requests of each load, at most.")
+    ] = 2000,
+    check: Annotated[
+        int,
+        typer.Option(
+            "--check",
+            help="Answers of each load whose bits are compared with each item scored alone; it "
+            "takes as many requests as they have items.",
+        ),
+    ] = 20,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File to write all figures to.")
+    ] = None,
+    chart: Annotated[
+        Path | None,
+        typer.Option("--chart", help="Image of latency and throughput; needs matplotlib."),
+    ] = None,
+) -> None:
+    """Throughput, latency and bits of a running server under load."""
+    from itemwise.bench.serve import run_serve
+
+    fine = run_serve(
+        url,
+        clients=_numbers("--clients", clients, int),
+        rates=_numbers("--rates", rates, float),
+        seconds=seconds,
+        max_requests=max_requests,
+        workload=dataclasses.asdict(load),
+        check=check,
+        out_json=json_file,
+        chart=chart,
+    )
+    raise typer.Exit(0 if fine else 1)
+
+
+@bench_app.command("soak")
+@expand_options
+def bench_soak(
+    load: LoadOptions,
+    url: Annotated[
+        str, typer.Option("--url", help="A running server on this machine.")
+    ] = "http://127.0.0.1:30000",
+    seconds: Annotated[float, typer.Option("--seconds", help="How long.", max=3600)] = 600.0,
+    share: Annotated[
+        float,
+        typer.Option("--load", help="Share of the throughput of 16 clients.", min=0.01, max=2),
+    ] = 0.8,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File to write all figures to.")
+    ] = None,
+) -> None:
+    """A long mixed load with clients who leave, bad requests and deadlines; is all well after?"""
+    from itemwise.bench.soak import run_soak
+
+    fine = run_soak(
+        url, seconds=seconds, load=share, workload=dataclasses.asdict(load), out_json=json_file
+    )
+    raise typer.Exit(0 if fine else 1)
+
+
+def _numbers(flag: str, text: str, kind: Callable[[str], _Number]) -> list[_Number]:
+    """Numbers above 0 from a comma-separated text."""
+    try:
+        numbers = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if any(number <= 0 for number in numbers) or (text.strip() and not numbers):
+        fail(f"{flag} is {text!r}, expected numbers above 0 like 1,4,16")
+    return numbers

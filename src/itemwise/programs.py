@@ -8,9 +8,12 @@ cannot compile again.
 from __future__ import annotations
 
 import functools
+import logging
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,7 @@ from itemwise.ops.attention import StepLayout, to_storage
 from itemwise.packing import StepPacker
 from itemwise.types import Float32Array, Int32Array, StepBatch, StepShape
 
+logger = logging.getLogger("itemwise.engine")
 LABEL_COLUMNS = 8  # labels that one call reads; longer lists take several calls
 
 
@@ -61,6 +65,38 @@ def use_compilation_cache(folder: Path | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+_Made = TypeVar("_Made")
+_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([\w.-]+)'")
+
+
+def with_whole_cache(make: Callable[[], _Made]) -> _Made:
+    """Calls `make`, which compiles; makes anew what the compilation cache could not give.
+
+    JAX neither writes entries at once nor writes over them, so one that a killed process left half
+    written would cost its compile at every start.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = make()
+    damaged = set()
+    for warning in caught:
+        found = _DAMAGED.search(str(warning.message))
+        if found:
+            damaged.add(found[1])
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    folder: str | None = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if not damaged or folder is None:
+        return made
+    for path in Path(folder).iterdir():
+        if any(path.name.startswith(f"{name}-") for name in damaged):
+            path.unlink(missing_ok=True)
+    logger.warning("damaged entries of the compilation cache made anew: %s", sorted(damaged))
+    return make()
+
+
 class Programs:
     """The step on one device: weights, page pool and the compiled programs.
 
@@ -83,7 +119,7 @@ class Programs:
         self._weights = weights
         self._dtype = dtype
         self._pages = self._new_pages()
-        self._step, self._labels, self._vocab = self._compile()
+        self._step, self._labels, self._vocab = with_whole_cache(self._compile)
 
     def _new_pages(self) -> Pages:
         model = self._model

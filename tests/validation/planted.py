@@ -24,6 +24,7 @@ from itemwise.validation.files import Json
 from itemwise.validation.measures import Scores
 from itemwise.validation.torch_parity import Reference
 from itemwise.validation.workloads import DEFAULT, Workload
+from tests.fake_core import FakeCore
 from tests.server.fakes import running_server, wait_until
 
 Fault = Literal["leak", "order", "swapped", "shifted", "coarse"]
@@ -62,16 +63,13 @@ class PlantedScorer:
     ) -> None:
         self.fault = fault
         self.delimiter = delimiter
+        self.engine = FakeCore(self._score, step_tokens=100_000)
         self._limits = RequestLimits(
             vocab_size, max_seq_len=5000, max_items=64, delimiter=delimiter
         )
 
     def prepare(self, **fields: Any) -> ScoreRequest:
         return check_request(fields, self._limits, None)
-
-    def run(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        time.sleep(REQUEST_S)
-        return [self._score(request) for request in requests]
 
     def info(self) -> dict[str, Any]:
         config = {"multi_item_scoring_delimiter": self.delimiter}
@@ -85,6 +83,7 @@ class PlantedScorer:
         }
 
     def _score(self, request: ScoreRequest) -> ScoreResult:
+        time.sleep(REQUEST_S)
         prefix = (*request.query, *(() if self.delimiter is None else (self.delimiter,)))
         rows = []
         for place, (item, labels) in enumerate(zip(request.items, request.labels, strict=True)):
