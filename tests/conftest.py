@@ -50,3 +50,14 @@ def make_engine(make_checkpoint: Callable[[str], Path]) -> Callable[..., Engine]
         return Engine(make_checkpoint(name), EngineConfig(**{**SMALL, **settings}))
 
     return make
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-cases", type=int, default=300, help="requests of the HTTP fuzz")
+
+
+@pytest.fixture(scope="session")
+def fuzz_cases(request: pytest.FixtureRequest) -> int:
+    """Requests that the HTTP fuzz sends."""
+    count: int = request.config.getoption("--fuzz-cases")
+    return count

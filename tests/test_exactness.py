@@ -19,6 +19,7 @@ from itemwise import packing
 from itemwise.engine import Engine
 from itemwise.models import decoder
 from itemwise.ops.attention import StepLayout, attend
+from itemwise.packed_run import AnyWork
 from itemwise.types import ScoreRequest, StepBatch, StepShape
 from tests.conftest import VOCAB_SIZE
 
@@ -168,6 +169,45 @@ def test_other_requests_in_the_same_step(
 ) -> None:
     base = fresh(engine, request)
     assert fresh(engine, *others, request) == base
+
+
+@exhaustive
+@given(
+    requests=st.lists(score_requests(max_items=4), min_size=2, max_size=5),
+    item_first=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rows_mixed_in_any_order_with_some_given_up(
+    engine: Engine, requests: list[ScoreRequest], item_first: bool, seed: int
+) -> None:
+    """Requests come, take turns, and leave, in any order; two of them share a query."""
+    rng, count = np.random.default_rng(seed), len(requests)
+    requests[-1] = replace(requests[-1], query=requests[0].query)
+    requests[1] = replace(requests[1], item_first=item_first)
+    alone = [fresh(engine, request) for request in requests]
+    engine.forget_prefixes()
+    waiting, opened = list(range(count)), dict[int, AnyWork]()
+    found: dict[int, Bits] = {}
+    for _ in range(1000):
+        if waiting and rng.integers(2):
+            work = engine.open(requests[waiting[0]])
+            if work is not None:
+                opened[waiting.pop(0)] = work
+        if opened and not rng.integers(16):
+            engine.close(opened.pop(int(rng.choice(list(opened)))))
+        order = rng.permutation(list(opened)).tolist()
+        outcome = engine.step([opened[i] for i in order])
+        assert not outcome.failed
+        for work in outcome.finished:
+            (index,) = (i for i in opened if opened[i] is work)
+            found[index] = [row.tobytes() for row in opened.pop(index).result().scores]
+        if not waiting and not opened and not outcome.waiting:
+            break
+    assert not waiting
+    assert not opened
+    assert found == {index: alone[index] for index in found}
+    pages = engine.info()["pages"]
+    assert pages["available"] == pages["total"], "a page is held by nobody"
 
 
 @exhaustive

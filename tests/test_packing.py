@@ -142,3 +142,22 @@ def test_granules_of_the_shortest_rows_fit() -> None:
 def test_rows_beyond_the_shape_are_refused(row: RowPlan, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StepPacker(SHAPE).fits(row)
+
+
+def test_rest_of_the_open_lane_takes_rows_of_its_context_alone() -> None:
+    packer = StepPacker(SHAPE)
+    same, other = CONTEXTS[1], CONTEXTS[2]
+    assert packer.lane_room == 0
+    packer.add(RowPlan([1] * 10, 7, same, score_id=0))
+    assert packer.lane_room == 6
+    assert packer.fits_lane(RowPlan([1] * 6, 7, same, score_id=1))
+    assert not packer.fits_lane(RowPlan([1] * 7, 7, same, score_id=1))
+    assert not packer.fits_lane(RowPlan([1] * 6, 7, other, score_id=1))
+    packer.add(RowPlan([1] * 6, 7, same, score_id=1))
+    assert packer.lane_room == 0
+    packer.add(RowPlan([1] * 4, 7, same, write_page=3))
+    assert packer.lane_room == 0
+    assert not packer.is_full
+    packer.add(RowPlan([1] * 16, 7, same, score_id=2))
+    assert packer.is_full
+    assert packer.take().num_lanes == 3

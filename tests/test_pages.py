@@ -11,9 +11,14 @@ from itemwise.pages import PageCache, Prefix
 PAGE = 4
 
 
+def commit(cache: PageCache, prefix: Prefix) -> None:
+    while prefix.num_ready < len(prefix.pages):
+        cache.commit_page(prefix)
+
+
 def held(cache: PageCache, tokens: tuple[int, ...]) -> Prefix:
     prefix = cache.reserve(tokens)
-    cache.commit(prefix)
+    commit(cache, prefix)
     return prefix
 
 
@@ -56,7 +61,8 @@ def test_unshared_prefix_neither_finds_nor_is_found() -> None:
     cache = PageCache(9, PAGE)
     held(cache, tuple(range(8)))
     alone = cache.reserve(tuple(range(8)), share=False)
-    cache.commit(alone)
+    assert not cache.adopt_page(alone)
+    commit(cache, alone)
     assert alone.num_cached == 0
     cache.release(alone)
     assert cache.num_cached == 2
@@ -92,12 +98,44 @@ def test_reuse_off_forgets() -> None:
 def test_two_prefixes_that_commit_the_same_content() -> None:
     cache = PageCache(9, PAGE)
     first, second = cache.reserve(tuple(range(8))), cache.reserve(tuple(range(8)))
-    cache.commit(first)
-    cache.commit(second)
+    commit(cache, first)
+    commit(cache, second)
     cache.release(first)
     cache.release(second)
     assert cache.num_cached == 2
     assert cache.num_available == 8
+
+
+def test_page_committed_meanwhile_is_adopted() -> None:
+    cache = PageCache(9, PAGE)
+    first, second = cache.reserve(tuple(range(10))), cache.reserve((*range(8), 99))
+    cache.commit_page(first)
+    assert cache.adopt_page(second)
+    assert not cache.adopt_page(second), "the second page is not written yet"
+    cache.commit_page(second)  # whoever comes first computes it
+    assert cache.adopt_page(first)
+    assert not cache.adopt_page(first)
+    assert first.pages[:2] == second.pages[:2]
+    assert (first.num_cached, second.num_cached) == (1, 1)
+    assert (first.num_ready, second.num_ready) == (2, 2)
+    assert (cache.hits, cache.misses) == (2, 2)
+    for prefix in (first, second):
+        cache.release(prefix)
+    assert cache.num_available == 8
+
+
+def test_unwritten_pages_of_a_prefix_given_up_are_not_found() -> None:
+    cache = PageCache(9, PAGE)
+    first = cache.reserve(tuple(range(12)))
+    cache.commit_page(first)
+    cache.release(first)
+    assert cache.reserve(tuple(range(12))).num_cached == 1
+
+
+def test_room_beside_a_prefix() -> None:
+    cache = PageCache(5, PAGE)
+    assert cache.can_reserve(tuple(range(8)), beside=2)
+    assert not cache.can_reserve(tuple(range(8)), beside=3)
 
 
 def test_context_lengths() -> None:
@@ -128,13 +166,24 @@ class PageCacheMachine(RuleBasedStateMachine):
         if not self.cache.can_reserve(tokens):
             return
         prefix = self.cache.reserve(tokens)
-        for i, page in enumerate(prefix.pages):
-            upto = tokens[: (i + 1) * PAGE]
-            if i < prefix.num_cached:
-                assert self.content[page] == upto
-            self.content[page] = upto
-        self.cache.commit(prefix)
+        for i in range(prefix.num_cached):
+            assert self.content[prefix.pages[i]] == tokens[: (i + 1) * PAGE]
         self.prefixes.append(prefix)
+
+    @precondition(lambda self: self.prefixes)
+    @rule(data=st.data())
+    def next_page(self, data: st.DataObject) -> None:
+        prefix = data.draw(st.sampled_from(self.prefixes))
+        i = prefix.num_ready
+        if i == len(prefix.pages):
+            return
+        upto = prefix.tokens[: (i + 1) * PAGE]
+        if self.cache.adopt_page(prefix):
+            assert self.content[prefix.pages[i]] == upto
+        else:
+            self.content[prefix.pages[i]] = upto
+            self.cache.commit_page(prefix)
+        assert prefix.num_ready == i + 1
 
     @precondition(lambda self: self.prefixes)
     @rule(data=st.data())

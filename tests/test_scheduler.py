@@ -1,89 +1,171 @@
-"""The queue: order, bounds, cancelling, faults, draining, and what it counts."""
+"""Turns, bounds, cancelling, deadlines, faults, draining, and what is counted."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itemwise.errors import QueueFullError, ShuttingDownError
-from itemwise.scheduler import MIN_RETRY_AFTER_S, Scheduler
+from itemwise.errors import (
+    DeadlineExceededError,
+    EngineLostError,
+    QueueFullError,
+    ShuttingDownError,
+)
+from itemwise.scheduler import (
+    MIN_RETRY_AFTER_S,
+    STRETCH,
+    Job,
+    QueueLimits,
+    Scheduler,
+    urgency,
+)
 from itemwise.types import ScoreRequest, ScoreResult
+from tests.fake_core import FakeCore
 
 WAIT_S = 10
 
 
-def request(number: int) -> ScoreRequest:
-    return ScoreRequest((number,), ((),), ((0,),))
+def request(
+    number: int, tokens: int = 1, priority: int = 0, timeout_s: float | None = None
+) -> ScoreRequest:
+    return ScoreRequest((number,) * tokens, ((),), ((0,),), priority=priority, timeout_s=timeout_s)
 
 
-def result(number: int) -> ScoreResult:
+def answer(asked: ScoreRequest) -> ScoreResult:
+    number = asked.query[0]
+    if number < 0:
+        raise ValueError(f"planted {number}")
     return ScoreResult(np.full((1, 1), number, np.float32), number)
 
 
-class Engine:
-    """Notes what runs, and may be held until `go`."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-        self.threads: set[int] = set()
-        self.started = threading.Event()
-        self.go = threading.Event()
-        self.go.set()
-
-    def hold(self) -> None:
-        self.go.clear()
-
-    def run(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        self.started.set()
-        assert self.go.wait(WAIT_S)
-        (number,) = (r.query[0] for r in requests)
-        self.seen.append(number)
-        self.threads.add(threading.get_ident())
-        if number < 0:
-            raise ValueError(f"planted {number}")
-        return [result(number)]
+def outcome_of(job: Job) -> int:
+    return job.future.result(WAIT_S).result().prompt_tokens
 
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine()
+def core() -> FakeCore:
+    return FakeCore(answer)
 
 
 @pytest.fixture
-def scheduler(engine: Engine) -> Iterator[Scheduler]:
-    made = Scheduler(engine.run, max_queued_requests=3)
+def scheduler(core: FakeCore) -> Iterator[Scheduler]:
+    made = Scheduler(core, QueueLimits(max_requests=3, max_tokens=100))
     yield made
-    engine.go.set()
-    made.drain()
+    core.gate.set()
+    assert made.drain(WAIT_S)
 
 
-def submit_held(engine: Engine, scheduler: Scheduler) -> Future[ScoreResult]:
-    """A request that runs until `engine.go` is set."""
-    engine.hold()
-    running = scheduler.submit(request(0))
-    assert engine.started.wait(WAIT_S)
-    return running
+def held(core: FakeCore, scheduler: Scheduler, tokens: int = 1) -> Job:
+    """A request that is in a step until `core.gate` is set."""
+    core.gate.clear()
+    core.in_step.clear()
+    job = scheduler.submit(request(0, tokens))
+    assert core.in_step.wait(WAIT_S)
+    return job
 
 
-def test_requests_run_in_order_on_one_thread(engine: Engine, scheduler: Scheduler) -> None:
-    running = submit_held(engine, scheduler)
+def test_waiting_requests_share_the_next_step(core: FakeCore, scheduler: Scheduler) -> None:
+    running = held(core, scheduler)
     waiting = [scheduler.submit(request(n)) for n in (1, 2, 3)]
-    engine.go.set()
-    assert [f.result(WAIT_S).prompt_tokens for f in (running, *waiting)] == [0, 1, 2, 3]
-    assert engine.seen == [0, 1, 2, 3]
-    assert len(engine.threads) == 1
-    assert threading.get_ident() not in engine.threads
+    core.gate.set()
+    assert [outcome_of(job) for job in (running, *waiting)] == [0, 1, 2, 3]
+    assert core.turns == [[0], [1, 2, 3]]
+    assert len(core.threads) == 1
+    assert threading.get_ident() not in core.threads
 
 
-def test_full_queue_refuses(engine: Engine, scheduler: Scheduler) -> None:
-    submit_held(engine, scheduler)
+def test_lower_priority_number_goes_first(core: FakeCore, scheduler: Scheduler) -> None:
+    held(core, scheduler)
+    jobs = [scheduler.submit(request(n, 8, priority)) for n, priority in ((1, 5), (2, -1), (3, 0))]
+    core.gate.set()
+    for job in jobs:
+        outcome_of(job)
+    assert core.turns == [[0], [2], [3], [1]]
+
+
+def test_short_request_overtakes_a_long_one(core: FakeCore, scheduler: Scheduler) -> None:
+    long = held(core, scheduler, tokens=80)
+    short = scheduler.submit(request(1, 4))
+    core.gate.set()
+    outcome_of(short)
+    assert outcome_of(long) == 0
+    assert core.turns[:3] == [[0], [1, 0], [0]]
+
+
+def test_one_that_waits_for_room_is_not_overtaken(core: FakeCore, scheduler: Scheduler) -> None:
+    core.max_open = 1
+    held(core, scheduler, tokens=16)
+    jobs = [scheduler.submit(request(n, 8)) for n in (1, 2)]
+    core.gate.set()
+    for job in jobs:
+        outcome_of(job)
+    assert core.turns == [[0], [0], [1], [2]]
+
+
+def test_times_are_told(scheduler: Scheduler) -> None:
+    scored = scheduler.submit(request(1)).future.result(WAIT_S)
+    assert 0 <= scored.queue_s <= scored.total_s < WAIT_S
+
+
+@given(
+    others=st.lists(
+        st.tuples(st.floats(0, 10), st.integers(1, 50), st.integers(-1, 1)), max_size=20
+    ),
+    arrived=st.floats(0, 10),
+    tokens=st.integers(1, 50),
+    rate=st.floats(0.1, 1000),
+)
+def test_overtaken_only_within_a_multiple_of_its_own_work(
+    others: list[tuple[float, int, int]], arrived: float, tokens: int, rate: float
+) -> None:
+    mine = urgency(0, arrived, tokens, rate)
+    for when, size, priority in others:
+        first = urgency(priority, when, size, rate) < mine
+        if priority:
+            assert first == (priority < 0)
+        elif when > arrived + STRETCH * tokens / rate:
+            assert not first, "it starves"
+        elif when <= arrived and size < tokens:
+            assert first, "the shorter one that came first goes first"
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=12),
+    long=st.integers(50, 200),
+)
+@settings(max_examples=50, deadline=None)
+def test_no_request_starves_in_simulated_time(sizes: list[tuple[int, int]], long: int) -> None:
+    """One token a second; short requests keep coming, and the long one still ends in time."""
+    left = {0: long} | {i + 1: size for i, (_, size) in enumerate(sizes)}
+    arrived = {0: 0} | {i + 1: when for i, (when, _) in enumerate(sizes)}
+    now, ended = 0, dict[int, int]()
+    while left:
+        here = [i for i in left if arrived[i] <= now]
+        if here:
+            turn = min(here, key=lambda i: urgency(0, arrived[i], left[i], 1.0))
+            left[turn] -= 1
+            if not left[turn]:
+                del left[turn]
+                ended[turn] = now + 1
+        now += 1
+    for i, (when, size) in enumerate(sizes):
+        # A short one waits for the long one only if that has little more left than it has itself.
+        shorter = sum(s for j, (_, s) in enumerate(sizes) if j != i)
+        rest_of_long = min(long, size + when / STRETCH)
+        assert ended[i + 1] - when <= size + shorter + rest_of_long + 1
+    assert ended[0] <= long + sum(size for _, size in sizes)
+
+
+def test_full_queue_refuses(core: FakeCore, scheduler: Scheduler) -> None:
+    held(core, scheduler)
     for n in (1, 2, 3):
         scheduler.submit(request(n))
     with pytest.raises(QueueFullError, match="3 requests wait") as caught:
@@ -93,93 +175,164 @@ def test_full_queue_refuses(engine: Engine, scheduler: Scheduler) -> None:
     assert (counters.received, counters.refused, counters.queued, counters.running) == (5, 1, 3, 1)
 
 
-def test_retry_after_follows_recent_service_times(
-    engine: Engine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+def test_too_many_queued_tokens_are_refused_but_never_a_first_request(
+    core: FakeCore, scheduler: Scheduler
 ) -> None:
-    now = iter([0.0, 10.0, 100.0])  # one request that takes ten seconds, one that has begun
-    monkeypatch.setattr("itemwise.scheduler.time.perf_counter", lambda: next(now, 100.0))
-    scheduler.submit(request(1)).result(WAIT_S)
-    engine.started.clear()
-    submit_held(engine, scheduler)
-    for n in (1, 2, 3):
-        scheduler.submit(request(n))
+    running = held(core, scheduler, tokens=500)
+    with pytest.raises(QueueFullError, match="500 tokens wait and the request has 1"):
+        scheduler.submit(request(1))
+    core.gate.set()
+    outcome_of(running)
+    held(core, scheduler, tokens=50)
+    scheduler.submit(request(1, 50))
+    with pytest.raises(QueueFullError, match="at most 100"):
+        scheduler.submit(request(2, 1))
+
+
+def test_retry_after_is_the_backlog_at_the_recent_rate(
+    core: FakeCore, scheduler: Scheduler
+) -> None:
+    outcome_of(scheduler.submit(request(1, 8)))  # 8 tokens in a millisecond
+    assert scheduler.tokens_per_s == pytest.approx(8000)
+    held(core, scheduler, tokens=80_000)
     with pytest.raises(QueueFullError) as caught:
         scheduler.submit(request(4))
-    assert caught.value.retry_after_s == pytest.approx(40.0)
+    assert caught.value.retry_after_s == pytest.approx(10.0)
+    backlog = scheduler.backlog()
+    assert (backlog.requests, backlog.tokens) == (0, 80_000)
 
 
 def test_cancelled_request_is_dropped_and_frees_its_place(
-    engine: Engine, scheduler: Scheduler
+    core: FakeCore, scheduler: Scheduler
 ) -> None:
-    running = submit_held(engine, scheduler)
+    held(core, scheduler)
     waiting = [scheduler.submit(request(n)) for n in (1, 2, 3)]
-    assert waiting[1].cancel()
-    assert not running.cancel()
+    assert waiting[1].future.cancel()
     late = scheduler.submit(request(4))
-    engine.go.set()
-    assert late.result(WAIT_S).prompt_tokens == 4
-    assert engine.seen == [0, 1, 3, 4]
+    core.gate.set()
+    assert outcome_of(late) == 4
+    assert core.turns == [[0], [1, 3, 4]]
     assert scheduler.counters().cancelled == 1
 
 
-@pytest.mark.parametrize(
-    ("planted", "seen"),
-    [
-        (ValueError("x"), ValueError),
-        (SystemExit(1), RuntimeError),
-        (StopIteration(), RuntimeError),
-    ],
-)
-def test_exception_reaches_its_request_alone(planted: BaseException, seen: type[Exception]) -> None:
-    def run(requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        if requests[0].query[0] == 1:
-            raise planted
-        return [result(7)]
+def test_running_request_that_is_cancelled_runs_no_further(
+    core: FakeCore, scheduler: Scheduler
+) -> None:
+    running = held(core, scheduler, tokens=80)
+    assert running.future.cancel()
+    after = scheduler.submit(request(1))
+    core.gate.set()
+    outcome_of(after)
+    assert core.turns == [[0], [1]]
+    assert core.closed == [0]
+    assert scheduler.counters().cancelled == 1
 
-    scheduler = Scheduler(run, max_queued_requests=3)
+
+def test_request_out_of_time_is_given_up(core: FakeCore, scheduler: Scheduler) -> None:
+    running = held(core, scheduler, tokens=80)
+    job = scheduler.submit(request(1, timeout_s=0.01))
+    assert job.deadline is not None
+    time.sleep(0.02)
+    core.gate.set()
+    with pytest.raises(DeadlineExceededError, match="within 0.01 s"):
+        job.future.result(WAIT_S)
+    assert outcome_of(running) == 0
+    assert all(1 not in turn for turn in core.turns)
+    assert scheduler.counters().expired == 1
+
+
+def test_running_request_out_of_time_is_told_at_once(core: FakeCore, scheduler: Scheduler) -> None:
+    core.gate.clear()
+    job = scheduler.submit(request(0, 80, timeout_s=60))
+    assert core.in_step.wait(WAIT_S)
+    scheduler.expire(job)  # the engine is still in its step
+    with pytest.raises(DeadlineExceededError):
+        job.future.result(0)
+    scheduler.expire(job)  # once more does no harm
+    core.gate.set()
+    outcome_of(scheduler.submit(request(1)))
+    assert core.turns[0] == [0]
+    assert [turn for turn in core.turns[1:] if 0 in turn] == []
+    assert scheduler.counters().expired == 1
+
+
+def test_server_bounds_the_time_of_every_request(core: FakeCore) -> None:
+    scheduler = Scheduler(core, QueueLimits(3, max_timeout_s=5))
+    now = time.perf_counter()
+    for timeout_s, expected in ((None, 5), (2.0, 2), (100.0, 5)):
+        job = scheduler.submit(request(1, timeout_s=timeout_s))
+        assert job.deadline == pytest.approx(now + expected, abs=0.5)
+    assert scheduler.drain(WAIT_S)
+
+
+@pytest.mark.parametrize(
+    ("planted", "seen"), [(ValueError("x"), ValueError), (StopIteration(), RuntimeError)]
+)
+def test_exception_reaches_its_request_alone(planted: Exception, seen: type[Exception]) -> None:
+    def score(asked: ScoreRequest) -> ScoreResult:
+        if asked.query[0] == 1:
+            raise planted
+        return answer(asked)
+
+    scheduler = Scheduler(FakeCore(score), QueueLimits(3))
     with pytest.raises(seen):
-        scheduler.submit(request(1)).result(WAIT_S)
-    assert scheduler.submit(request(2)).result(WAIT_S).prompt_tokens == 7
+        scheduler.submit(request(1)).future.result(WAIT_S)
+    assert outcome_of(scheduler.submit(request(2))) == 2
     counters = scheduler.counters()
     assert (counters.failed, counters.finished, counters.running) == (1, 1, 0)
-    scheduler.drain()
+    assert scheduler.drain(WAIT_S)
 
 
-def test_wrong_number_of_results_is_a_failure() -> None:
-    scheduler = Scheduler(lambda _: [], max_queued_requests=1)
-    with pytest.raises(ValueError, match="not enough values"):
-        scheduler.submit(request(1)).result(WAIT_S)
-    scheduler.drain()
+@pytest.mark.parametrize("planted", [EngineLostError("x"), SystemExit(1)])
+def test_lost_engine_fails_all_and_takes_no_more(core: FakeCore, planted: BaseException) -> None:
+    lost: list[BaseException] = []
+    scheduler = Scheduler(core, QueueLimits(3), on_lost=lost.append)
+    core.lost = planted
+    jobs = [held(core, scheduler), scheduler.submit(request(1))]
+    core.gate.set()
+    for job in jobs:
+        with pytest.raises(EngineLostError):
+            job.future.result(WAIT_S)
+    assert scheduler.drain(WAIT_S)
+    assert lost == [planted]
+    with pytest.raises((EngineLostError, ShuttingDownError)):
+        scheduler.submit(request(2))
 
 
-def test_drain_finishes_what_runs_and_refuses_the_rest(
-    engine: Engine, scheduler: Scheduler
+def test_drain_finishes_what_was_taken_and_refuses_the_rest(
+    core: FakeCore, scheduler: Scheduler
 ) -> None:
-    running = submit_held(engine, scheduler)
+    running = held(core, scheduler)
     waiting = [scheduler.submit(request(n)) for n in (1, 2)]
     with ThreadPoolExecutor(1) as pool:
         draining = pool.submit(scheduler.drain)
-        for future in waiting:
-            with pytest.raises(ShuttingDownError):
-                future.result(WAIT_S)
+        while not scheduler._draining:
+            time.sleep(0.001)
         with pytest.raises(ShuttingDownError):
             scheduler.submit(request(3))
         assert not draining.done()
-        engine.go.set()
-        draining.result(WAIT_S)
-    assert running.result(WAIT_S).prompt_tokens == 0
-    assert engine.seen == [0]
-    assert scheduler.counters().refused == 3
-    scheduler.drain()  # once more does no harm
+        core.gate.set()
+        assert draining.result(WAIT_S)
+    assert [outcome_of(job) for job in (running, *waiting)] == [0, 1, 2]
+    assert scheduler.counters().refused == 1
+
+
+def test_drain_gives_up_after_its_time(core: FakeCore, scheduler: Scheduler) -> None:
+    jobs = [held(core, scheduler), scheduler.submit(request(1))]
+    assert not scheduler.drain(0.01)
+    for job in jobs:
+        with pytest.raises(ShuttingDownError):
+            job.future.result(0)
+    assert scheduler.counters().refused == 2
 
 
 def test_cancelling_from_an_event_loop_gives_up_the_place(
-    engine: Engine, scheduler: Scheduler
+    core: FakeCore, scheduler: Scheduler
 ) -> None:
-    submit_held(engine, scheduler)
+    held(core, scheduler)
 
     async def leave() -> None:
-        waiting = asyncio.wrap_future(scheduler.submit(request(1)))
+        waiting = asyncio.wrap_future(scheduler.submit(request(1)).future)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -189,58 +342,68 @@ def test_cancelling_from_an_event_loop_gives_up_the_place(
 
 
 @given(
-    numbers=st.lists(st.integers(-2, 5), max_size=12),
+    numbers=st.lists(st.tuples(st.integers(-2, 5), st.integers(1, 20)), max_size=12),
     cancelled=st.sets(st.integers(0, 11)),
+    expired=st.sets(st.integers(0, 11)),
     limit=st.integers(1, 4),
+    max_open=st.integers(1, 3),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_future_ends_and_counters_add_up(
-    numbers: list[int], cancelled: set[int], limit: int
+    numbers: list[tuple[int, int]],
+    cancelled: set[int],
+    expired: set[int],
+    limit: int,
+    max_open: int,
 ) -> None:
-    engine = Engine()
-    scheduler = Scheduler(engine.run, limit)
-    futures: list[Future[ScoreResult]] = []
+    scheduler = Scheduler(FakeCore(answer, max_open=max_open), QueueLimits(limit, 60))
+    jobs: list[Job] = []
     refused = 0
-    for index, number in enumerate(numbers):
+    for index, (number, tokens) in enumerate(numbers):
         try:
-            future = scheduler.submit(request(number))
+            job = scheduler.submit(request(number, tokens))
         except QueueFullError:
             refused += 1
             continue
-        futures.append(future)
+        jobs.append(job)
         if index in cancelled:
-            future.cancel()
-    outcomes = [_outcome(future.result) for future in futures]
-    scheduler.drain()
+            job.future.cancel()
+        if index in expired:
+            scheduler.expire(job)
+    outcomes = [_outcome(lambda job=job: outcome_of(job)) for job in jobs]  # type: ignore[misc]
+    assert scheduler.drain(WAIT_S)
     counters = scheduler.counters()
     assert counters.received == len(numbers)
     assert counters.refused == refused
     assert counters.finished == outcomes.count("finished")
     assert counters.failed == outcomes.count("failed")
     assert counters.cancelled == outcomes.count("cancelled")
+    assert counters.expired == outcomes.count("expired")
     assert (counters.queued, counters.running) == (0, 0)
 
 
-def _outcome(wait: Callable[[float], ScoreResult]) -> str:
+def _outcome(wait: Callable[[], int]) -> str:
     try:
-        wait(WAIT_S)
+        wait()
     except CancelledError:
         return "cancelled"
+    except DeadlineExceededError:
+        return "expired"
     except ValueError:
         return "failed"
     return "finished"
 
 
 def test_many_threads_get_their_own_answers() -> None:
-    scheduler = Scheduler(Engine().run, max_queued_requests=1000)
+    scheduler = Scheduler(FakeCore(answer), QueueLimits(1000))
 
     def client(start: int) -> list[int]:
         numbers = range(start, start + 50)
-        futures = [scheduler.submit(request(n)) for n in numbers]
-        return [f.result(WAIT_S).prompt_tokens - n for f, n in zip(futures, numbers, strict=True)]
+        jobs = [scheduler.submit(request(n)) for n in numbers]
+        return [outcome_of(job) - n for job, n in zip(jobs, numbers, strict=True)]
 
     with ThreadPoolExecutor(8) as pool:
         differences = list(pool.map(client, range(0, 800, 100)))
-    scheduler.drain()
+    assert scheduler.drain(WAIT_S)
     assert {d for row in differences for d in row} == {0}
     assert scheduler.counters().finished == 400

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -19,9 +19,10 @@ from itemwise.cli_options import (
     expand_options,
     option,
 )
+from itemwise.cli_programs import add_ab_commands, add_tpu_command
+from itemwise.cli_validation import add_validation_commands
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ItemwiseError
-from itemwise.types import Algorithm
 
 app = typer.Typer(
     name="itemwise",
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_Number = TypeVar("_Number", int, float)
 
 checkpoint_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make checkpoints to try things with."
@@ -42,6 +44,9 @@ bench_app = typer.Typer(
 )
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
+add_validation_commands(app)
+add_ab_commands(bench_app)
+add_tpu_command(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -258,7 +263,7 @@ def checkpoint_random(
     ] = None,
 ) -> None:
     """Write a random checkpoint of a well-known shape; its scores mean nothing."""
-    from itemwise.commands import progress
+    from itemwise.progress import progress
     from itemwise.random_model import write_named
 
     with progress() as told:
@@ -319,101 +324,113 @@ def bench_contract(
     )
 
 
-def _bench_option(flag: str, envvar: str, text: str, **settings: Any) -> Any:
-    return typer.Option(f"--{flag}", envvar=envvar, help=text, **settings)
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """What requests of the serving benchmarks look like."""
 
-
-_Mask = Annotated[
-    Literal["auto", "dense", "segment"],
-    _bench_option(
-        "mask", "MULTI_ITEM_MASK_IMPL", "How packed tells items apart; prefill-extend needs none."
-    ),
-]
-_WarmupRuns = Annotated[
-    int,
-    _bench_option(
-        "warmup-runs",
-        "MULTI_ITEM_BENCH_WARMUP_RUNS",
-        "Runs that are not timed; the first compiles.",
-        min=0,
-    ),
-]
-_TimedRuns = Annotated[
-    int,
-    _bench_option(
-        "timed-runs", "MULTI_ITEM_BENCH_TIMED_RUNS", "Runs whose median is reported.", min=1
-    ),
-]
-
-
-@dataclass(frozen=True)
-class WorkloadOptions:
-    """The workload of the A/B benchmarks."""
-
-    query_tokens: Annotated[
-        int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
-    ] = 2000
-    num_items: Annotated[int, typer.Option("--items", help="Items.", min=1)] = 500
+    num_items: Annotated[int, typer.Option("--items", help="Items of a request.", min=1)] = 10
     item_tokens: Annotated[
         int, typer.Option("--item-tokens", help="Tokens of each item.", min=1)
     ] = 20
+    query_tokens: Annotated[
+        int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
+    ] = 300
+    shared: Annotated[
+        float,
+        typer.Option("--shared", help="Share of requests with one query in common.", min=0, max=1),
+    ] = 0.5
 
 
-def _run_ab(
-    model: str,
-    algorithm: Algorithm,
-    workload: WorkloadOptions,
-    engine: EngineOptions,
-    **settings: Any,
-) -> None:
-    from itemwise.bench.ab import run_ab
-
-    chosen = engine.settings()
-    for name in ("multi_item_algorithm", "multi_item_mask_impl"):
-        del chosen[name]  # the command's own
-    run_ab(model, algorithm, **asdict(workload), **settings, **chosen)
-
-
-@bench_app.command("packed")
+@bench_app.command("serve")
 @expand_options
-def bench_packed(
-    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
-    mask: _Mask = "auto",
-    warmup_runs: _WarmupRuns = 1,
-    timed_runs: _TimedRuns = 3,
+def bench_serve(
+    load: LoadOptions,
+    url: Annotated[
+        str, typer.Option("--url", help="A running server on this machine.")
+    ] = "http://127.0.0.1:30000",
+    clients: Annotated[
+        str,
+        typer.Option(
+            "--clients",
+            help="Numbers of clients that wait for answers, comma-separated; empty for none.",
+        ),
+    ] = "1,4,16,64",
+    rates: Annotated[
+        str,
+        typer.Option(
+            "--rates",
+            help="Requests a second sent at random times whether answers come or not (Poisson), "
+            "comma-separated.",
+        ),
+    ] = "",
+    seconds: Annotated[float, typer.Option("--seconds", help="Time of each load, at most.")] = 20.0,
+    max_requests: Annotated[
+        int, typer.Option("--max-requests", help="Requests of each load, at most.")
+    ] = 2000,
+    check: Annotated[
+        int,
+        typer.Option(
+            "--check",
+            help="Answers of each load whose bits are compared with each item scored alone; it "
+            "takes as many requests as they have items.",
+        ),
+    ] = 20,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File to write all figures to.")
     ] = None,
-    *,
-    workload: WorkloadOptions,
-    engine: EngineOptions,
+    chart: Annotated[
+        Path | None,
+        typer.Option("--chart", help="Image of latency and throughput; needs matplotlib."),
+    ] = None,
 ) -> None:
-    """Items per second of the packed algorithm: query and items in one sequence.
+    """Throughput, latency and bits of a running server under load."""
+    from itemwise.bench.serve import run_serve
 
-    Compare --mask dense with --mask segment and with `itemwise bench prefill-extend`.
-    """
-    runs = {"warmup_runs": warmup_runs, "timed_runs": timed_runs, "out_json": json_file}
-    _run_ab(model, "packed", workload, engine, mask=mask, **runs)
+    fine = run_serve(
+        url,
+        clients=_numbers("--clients", clients, int),
+        rates=_numbers("--rates", rates, float),
+        seconds=seconds,
+        max_requests=max_requests,
+        workload=dataclasses.asdict(load),
+        check=check,
+        out_json=json_file,
+        chart=chart,
+    )
+    raise typer.Exit(0 if fine else 1)
 
 
-@bench_app.command("prefill-extend")
+@bench_app.command("soak")
 @expand_options
-def bench_prefill_extend(
-    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
-    mask: _Mask = "auto",
-    warmup_runs: _WarmupRuns = 1,
-    timed_runs: _TimedRuns = 3,
+def bench_soak(
+    load: LoadOptions,
+    url: Annotated[
+        str, typer.Option("--url", help="A running server on this machine.")
+    ] = "http://127.0.0.1:30000",
+    seconds: Annotated[float, typer.Option("--seconds", help="How long.", max=3600)] = 600.0,
+    share: Annotated[
+        float,
+        typer.Option("--load", help="Share of the throughput of 16 clients.", min=0.01, max=2),
+    ] = 0.8,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File to write all figures to.")
     ] = None,
-    *,
-    workload: WorkloadOptions,
-    engine: EngineOptions,
 ) -> None:
-    """Items per second of the default algorithm: the query once, items against its pages.
+    """A long mixed load with clients who leave, bad requests and deadlines; is all well after?"""
+    from itemwise.bench.soak import run_soak
 
-    It tells items apart by their rows, so the mask changes nothing; the option is there for scripts
-    that set it for both benchmarks.
-    """
-    runs = {"warmup_runs": warmup_runs, "timed_runs": timed_runs, "out_json": json_file}
-    _run_ab(model, "prefill_extend", workload, engine, mask=mask, **runs)
+    fine = run_soak(
+        url, seconds=seconds, load=share, workload=dataclasses.asdict(load), out_json=json_file
+    )
+    raise typer.Exit(0 if fine else 1)
+
+
+def _numbers(flag: str, text: str, kind: Callable[[str], _Number]) -> list[_Number]:
+    """Numbers above 0 from a comma-separated text."""
+    try:
+        numbers = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if any(number <= 0 for number in numbers) or (text.strip() and not numbers):
+        fail(f"{flag} is {text!r}, expected numbers above 0 like 1,4,16")
+    return numbers

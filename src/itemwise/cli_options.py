@@ -207,6 +207,28 @@ class ServerOptions:
             "rather than wait for long.",
         ),
     ] = 128
+    max_queued_tokens: Annotated[
+        int,
+        option(
+            "max-queued-tokens",
+            "Tokens that may wait or be under way; requests beyond are told to come back (429). "
+            "Throughput times the longest wait you allow is a good value.",
+        ),
+    ] = 4 * 1024 * 1024
+    max_request_tokens: Annotated[
+        int,
+        option(
+            "max-request-tokens",
+            "Most tokens of a request, so that one client cannot keep the engine to itself.",
+        ),
+    ] = 4 * 1024 * 1024
+    max_request_labels: Annotated[
+        int,
+        option(
+            "max-request-labels",
+            "Most scores of a request: labels summed over items. Bounds the answer's size.",
+        ),
+    ] = 1024 * 1024
     max_body_bytes: Annotated[
         int,
         option(
@@ -214,6 +236,48 @@ class ServerOptions:
             "Longest request body (413 beyond), which bounds the memory a client can take.",
         ),
     ] = 64 * 1024 * 1024
+    max_connections: Annotated[
+        int,
+        option(
+            "max-connections",
+            "Connections open at once, idle ones included; further ones are told to come back "
+            "(503).",
+        ),
+    ] = 1024
+    max_timeout_s: Annotated[
+        float,
+        option(
+            "max-timeout-s",
+            "Seconds after which any request is given up (504), whatever its `timeout_s`.",
+            "--max-timeout",
+        ),
+    ] = 600.0
+    drain_timeout_s: Annotated[
+        float,
+        option(
+            "drain-timeout-s",
+            "Seconds that requests have to finish after SIGTERM; new ones are refused meanwhile. "
+            "Give a supervisor's own limit a few seconds more.",
+            "--drain-timeout",
+        ),
+    ] = 30.0
+    log_format: Annotated[
+        Literal["text", "json"],
+        option("log-format", "text for people, json for log collectors: an object a line."),
+    ] = "text"
+    disable_access_log: Annotated[
+        bool,
+        option("disable-access-log", "No line in the log for each request."),
+    ] = False
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        option(
+            "otlp-traces-endpoint",
+            "URL that takes OpenTelemetry traces by OTLP over HTTP, such as "
+            "http://localhost:4318/v1/traces. Needs the `otel` extra.",
+            show_default="no traces",
+        ),
+    ] = None
 
     def settings(self) -> dict[str, Any]:
         """The options as keywords of `ServerConfig`."""

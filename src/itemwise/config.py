@@ -15,6 +15,7 @@ from itemwise.errors import ConfigError, UnsupportedModelError
 from itemwise.types import Algorithm
 
 DType = Literal["auto", "bfloat16", "float32"]
+LogFormat = Literal["text", "json"]
 Family = Literal["qwen3", "qwen2", "llama"]
 AttentionBackend = Literal["auto", "fa", "native"]
 MaskSetting = Literal["auto", "dense", "segment"]
@@ -291,7 +292,16 @@ class ServerConfig:
         served_model_name: name that clients use; None for `model_path`.
         api_key: key that clients must send as a bearer token; None for no key.
         max_queued_requests: requests that may wait for the engine.
+        max_queued_tokens: tokens that may wait or be under way, beyond a first request.
+        max_request_tokens: tokens a request may make the engine compute.
+        max_request_labels: scores a request may ask for, its labels summed over its items.
         max_body_bytes: longest request body.
+        max_connections: connections open at once.
+        max_timeout_s: seconds after which any request is given up.
+        drain_timeout_s: seconds that requests have to finish once the server is told to stop.
+        log_format: `text`, or `json` with an object a line.
+        disable_access_log: no line in the log for each request.
+        otlp_traces_endpoint: where traces are sent by OTLP over HTTP; None for no traces.
     """
 
     model_path: str = DEMO_MODEL
@@ -300,14 +310,36 @@ class ServerConfig:
     served_model_name: str | None = None
     api_key: str | None = None
     max_queued_requests: int = 128
+    max_queued_tokens: int = 4 * 1024 * 1024
+    max_request_tokens: int = 4 * 1024 * 1024
+    max_request_labels: int = 1024 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
+    max_connections: int = 1024
+    max_timeout_s: float = 600.0
+    drain_timeout_s: float = 30.0
+    log_format: LogFormat = "text"
+    disable_access_log: bool = False
+    otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"`port` is {self.port}, expected 0 to 65535")
-        for name in ("max_queued_requests", "max_body_bytes"):
+        for name in (
+            "max_queued_requests",
+            "max_queued_tokens",
+            "max_request_tokens",
+            "max_request_labels",
+            "max_body_bytes",
+            "max_connections",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` is {getattr(self, name)}, expected 1 or more")
+        if not self.max_timeout_s > 0:
+            raise ConfigError(f"`max_timeout_s` is {self.max_timeout_s}, expected above 0")
+        if not self.drain_timeout_s >= 0:
+            raise ConfigError(f"`drain_timeout_s` is {self.drain_timeout_s}, expected 0 or more")
+        if self.log_format not in get_args(LogFormat):
+            raise ConfigError(f"`log_format` is {self.log_format!r}, expected text or json")
         if self.api_key is not None and not self.api_key:
             raise ConfigError("`api_key` is empty, expected a key or none at all")
 

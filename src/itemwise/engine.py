@@ -1,8 +1,9 @@
 """The engine: one model on one device, ready to score.
 
 A request's prefix is looked up in the page cache; what is missing is computed page by page; then
-its items are packed densely into lanes that read those pages (`run.py`). Requests that are given
-together share steps. Nothing here can change a score: not company, order, chunks or cache.
+its items are packed densely into lanes that read those pages (`work.py`, `run.py`). Requests that
+are open at the same time share steps. Nothing here can change a score: not company, order, chunks
+or cache.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.memory import plan_pages
 from itemwise.models.decoder import describe_weights
 from itemwise.packed import DEFAULT_MAX_TOKENS
-from itemwise.packed_run import PackedRun
+from itemwise.packed_run import AnyWork, PackedWork
 from itemwise.pages import PageCache
 from itemwise.parallel import make_mesh, place
 from itemwise.programs import Programs, compile_counter, use_compilation_cache
-from itemwise.run import Progress, Run, num_temporary_pages, sequences
+from itemwise.run import Batcher, Progress
 from itemwise.selfcheck import SelfCheck, run_self_check
-from itemwise.types import ScoreRequest, ScoreResult, StepShape
+from itemwise.types import ScoreRequest, ScoreResult, StepOutcome, StepShape
+from itemwise.work import Work, num_computed_tokens
 
 GRANULE_TOKENS = 32
 BLOCK_TOKENS = 512  # context tokens of one product
@@ -36,7 +38,10 @@ DEFAULT_LANES = {"cpu": 4, "gpu": 32, "tpu": 16}
 
 
 class Engine:
-    """Scores requests with one model on one device. Not thread-safe: one thread calls `score`.
+    """Scores requests with one model on one device. Not thread-safe: one thread runs steps.
+
+    `score` scores some requests. A server does the same step by step: it opens requests as they
+    come, runs steps, and takes those that are finished.
 
     Args:
         folder: a checkpoint folder.
@@ -85,9 +90,8 @@ class Engine:
         self._programs = Programs(
             self.model_config, shape, weights, self._plan.num_pages, self.dtype, mesh, kernels
         )
-        self._cache = self._new_cache()
+        self._batcher = Batcher(self._programs, self._new_cache)
         compiled = time.perf_counter()
-        self._num_steps = self._num_tokens = self._num_items = 0
         self.self_check = self._check_self()
         self._startup_s = {
             "weights": weights_read - start,
@@ -110,7 +114,7 @@ class Engine:
             self.forget_prefixes,
             vocab_size=self.model_config.vocab_size,
             page_tokens=self.shape.lane_tokens,
-            max_tokens=min(self.max_seq_len, self._cache.capacity * self.shape.lane_tokens),
+            max_tokens=min(self.max_seq_len, self._batcher.cache.capacity * self.shape.lane_tokens),
         )
         if verdict.status != "passed":
             raise SelfCheckError(
@@ -125,9 +129,14 @@ class Engine:
         """Sizes of the step."""
         return self._programs.shape
 
+    @property
+    def step_tokens(self) -> int:
+        """Token places of a step."""
+        return self.shape.tokens
+
     def forget_prefixes(self) -> None:
         """Empties the prefix cache."""
-        self._cache.clear()
+        self._batcher.cache.clear()
 
     def score(
         self, requests: Sequence[ScoreRequest], on_progress: Progress | None = None
@@ -142,57 +151,95 @@ class Engine:
             RequestError: a request needs more pages than there are (`sequence_too_long`); then
                 none is scored.
         """
-        if self.config.multi_item_algorithm == "packed":
-            return [self._score_packed(request, on_progress) for request in requests]
-        return self._score_exactly(requests, on_progress)
+        return self._score(requests, on_progress)
 
-    def _score_packed(self, request: ScoreRequest, on_progress: Progress | None) -> ScoreResult:
-        """Scores one request as packed sequences; one that shares nothing runs serially."""
-        if request.item_first:
-            return self._score_exactly([request], on_progress)[0]
-        limit = self.config.max_multi_item_seq_len or min(self.max_seq_len, DEFAULT_MAX_TOKENS)
-        run = PackedRun(self._programs, self.config, limit, request, on_progress)
-        result = run.score()
-        self._count(run, [request])
-        return result
+    def _score_exactly(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Scores requests through the exact step, whatever the algorithm."""
+        return self._score(requests, exactly=True)
 
-    def _score_exactly(
-        self, requests: Sequence[ScoreRequest], on_progress: Progress | None = None
+    def _score(
+        self,
+        requests: Sequence[ScoreRequest],
+        on_progress: Progress | None = None,
+        *,
+        exactly: bool = False,
     ) -> list[ScoreResult]:
-        """Scores requests through the exact step."""
-        for request in requests:
-            self._check_room(request)
-        run = Run(self._programs, self._cache, self.config, requests, on_progress)
+        works = [self._new_work(request, exactly) for request in requests]
+        total = sum(len(request.items) for request in requests)
+        waiting, opened, done = list(works), list[AnyWork](), 0
         try:
-            results = run.score()
+            while waiting or opened:
+                while waiting and self._open(waiting[0]):
+                    opened.append(waiting.pop(0))
+                outcome = self.step(opened)
+                for _, error in outcome.failed:
+                    raise error
+                opened = [work for work in opened if work not in outcome.finished]
+                done += sum(step.num_items for step in outcome.landed)
+                if on_progress and outcome.landed:
+                    on_progress("items", done, total)
         except BaseException:
             # Pages may be unwritten, and a failed step may have given the pool's memory away.
-            self._programs.reset_pages()
-            self._cache = self._new_cache()
+            self._batcher.reset()
             raise
-        self._count(run, requests)
-        return results
+        return [work.result() for work in works]
 
-    def _count(self, run: Run | PackedRun, requests: Sequence[ScoreRequest]) -> None:
-        self._num_steps += run.num_steps
-        self._num_tokens += run.num_tokens
-        self._num_items += sum(len(request.items) for request in requests)
+    def _new_work(self, request: ScoreRequest, exactly: bool = False) -> AnyWork:
+        """A request to run, if it can ever have its pages; else a `RequestError`."""
+        packed = self.config.multi_item_algorithm == "packed" and not request.item_first
+        if packed and not exactly:
+            limit = self.config.max_multi_item_seq_len or min(self.max_seq_len, DEFAULT_MAX_TOKENS)
+            return PackedWork(request, self.config, self._programs, limit)
+        work = Work(request, self.config)
+        page_tokens = self.shape.lane_tokens
+        needed, capacity = work.pages_needed(page_tokens), self._batcher.cache.capacity
+        if needed > capacity:
+            raise RequestError(
+                "sequence_too_long",
+                f"a sequence of {len(request.query) + max(map(len, request.items))} tokens needs "
+                f"{needed} pages of {page_tokens} tokens, expected at most {capacity}; raise "
+                "--kv-cache-bytes",
+                "query",
+            )
+        return work
 
-    def _check_room(self, request: ScoreRequest) -> None:
-        capacity, page_tokens = self._cache.capacity, self.shape.lane_tokens
-        for prefix, row in sequences(request, self.config.multi_item_scoring_delimiter):
-            pages = self._cache.pages_for(len(prefix)) + num_temporary_pages(row, page_tokens)
-            if pages > capacity:
-                raise RequestError(
-                    "sequence_too_long",
-                    f"a sequence of {len(prefix) + len(row)} tokens needs {pages} pages of "
-                    f"{page_tokens} tokens, expected at most {capacity}; raise --kv-cache-bytes",
-                    "query",
-                )
+    def cost(self, request: ScoreRequest) -> int:
+        """Tokens that scoring the request computes if no page of it is known."""
+        return num_computed_tokens(request, self.config)
+
+    def open(self, request: ScoreRequest) -> AnyWork | None:
+        """Takes a request in for `step`; None if there are no pages for it now.
+
+        Raises:
+            RequestError: it needs more pages than there are (`sequence_too_long`).
+        """
+        work = self._new_work(request)
+        return work if self._open(work) else None
+
+    def _open(self, work: AnyWork) -> bool:
+        return isinstance(work, PackedWork) or self._batcher.open(work)
+
+    def close(self, work: AnyWork) -> None:
+        """Lets go of a request that is not wanted any more; no further row of it runs."""
+        if isinstance(work, Work):
+            self._batcher.close(work)
+
+    def step(self, works: Sequence[AnyWork]) -> StepOutcome[AnyWork]:
+        """Runs a step filled from open requests, the most urgent first; see `Batcher.step`.
+
+        With the packed algorithm, a step is one sequence of the most urgent request.
+        """
+        if not works or isinstance(works[0], Work):
+            exact = self._batcher.step([work for work in works if isinstance(work, Work)])
+            return StepOutcome([*exact.finished], [*exact.failed], exact.landed, exact.waiting)
+        outcome = works[0].run_next()
+        self._batcher.count(outcome.landed)
+        return outcome
 
     def info(self) -> dict[str, Any]:
         """What runs, as JSON values: model, settings, device, self-check and counters."""
-        shape, cache = self.shape, self._cache
+        shape, batcher = self.shape, self._batcher
+        cache = batcher.cache
         return {
             "model_config": asdict(self.model_config),
             "engine_config": asdict(self.config),
@@ -206,9 +253,11 @@ class Engine:
             "startup_s": self._startup_s,
             "compiled_programs": self._compiled_at_ready,
             "compiled_since_ready": compile_counter().count - self._compiled_at_ready,
-            "steps": self._num_steps,
-            "computed_tokens": self._num_tokens,
-            "scored_items": self._num_items,
+            "steps": batcher.num_steps,
+            "failed_steps": batcher.num_failures,
+            "computed_tokens": batcher.num_tokens,
+            "shared_tokens": batcher.num_shared_tokens,
+            "scored_items": batcher.num_items,
             "packed_programs": [
                 {"tokens": tokens, "mask": mask, "compile_s": seconds}
                 for (tokens, mask), seconds in self._programs.packed_compile_s.items()

@@ -6,11 +6,16 @@
     ├── CheckpointError       (ValueError) the model folder cannot be read
     │   └── UnsupportedModelError          the model is whole, but of a kind not served
     ├── QueueFullError        too many requests wait; try again after `retry_after_s`
+    ├── DeadlineExceededError the answer was not there in time
     ├── ShuttingDownError     the server is draining
+    ├── EngineLostError       the device runs no more steps
     ├── RefusedError          the server does not take a request; `code` says why
-    └── SelfCheckError        the engine's scores depend on their company: do not serve
+    ├── SelfCheckError        the engine's scores depend on their company: do not serve
+    ├── EndpointError         a server under validation is lost, slow, or answers nonsense
+    │   └── RequestRefusedError            it is well, but does not take this request
+    └── ResultsError          (ValueError) a file of validation results is missing or unfit
 
-Each class has a stable `code`; `server/app.py` maps codes to HTTP statuses.
+Each class has a stable `code`; `server/errors.py` maps codes to HTTP statuses.
 """
 
 from __future__ import annotations
@@ -59,6 +64,18 @@ class QueueFullError(ItemwiseError):
         self.retry_after_s = retry_after_s
 
 
+class DeadlineExceededError(ItemwiseError):
+    """The request took longer than its `timeout_s`, or than the server allows."""
+
+    code = "deadline_exceeded"
+
+
+class EngineLostError(ItemwiseError):
+    """A step failed and the device does not run another one; the process must be started anew."""
+
+    code = "unhealthy"
+
+
 class ShuttingDownError(ItemwiseError):
     """The server is finishing what runs and takes nothing new."""
 
@@ -77,3 +94,24 @@ class SelfCheckError(ItemwiseError):
     """The start-up self-check found scores that depend on their company."""
 
     code = "self_check_failed"
+
+
+class EndpointError(ItemwiseError):
+    """A server that is being validated is lost, too slow, or answers what cannot be read."""
+
+    code = "endpoint_failed"
+
+
+class RequestRefusedError(EndpointError):
+    """A server that is being validated refuses a request; `status` and `reason` are its own."""
+
+    def __init__(self, message: str, status: int, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class ResultsError(ItemwiseError, ValueError):
+    """A file of validation results is missing, damaged, or does not go with another."""
+
+    code = "invalid_results"

@@ -1,88 +1,115 @@
-"""Scores a request with the `packed` algorithm: one sequence after the other, nothing cached."""
+"""One request with the `packed` algorithm: one sequence after the other, nothing cached."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from itemwise.config import EngineConfig
-from itemwise.packed import Tokens, chunks, pack, packed_shape
+from itemwise.packed import chunks, pack, packed_shape
 from itemwise.programs import Programs
-from itemwise.run import Progress, probabilities
-from itemwise.types import Float32Array, Mask, ScoreRequest, ScoreResult
+from itemwise.types import (
+    Float32Array,
+    Mask,
+    ScoreRequest,
+    ScoreResult,
+    StepOutcome,
+    StepStats,
+    Timings,
+)
+from itemwise.work import Results, Work, num_computed_tokens, num_prompt_tokens
 
 
 def mask_of(config: EngineConfig) -> Mask:
-    """The mask that the settings ask for; `auto` is `segment`, which wins everywhere."""
-    setting: Literal["auto", "dense", "segment"] = config.multi_item_mask_impl
+    """The mask that the settings ask for; `auto` is `segment`, which computes less everywhere."""
+    setting = config.multi_item_mask_impl
     return "segment" if setting == "auto" else setting
 
 
-class PackedRun:
-    """Scores one request. Made for one call.
+class PackedWork:
+    """A request that is being scored as packed sequences, each a step of its own.
+
+    Args:
+        request: what is scored.
+        config: settings.
+        programs: what runs it.
+        max_tokens: most tokens of a sequence; one with a single item may exceed it.
 
     Attributes:
-        num_steps: sequences run.
-        num_tokens: tokens computed, padding left out.
+        remaining_tokens: tokens still to be computed, at most.
+        cached_tokens: prefix tokens that were found and not computed: none ever are.
     """
 
+    cached_tokens = 0
+
     def __init__(
-        self,
-        programs: Programs,
-        config: EngineConfig,
-        max_tokens: int,
-        request: ScoreRequest,
-        on_progress: Progress | None = None,
+        self, request: ScoreRequest, config: EngineConfig, programs: Programs, max_tokens: int
     ) -> None:
-        self._programs = programs
+        self.request = request
+        self.remaining_tokens = num_computed_tokens(request, config)
         self._config = config
-        self._max_tokens = max_tokens
-        self._request = request
-        self._on_progress = on_progress
-        self.num_steps = self.num_tokens = 0
-
-    def score(self) -> ScoreResult:
-        """Runs everything."""
-        request, delimiter = self._request, self._config.multi_item_scoring_delimiter
-        prefix = request.query if delimiter is None else (*request.query, delimiter)
-        logits: list[Float32Array] = []
-        logsumexps: list[Float32Array] = []
-        for chosen in self._chunks(prefix):
-            for table, sums in self._sequence(prefix, chosen):
-                logits += list(table[: len(sums)])
-                logsumexps.append(sums)
-            if self._on_progress:
-                self._on_progress("items", chosen.stop, len(request.items))
-        logits = [row[: len(ids)] for row, ids in zip(logits, request.labels, strict=True)]
-        scores = probabilities(request, logits, np.concatenate(logsumexps))
-        return ScoreResult(scores, len(prefix) + sum(map(len, request.items)))
-
-    def _chunks(self, prefix: Tokens) -> Iterator[range]:
-        chunk_size = self._request.chunk_size
+        self._programs = programs
+        delimiter = config.multi_item_scoring_delimiter
+        self._prefix = request.query if delimiter is None else (*request.query, delimiter)
+        chunk_size = request.chunk_size
         if chunk_size is None:
-            chunk_size = self._config.multi_item_scoring_chunk_size
-        lengths = [len(item) for item in self._request.items]
-        rows = self._programs.shape.max_rows
-        return chunks(len(prefix), lengths, self._max_tokens, rows, chunk_size)
+            chunk_size = config.multi_item_scoring_chunk_size
+        lengths = [len(item) for item in request.items]
+        rows = programs.shape.max_rows
+        self._todo = list(chunks(len(self._prefix), lengths, max_tokens, rows, chunk_size))
+        self._results = Results(request)
+        self._seconds = 0.0
 
-    def _sequence(self, prefix: Tokens, chosen: range) -> Iterator[tuple[Float32Array, ...]]:
-        """Runs a sequence; yields label logits and log-sum-exps, some rows at a time."""
-        programs, request = self._programs, self._request
+    @property
+    def done(self) -> bool:
+        """Whether every item has its result."""
+        return self._results.num_missing == 0
+
+    def run_next(self) -> StepOutcome[AnyWork]:
+        """Runs its next sequence, and waits for the results."""
+        start = time.perf_counter()
+        outcome = StepOutcome[AnyWork]()
+        chosen = self._todo.pop(0)
+        items = self.request.items[chosen.start : chosen.stop]
+        num_tokens = len(self._prefix) + sum(map(len, items))
+        try:
+            self._run(chosen, items, num_tokens)
+        except Exception as error:
+            outcome.failed.append((self, error))
+            return outcome
+        seconds = time.perf_counter() - start
+        self._seconds += seconds
+        self.remaining_tokens = max(0, self.remaining_tokens - num_tokens)
+        lanes = -(-num_tokens // self._programs.shape.lane_tokens)
+        outcome.landed.append(StepStats(seconds, num_tokens, lanes, len(items)))
+        if self.done:
+            outcome.finished.append(self)
+        return outcome
+
+    def _run(self, chosen: range, items: Sequence[tuple[int, ...]], num_tokens: int) -> None:
+        programs, request = self._programs, self.request
         rows, granule = programs.shape.max_rows, programs.shape.granule_tokens
-        items = request.items[chosen.start : chosen.stop]
-        num_tokens = len(prefix) + sum(map(len, items))
         shape = packed_shape(num_tokens, len(items), rows, granule)
-        hidden = programs.packed(pack(prefix, items, shape), shape, mask_of(self._config))
-        self.num_steps += 1
-        self.num_tokens += num_tokens
+        batch = pack(self._prefix, items, shape)
+        hidden = programs.packed(batch, shape, mask_of(self._config))
+        # As many parts as the shape's rows fill; those past the items hold nothing.
         for part, start in zip(hidden, range(chosen.start, chosen.stop, rows), strict=False):
-            labels = request.labels[start : min(start + rows, chosen.stop)]
-            sums = np.zeros(len(labels), np.float32)
+            here = range(start, min(start + rows, chosen.stop))
+            logsumexps: Float32Array | None = None
             if not request.apply_softmax:
-                scales = [1 / request.temperature] * len(labels)
-                sums = np.asarray(programs.vocab_logsumexp(part, scales))[: len(labels)]
-            logits = programs.label_logits(part, list(labels))
-            table = np.concatenate([np.asarray(columns) for columns in logits], axis=1)
-            yield table, sums
+                scales = [1 / request.temperature] * len(here)
+                logsumexps = np.asarray(programs.vocab_logsumexp(part, scales))[: len(here)]
+            columns = programs.label_logits(part, [request.labels[i] for i in here])
+            logits = np.concatenate([np.asarray(one) for one in columns], axis=1)[: len(here)]
+            self._results.take(here, logits, logsumexps)
+
+    def result(self) -> ScoreResult:
+        """The answer, once `done`. From any thread."""
+        assert self.done
+        tokens = num_prompt_tokens(self.request, self._config)
+        return ScoreResult(self._results.scores(), tokens, 0, Timings(0.0, self._seconds))
+
+
+AnyWork = Work | PackedWork

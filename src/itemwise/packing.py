@@ -42,6 +42,22 @@ class StepPacker:
         """Whether a row waits in the step."""
         return self._place > 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no scored row, however short, fits any more."""
+        shape = self._shape
+        return self._place == shape.tokens or len(self._batch.score_ids) == shape.max_rows
+
+    @property
+    def lane_room(self) -> int:
+        """Token places left in the open lane, for rows that share its context."""
+        return 0 if self._lane_context is None else -self._place % self._shape.lane_tokens
+
+    def fits_lane(self, row: RowPlan) -> bool:
+        """Whether `add` can take the row into the rest of the open lane."""
+        shares = row.write_page is None and row.context == self._lane_context
+        return shares and len(row.tokens) <= self.lane_room and self.fits(row)
+
     def fits(self, row: RowPlan) -> bool:
         """Whether `add` can take the row into this step; an empty step takes any row."""
         shape = self._shape
@@ -106,6 +122,7 @@ class StepPacker:
         batch = self._batch
         batch.num_granules = np.asarray(self._num_granules, np.int32)
         batch.num_writes = np.asarray(self._num_writes, np.int32)
+        batch.num_lanes = -(-self._place // self._shape.lane_tokens)
         self._start_step()
         return batch
 

@@ -36,12 +36,15 @@ class Prefix:
     Attributes:
         tokens: the prefix.
         pages: a page per run of page_tokens, in order; the last may be part full.
-        num_cached: of these pages, how many (from the first) already hold keys and values.
+        num_cached: of these pages, how many were found and need no computing.
+        num_ready: of these pages, how many (from the first) hold their content, or will by the
+            time anything that runs later reads them.
     """
 
     tokens: tuple[int, ...]
     pages: list[int]
     num_cached: int
+    num_ready: int
     _share: bool
     _entries: list[_Entry] = field(default_factory=list)
 
@@ -96,11 +99,12 @@ class PageCache:
         """Pages that so many tokens fill."""
         return -(-num_tokens // self.page_tokens)
 
-    def can_reserve(self, tokens: tuple[int, ...], *, share: bool = True) -> bool:
-        """Whether `reserve` would succeed now."""
+    def can_reserve(self, tokens: tuple[int, ...], *, share: bool = True, beside: int = 0) -> bool:
+        """Whether `reserve`, and then `allocate(beside)`, would succeed now."""
         found = self._find(tokens, share)
         unused = sum(1 for entry in found if not entry.users)
-        return self.pages_for(len(tokens)) - len(found) <= self.num_available - unused
+        wanted = self.pages_for(len(tokens)) - len(found) + beside
+        return wanted <= self.num_available - unused
 
     def reserve(self, tokens: tuple[int, ...], *, share: bool = True) -> Prefix:
         """Pages for a prefix, cached ones where its beginning is known. Only if `can_reserve`.
@@ -114,25 +118,47 @@ class PageCache:
             self._unused.pop(entry.serial, None)
         fresh = self.allocate(self.pages_for(len(tokens)) - len(entries))
         self.hits += len(entries)
-        self.misses += len(fresh)
         pages = [entry.page for entry in entries] + fresh
-        return Prefix(tokens, pages, len(entries), share and self._reuse, entries)
+        found = len(entries)
+        return Prefix(tokens, pages, found, found, share and self._reuse, entries)
 
-    def commit(self, prefix: Prefix) -> None:
-        """Makes the prefix's fresh pages known to others, once their content is computed.
+    def adopt_page(self, prefix: Prefix) -> bool:
+        """Takes the prefix's next page from another prefix that committed it meanwhile, if any."""
+        key = self._next_key(prefix)
+        entry = None if key is None else self._entries.get(key)
+        if entry is None:
+            return False
+        entry.users += 1
+        self._unused.pop(entry.serial, None)
+        self.free([prefix.pages[prefix.num_ready]])
+        prefix.pages[prefix.num_ready] = entry.page
+        prefix._entries.append(entry)
+        prefix.num_ready += 1
+        prefix.num_cached += 1
+        self.hits += 1
+        return True
 
-        Where another prefix committed the same content first, this one's page stays its own.
+    def commit_page(self, prefix: Prefix) -> None:
+        """Makes the prefix's next page known to others, once the row that writes it has its place.
+
+        Whoever finds it must run later, or in the same step. Where another prefix committed the
+        same content first, this one's page stays its own.
         """
-        if not prefix._share:
-            return
-        for i in range(len(prefix._entries), len(prefix.pages)):
-            key = self._key(prefix._entries[-1] if i else None, prefix.tokens, i)
-            if key in self._entries:
-                return
-            entry = _Entry(self._next_serial, key, prefix.pages[i], users=1)
+        key = self._next_key(prefix)
+        if key is not None and key not in self._entries:
+            entry = _Entry(self._next_serial, key, prefix.pages[prefix.num_ready], users=1)
             self._next_serial += 1
             self._entries[key] = entry
             prefix._entries.append(entry)
+        prefix.num_ready += 1
+        self.misses += 1
+
+    def _next_key(self, prefix: Prefix) -> Key | None:
+        """What the prefix's next page is known by; None if it is nobody else's business."""
+        i = prefix.num_ready
+        if i == len(prefix.pages) or not prefix._share or len(prefix._entries) < i:
+            return None
+        return self._key(prefix._entries[-1] if i else None, prefix.tokens, i)
 
     def release(self, prefix: Prefix) -> None:
         """Ends the use of a prefix: its known pages stay cached, the others are free."""

@@ -9,10 +9,13 @@ again.
 from __future__ import annotations
 
 import functools
+import logging
+import re
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +57,7 @@ from itemwise.types import (
 )
 
 WHOLE = PartitionSpec()  # the same on each device
+logger = logging.getLogger("itemwise.engine")
 LABEL_COLUMNS = 8  # labels that one call reads; longer lists take several calls
 
 
@@ -84,6 +88,38 @@ def use_compilation_cache(folder: Path | None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+_Made = TypeVar("_Made")
+_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([\w.-]+)'")
+
+
+def with_whole_cache(make: Callable[[], _Made]) -> _Made:
+    """Calls `make`, which compiles; makes anew what the compilation cache could not give.
+
+    JAX neither writes entries at once nor writes over them, so one that a killed process left half
+    written would cost its compile at every start.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = make()
+    damaged = set()
+    for warning in caught:
+        found = _DAMAGED.search(str(warning.message))
+        if found:
+            damaged.add(found[1])
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    folder: str | None = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if not damaged or folder is None:
+        return made
+    for path in Path(folder).iterdir():
+        if any(path.name.startswith(f"{name}-") for name in damaged):
+            path.unlink(missing_ok=True)
+    logger.warning("damaged entries of the compilation cache made anew: %s", sorted(damaged))
+    return make()
 
 
 class ProgramSet:
@@ -252,10 +288,16 @@ class Programs:
         self._weights = weights
         self._programs = ProgramSet(model, shape, num_pages, dtype, mesh, kernels)
         self._pages = self._new_pages()
-        self._step = self._programs.lower_step(weights).compile()
-        self._labels = self._programs.lower_labels(weights).compile()
-        self._vocab = self._programs.lower_vocab(weights).compile()
+        self._step, self._labels, self._vocab = with_whole_cache(self._compile)
         self._packed: dict[tuple[int, Mask], jax.stages.Compiled] = {}
+
+    def _compile(self) -> tuple[jax.stages.Compiled, ...]:
+        programs, weights = self._programs, self._weights
+        return (
+            programs.lower_step(weights).compile(),
+            programs.lower_labels(weights).compile(),
+            programs.lower_vocab(weights).compile(),
+        )
 
     def _new_pages(self) -> Pages:
         pages: Pages = jax.tree.map(
@@ -280,7 +322,7 @@ class Programs:
         if name not in self._packed:
             start = time.perf_counter()
             lowered = self._programs.lower_packed(self._weights, shape, mask)
-            self._packed[name] = lowered.compile()
+            self._packed[name] = with_whole_cache(lowered.compile)
             self.packed_compile_s[name] = time.perf_counter() - start
         hidden: tuple[jax.Array, ...] = self._packed[name](self._weights, *_packed_arguments(batch))
         return hidden

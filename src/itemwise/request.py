@@ -30,9 +30,12 @@ REQUEST_FIELDS = (
     "item_first",
     "temperature",
     "chunk_size",
+    "priority",
+    "timeout_s",
 )
 MIN_TEMPERATURE = 1e-6  # below it float32 logits overflow once divided
 MAX_TEMPERATURE = 1e6
+MAX_PRIORITY = 2**31 - 1  # and its negative
 
 Ids = tuple[int, ...]
 
@@ -103,11 +106,23 @@ def check_request(
     item_first = _flag(fields, "item_first")
     temperature = _temperature(fields.get("temperature"))
     chunk_size = _chunk_size(fields.get("chunk_size"))
+    priority = _priority(fields.get("priority"))
+    timeout_s = _timeout_s(fields.get("timeout_s"))
     _check_length(query, items, limits)
     vocab_size, delimiter = limits.vocab_size, limits.delimiter
     _check_tokens((query,), lambda _: "query", "query", vocab_size, delimiter)
     _check_tokens(items, lambda row: f"items[{row}]", "items", vocab_size, delimiter)
-    return ScoreRequest(query, items, labels, apply_softmax, item_first, temperature, chunk_size)
+    return ScoreRequest(
+        query,
+        items,
+        labels,
+        apply_softmax,
+        item_first,
+        temperature,
+        chunk_size,
+        priority,
+        timeout_s,
+    )
 
 
 def _query(value: Any) -> str | list[Any]:
@@ -394,6 +409,43 @@ def _chunk_size(value: Any) -> int | None:
         "invalid_chunk_size",
         f"`chunk_size` is {got}, expected an integer, 0 or more (0 for no bound)",
         "chunk_size",
+    )
+
+
+def _priority(value: Any) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        got = _kind(value)
+    elif abs(int(value)) > MAX_PRIORITY:
+        got = _number(int(value))
+    else:
+        return int(value)
+    raise RequestError(
+        "invalid_priority",
+        f"`priority` is {got}, expected an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}; lower "
+        "ones run first",
+        "priority",
+    )
+
+
+def _timeout_s(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        got = _kind(value)
+    else:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if 0 < number < math.inf:
+            return number
+        got = f"{number:g}"
+    raise RequestError(
+        "invalid_timeout_s",
+        f"`timeout_s` is {got}, expected a number of seconds above 0",
+        "timeout_s",
     )
 
 

@@ -1,33 +1,92 @@
-"""A bounded first-in, first-out queue in front of the engine, which has a single thread."""
+"""Who goes next: a bounded queue in front of the engine, which has a single thread.
+
+Requests that wait and requests that run are ordered by `urgency` before every step, and the step is
+filled from them in that order. No array library.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
-from itemwise.errors import QueueFullError, ShuttingDownError
-from itemwise.types import ScoreRequest, ScoreResult
+from itemwise.errors import (
+    DeadlineExceededError,
+    EngineLostError,
+    QueueFullError,
+    ShuttingDownError,
+)
+from itemwise.types import ScoreRequest, ScoreResult, StepOutcome, StepStats, WorkT
 
 MIN_RETRY_AFTER_S = 1.0
-_RECENT = 0.2  # weight of the latest request in the running mean of service times
+STRETCH = 10.0
+OPEN_STEPS = 4  # steps that open requests should fill; more would only hold pages
+FIRST_TOKENS_PER_S = 10_000.0  # believed until the first step was measured
+_RECENT = 0.05  # weight of the latest step in the running means
+logger = logging.getLogger("itemwise.scheduler")
+
+Ending = Literal["finished", "failed", "refused", "cancelled", "expired"]
+
+
+class Core(Protocol[WorkT]):
+    """What the scheduler needs of an engine. All but `cost` is called from one thread."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Token places of a step."""
+        ...
+
+    def cost(self, request: ScoreRequest) -> int:
+        """Tokens to compute, at most. From any thread."""
+        ...
+
+    def open(self, request: ScoreRequest) -> WorkT | None:
+        """Takes a request in, or None if there is no room for it now."""
+        ...
+
+    def close(self, work: WorkT) -> None:
+        """Lets go of a request that is not wanted any more."""
+        ...
+
+    def step(self, works: Sequence[WorkT]) -> StepOutcome[WorkT]:
+        """Runs a step filled from open requests, the most urgent first."""
+        ...
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """What is refused at once.
+
+    Attributes:
+        max_requests: requests that may wait.
+        max_tokens: tokens that may wait or be under way, beyond a first request; None for no bound.
+        max_timeout_s: seconds after which any request is given up; None for never.
+    """
+
+    max_requests: int
+    max_tokens: int | None = None
+    max_timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
 class SchedulerCounters:
     """Requests since the start; `queued` and `running` are those of the moment.
 
+    Every request received is in exactly one of the others.
+
     Attributes:
         received: `submit` was called.
         finished: scored.
         failed: the engine raised.
         refused: the queue was full, or the scheduler was draining.
-        cancelled: given up by the caller before the engine took them.
+        cancelled: given up by the caller.
+        expired: not done in time.
         queued: waiting for the engine.
-        running: with the engine, 0 or 1.
+        running: open in the engine.
     """
 
     received: int = 0
@@ -35,147 +94,333 @@ class SchedulerCounters:
     failed: int = 0
     refused: int = 0
     cancelled: int = 0
+    expired: int = 0
     queued: int = 0
     running: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
+@dataclass(frozen=True)
+class Backlog:
+    """What waits or is under way at the moment.
+
+    Attributes:
+        requests: requests that wait.
+        tokens: tokens still to be computed, at most.
+        oldest_s: seconds that the oldest waiting request has waited, 0 if none waits.
+        tokens_per_s: recent throughput of the engine.
+    """
+
+    requests: int
+    tokens: int
+    oldest_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An answer, not yet made: `result` does the last arithmetic, on the caller's thread.
+
+    Attributes:
+        queue_s: seconds until the engine took the request in.
+        total_s: seconds until its last result was there.
+    """
+
+    result: Callable[[], ScoreResult]
+    queue_s: float
+    total_s: float
+
+
+@dataclass(eq=False)
+class Job:
+    """A request and the future of its answer; cancelling the future gives the request up."""
+
     request: ScoreRequest
-    future: Future[ScoreResult]
+    cost: int
+    arrived: float
+    deadline: float | None
+    future: Future[Scored] = field(default_factory=Future)
+    work: Any = None  # what the engine calls it, once open
+    opened: float = 0.0
+    ended: bool = False
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens still to be computed, at most."""
+        return self.cost if self.work is None else int(self.work.remaining_tokens)
+
+
+def urgency(
+    priority: int, arrived: float, remaining_tokens: int, tokens_per_s: float
+) -> tuple[int, float]:
+    """A key to sort by, the most urgent first.
+
+    A lower `priority` always goes first. Among equals, shortest remaining work goes first, with
+    ageing: each is due when it arrived plus `STRETCH` times the work it has left. So a request is
+    overtaken only by those that arrive within `STRETCH` times its own work, however many come; and
+    a short one waits for a long one only where that is all but done.
+    """
+    return priority, arrived + STRETCH * remaining_tokens / tokens_per_s
 
 
 class Scheduler:
-    """Runs requests one after the other on a thread of its own.
+    """Fills the engine's steps from all requests, on a thread of its own.
 
     Args:
-        run: scores requests; called from the scheduler's thread only.
-        max_queued_requests: requests that may wait; the one that runs does not count.
+        core: the engine; used from the scheduler's thread only.
+        limits: what is refused at once.
+        on_step: told about each step that was completed, on the scheduler's thread.
+        on_lost: called once if the engine is lost; no request is taken after that.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[ScoreRequest]], list[ScoreResult]],
-        max_queued_requests: int,
+        core: Core[Any],
+        limits: QueueLimits,
+        on_step: Callable[[StepStats], None] | None = None,
+        on_lost: Callable[[BaseException], None] | None = None,
     ) -> None:
-        self._run = run
-        self._max_queued_requests = max_queued_requests
-        self._waiting: deque[_Job] = deque()
+        self._core = core
+        self._limits = limits
+        self._on_step = on_step
+        self._on_lost = on_lost
+        self._waiting: list[Job] = []
+        self._open: list[Job] = []
         self._changed = threading.Condition()
         self._draining = False
-        self._mean_run_s = 0.0
-        self._received = self._finished = self._failed = 0
-        self._refused = self._cancelled = self._running = 0
+        self._lost: BaseException | None = None
+        self._mean_tokens = self._mean_s = 0.0
+        self._received = 0
+        self._ended: dict[Ending, int] = dict.fromkeys(
+            ("finished", "failed", "refused", "cancelled", "expired"), 0
+        )
         # A daemon, so that a process in a hurry need not wait for the engine.
         self._thread = threading.Thread(target=self._work, name="itemwise-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: ScoreRequest) -> Future[ScoreResult]:
-        """Queues a request; cancelling the future drops it, unless the engine has it already.
+    @property
+    def tokens_per_s(self) -> float:
+        """Recent throughput of the engine."""
+        return self._mean_tokens / self._mean_s if self._mean_s else FIRST_TOKENS_PER_S
+
+    def submit(self, request: ScoreRequest) -> Job:
+        """Queues a request; cancelling its future drops it, whether it waits or runs.
 
         Raises:
-            QueueFullError: as many requests wait as may.
+            QueueFullError: as many requests or tokens wait as may.
             ShuttingDownError: `drain` was called.
+            EngineLostError: the engine is lost.
         """
-        job = _Job(request, Future())
+        now, cost = time.perf_counter(), self._core.cost(request)
+        bounds = (request.timeout_s, self._limits.max_timeout_s)
+        timeout_s = min((bound for bound in bounds if bound is not None), default=None)
+        job = Job(request, cost, now, None if timeout_s is None else now + timeout_s)
         with self._changed:
             self._received += 1
-            if self._draining:
-                self._refused += 1
-                raise _shutting_down()
-            if len(self._waiting) >= self._max_queued_requests:
-                self._refused += 1
-                raise QueueFullError(
-                    f"{len(self._waiting)} requests wait, the most allowed "
-                    "(`max_queued_requests`); try again later",
-                    retry_after_s=self._time_to_empty_s(),
-                )
+            try:
+                self._check_room(cost)
+            except Exception:
+                self._ended["refused"] += 1
+                raise
             self._waiting.append(job)
             self._changed.notify()
-        job.future.add_done_callback(lambda _: self._forget_if_cancelled(job))
-        return job.future
+        job.future.add_done_callback(lambda _: self._count_if_cancelled(job))
+        return job
 
-    def drain(self) -> None:
-        """Refuses what waits and what comes, and returns once the engine's thread has ended."""
+    def _check_room(self, cost: int) -> None:
+        if self._lost is not None:
+            raise EngineLostError("the engine is lost")
+        if self._draining:
+            raise ShuttingDownError("the server is shutting down and takes no new requests")
+        limits, backlog = self._limits, self._backlog_tokens()
+        if len(self._waiting) >= limits.max_requests:
+            reason = f"{len(self._waiting)} requests wait, the most allowed (`max_queued_requests`)"
+        elif limits.max_tokens is not None and backlog and backlog + cost > limits.max_tokens:
+            reason = (
+                f"{backlog} tokens wait and the request has {cost}, at most {limits.max_tokens} "
+                "together are allowed (`max_queued_tokens`)"
+            )
+        else:
+            return
+        seconds = max(MIN_RETRY_AFTER_S, backlog / self.tokens_per_s)
+        raise QueueFullError(f"{reason}; try again later", retry_after_s=seconds)
+
+    def expire(self, job: Job) -> None:
+        """Gives a request up because its time is over; does nothing if it is done."""
+        if self._claim(job, "expired"):
+            seconds = 0.0 if job.deadline is None else job.deadline - job.arrived
+            job.future.set_exception(
+                DeadlineExceededError(
+                    f"the request was not scored within {seconds:g} s (`timeout_s`); nothing of it "
+                    "is returned, send fewer items or allow more time"
+                )
+            )
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Refuses what comes, and returns once all that was taken is done.
+
+        Args:
+            timeout_s: seconds after which the rest is refused, too; None for no bound.
+
+        Returns:
+            Whether the engine's thread has ended; if not, it is still in a step.
+        """
         with self._changed:
             self._draining = True
-            refused = list(self._waiting)
-            self._waiting.clear()
             self._changed.notify()
-        for job in refused:
-            if job.future.set_running_or_notify_cancel():
-                with self._changed:
-                    self._refused += 1
-                job.future.set_exception(_shutting_down())
-        self._thread.join()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._end_all("refused", ShuttingDownError("the server shut down before this was done"))
+            self._thread.join(MIN_RETRY_AFTER_S)
+        return not self._thread.is_alive()
 
     def counters(self) -> SchedulerCounters:
         """What has happened so far."""
         with self._changed:
+            alive = [job for job in self._open if not job.ended]
+            queued = [job for job in self._waiting if not job.ended]
             return SchedulerCounters(
-                received=self._received,
-                finished=self._finished,
-                failed=self._failed,
-                refused=self._refused,
-                cancelled=self._cancelled,
-                queued=len(self._waiting),
-                running=self._running,
+                received=self._received, queued=len(queued), running=len(alive), **self._ended
             )
 
+    def backlog(self) -> Backlog:
+        """What waits or is under way."""
+        with self._changed:
+            arrived = [job.arrived for job in self._waiting]
+            oldest_s = time.perf_counter() - min(arrived) if arrived else 0.0
+            return Backlog(len(arrived), self._backlog_tokens(), oldest_s, self.tokens_per_s)
+
+    def _backlog_tokens(self) -> int:
+        return sum(job.remaining_tokens for job in (*self._waiting, *self._open) if not job.ended)
+
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            self._score(job)
-
-    def _next(self) -> _Job | None:
-        """The next request that is still wanted, or None once there will be no more."""
-        with self._changed:
-            while True:
-                while not self._waiting and not self._draining:
-                    self._changed.wait()
-                if not self._waiting:
-                    return None
-                job = self._waiting.popleft()
-                if job.future.set_running_or_notify_cancel():
-                    self._running = 1
-                    return job
-
-    def _score(self, job: _Job) -> None:
-        started = time.perf_counter()
-        result: ScoreResult | None = None
-        error: BaseException | None = None
+        under_way = False
         try:
-            (result,) = self._run([job.request])
-        except BaseException as raised:  # whatever it is, the caller gets it and the thread lives
-            error = raised
-            if isinstance(raised, StopIteration) or not isinstance(raised, Exception):
-                # Neither may pass through a future: one cannot, the other would end the caller.
-                error = RuntimeError(f"the engine raised {type(raised).__name__}")
-                error.__cause__ = raised
-        run_s = time.perf_counter() - started
-        with self._changed:
-            self._running = 0
-            self._finished += error is None
-            self._failed += error is not None
-            first = self._mean_run_s == 0.0
-            self._mean_run_s += (run_s - self._mean_run_s) * (1.0 if first else _RECENT)
-        if result is not None:
-            job.future.set_result(result)
-        else:
-            job.future.set_exception(error)
+            while self._wait_for_work(under_way):
+                self._drop_ended()
+                works = [job.work for job in self._turns()]
+                outcome = self._core.step(works)
+                under_way = outcome.waiting
+                self._settle(outcome)
+        except BaseException as error:
+            logger.critical("the engine is lost", exc_info=error)
+            with self._changed:
+                self._lost = error
+            self._end_all("failed", EngineLostError("the engine is lost"))
+            if self._on_lost is not None:
+                self._on_lost(error)
 
-    def _forget_if_cancelled(self, job: _Job) -> None:
+    def _wait_for_work(self, under_way: bool) -> bool:
+        """Whether there is something to do; False once there will be no more."""
+        with self._changed:
+            while not (self._waiting or self._open or under_way or self._draining):
+                self._changed.wait()
+            return bool(self._waiting or self._open or under_way)
+
+    def _drop_ended(self) -> None:
+        """Lets go of requests that were cancelled, or whose time is over."""
+        now = time.perf_counter()
+        with self._changed:
+            jobs = [*self._waiting, *self._open]
+        for job in jobs:
+            if job.deadline is not None and job.deadline <= now:
+                self.expire(job)
+        with self._changed:
+            gone = [job for job in self._open if job.ended]
+            self._open = [job for job in self._open if not job.ended]
+            self._waiting = [job for job in self._waiting if not job.ended]
+        for job in gone:
+            self._core.close(job.work)
+
+    def _turns(self) -> list[Job]:
+        """Open requests in the order of their turns; opens those whose turn has come."""
+        rate, wanted = self.tokens_per_s, OPEN_STEPS * self._core.step_tokens
+        with self._changed:
+            jobs = [*self._open, *self._waiting]
+        jobs.sort(
+            key=lambda job: urgency(job.request.priority, job.arrived, job.remaining_tokens, rate)
+        )
+        ahead, turns = 0, []
+        for job in jobs:
+            if job.work is None and (ahead >= wanted or not self._try_open(job)):
+                # Nothing overtakes one that waits for pages, or it might wait for ever.
+                wanted = 0
+                continue
+            turns.append(job)
+            ahead += job.remaining_tokens
+        return turns
+
+    def _try_open(self, job: Job) -> bool:
+        try:
+            job.work = self._core.open(job.request)
+        except Exception as error:
+            self._fail(job, error)
+        if job.work is None:
+            return False
+        job.opened = time.perf_counter()
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                self._open.append(job)
+                return True
+        self._core.close(job.work)  # cancelled just now
+        return False
+
+    def _settle(self, outcome: StepOutcome[Any]) -> None:
+        for step in outcome.landed:
+            if self._mean_s:
+                self._mean_tokens += _RECENT * (step.num_tokens - self._mean_tokens)
+                self._mean_s += _RECENT * (step.seconds - self._mean_s)
+            else:
+                self._mean_tokens, self._mean_s = step.num_tokens, max(step.seconds, 1e-9)
+            if self._on_step is not None:
+                self._on_step(step)
+        if not outcome.finished and not outcome.failed:
+            return
+        jobs = {id(job.work): job for job in self._open}
+        finished = [jobs.pop(id(work)) for work in outcome.finished if id(work) in jobs]
+        failed = [(jobs.pop(id(w)), error) for w, error in outcome.failed if id(w) in jobs]
+        with self._changed:
+            self._open = list(jobs.values())
+        now = time.perf_counter()
+        for job in finished:
+            if self._claim(job, "finished"):
+                scored = Scored(job.work.result, job.opened - job.arrived, now - job.arrived)
+                job.future.set_result(scored)
+        for job, error in failed:
+            self._fail(job, error)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        if not self._claim(job, "failed"):
+            return
+        if isinstance(error, StopIteration) or not isinstance(error, Exception):
+            # Neither may pass through a future: one cannot, the other would end the caller.
+            cause, error = error, RuntimeError(f"the engine raised {type(error).__name__}")
+            error.__cause__ = cause
+        job.future.set_exception(error)
+
+    def _end_all(self, ending: Ending, error: Exception) -> None:
+        with self._changed:
+            jobs = [*self._waiting, *self._open]
+        for job in jobs:
+            if self._claim(job, ending):
+                job.future.set_exception(error)
+
+    def _claim(self, job: Job, ending: Ending) -> bool:
+        """Whether the caller is the one to end the job, which it then must do."""
+        with self._changed:
+            if job.ended or not job.future.set_running_or_notify_cancel():
+                return False
+            job.ended = True
+            self._ended[ending] += 1
+            return True
+
+    def _count_if_cancelled(self, job: Job) -> None:
         if not job.future.cancelled():
             return
         with self._changed:
-            self._cancelled += 1
+            if not job.ended:
+                job.ended = True
+                self._ended["cancelled"] += 1
             if job in self._waiting:
                 self._waiting.remove(job)
-
-    def _time_to_empty_s(self) -> float:
-        """Seconds until what runs and what waits is done, at the recent rate."""
-        backlog = len(self._waiting) + self._running
-        return max(MIN_RETRY_AFTER_S, backlog * self._mean_run_s)
-
-
-def _shutting_down() -> ShuttingDownError:
-    return ShuttingDownError("the server is shutting down and takes no new requests")
+            self._changed.notify()

@@ -212,7 +212,8 @@ def _compile(form: str, programs: ProgramSet, packed: PackedShape) -> Compiled:
             raise
         return Compiled(form, time.perf_counter() - start, error=_shortage(str(error)))
     seconds = time.perf_counter() - start
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    memory: Any = compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes
     used += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     optimal = cost.get("optimal_seconds", -1.0)

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
+WorkT = TypeVar("WorkT")  # what the engine calls an open request
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
 
@@ -55,6 +56,9 @@ class ScoreRequest:
         temperature: divides the logits, above zero.
         chunk_size: most items of a lane, 0 for no bound, None for the engine's setting. Changes
             speed, never a score.
+        priority: where requests wait for each other, those of a lower number run first.
+        timeout_s: seconds after which the answer is not wanted any more; None for the server's
+            bound.
     """
 
     query: tuple[int, ...]
@@ -64,6 +68,21 @@ class ScoreRequest:
     item_first: bool = False
     temperature: float = 1.0
     chunk_size: int | None = None
+    priority: int = 0
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of a request went, in seconds, from when the engine took it in.
+
+    Attributes:
+        prefill: until the last page of its prefix was computed; 0 if all were found.
+        extend: from then until its last item was scored.
+    """
+
+    prefill: float = 0.0
+    extend: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,11 +94,13 @@ class ScoreResult:
             have equally many labels it is one float32 array [items, labels].
         prompt_tokens: tokens of the request, the shared prefix counted once.
         cached_tokens: prefix tokens that were found in the page cache.
+        timings: where the time went.
     """
 
     scores: Float32Array | list[Float32Array]
     prompt_tokens: int
     cached_tokens: int = 0
+    timings: Timings = Timings()
 
 
 @dataclass(frozen=True)
@@ -177,6 +198,7 @@ class StepBatch:
         score_tokens: int32 [I], token places that are scored; padding holds 0.
         score_ids: the `score_id` of each scored row, in the order of `score_tokens`; host only.
         num_tokens: tokens in use; host only.
+        num_lanes: lanes in use; host only.
     """
 
     tokens: Int32Array
@@ -193,6 +215,7 @@ class StepBatch:
     score_tokens: Int32Array
     score_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
+    num_lanes: int = 0
 
 
 @dataclass(frozen=True)
@@ -242,3 +265,37 @@ class PackedBatch:
     num_granules: Int32Array
     score_tokens: Int32Array
     num_items: int
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """A step that is done.
+
+    Attributes:
+        seconds: from when the device could begin it until its results were here.
+        num_tokens: tokens computed, padding left out.
+        num_lanes: lanes in use.
+        num_items: items scored.
+    """
+
+    seconds: float
+    num_tokens: int
+    num_lanes: int
+    num_items: int
+
+
+@dataclass
+class StepOutcome(Generic[WorkT]):
+    """What came of a call of the engine's `step`.
+
+    Attributes:
+        finished: requests that have all their results.
+        failed: requests that were in a step that failed, and why.
+        landed: steps that were completed.
+        waiting: whether steps are still under way.
+    """
+
+    finished: list[WorkT] = field(default_factory=list)
+    failed: list[tuple[WorkT, Exception]] = field(default_factory=list)
+    landed: list[StepStats] = field(default_factory=list)
+    waiting: bool = False

@@ -16,15 +16,17 @@ import uvicorn
 from itemwise.config import ServerConfig
 from itemwise.request import RequestLimits, check_request
 from itemwise.server.app import create_app
+from itemwise.server.connections import protocol
 from itemwise.server.process import listen
 from itemwise.server.service import AnyScorer
 from itemwise.types import ScoreRequest, ScoreResult
+from tests.fake_core import FakeCore
 
 WAIT_S = 20
 VOCAB_SIZE = 1000
 DELIMITER = 999
 # A query that begins with one of these makes something happen.
-RAISE, NAN, HOLD = 901, 902, 903
+RAISE, NAN, HOLD, LOSE = 901, 902, 903, 904
 SECRET = "planted fault"
 
 
@@ -61,14 +63,12 @@ class FakeScorer:
     def __init__(self, hold_file: Path | None = None) -> None:
         self.holding = threading.Event()
         self.go = threading.Event()
+        self.engine = FakeCore(self._score, step_tokens=10_000)
         self._hold_file = hold_file
         self._limits = RequestLimits(VOCAB_SIZE, max_seq_len=64, max_items=8, delimiter=DELIMITER)
 
     def prepare(self, **fields: Any) -> ScoreRequest:
         return check_request(fields, self._limits, WordTokenizer())
-
-    def run(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        return [self._score(request) for request in requests]
 
     def info(self) -> dict[str, Any]:
         return {"self_check": {"status": "passed"}, "max_seq_len": 64}
@@ -79,6 +79,8 @@ class FakeScorer:
             raise RuntimeError(SECRET)
         if first == HOLD:
             self._hold()
+        if first == LOSE:
+            raise SystemExit(SECRET)  # passes the fake core, which takes exceptions alone
         rows = [
             np.array([fake_score(request.query, item, label) for label in labels], np.float32)
             for item, labels in zip(request.items, request.labels, strict=True)
@@ -99,10 +101,15 @@ class FakeScorer:
 
 
 @contextmanager
-def running_server(config: ServerConfig, load: Callable[[], AnyScorer]) -> Iterator[str]:
+def running_server(
+    config: ServerConfig, load: Callable[[], AnyScorer], silence_s: float = 30
+) -> Iterator[str]:
     """The real app behind real HTTP, on a thread; gives its URL."""
     app = create_app(config, load)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="on"))
+    http = protocol(config.max_connections, silence_s)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, ws="none", lifespan="on", http=http)
+    )
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

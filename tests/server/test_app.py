@@ -20,7 +20,7 @@ from itemwise import __version__
 from itemwise.config import ServerConfig
 from itemwise.errors import CheckpointError, SelfCheckError
 from itemwise.request import REQUEST_FIELDS
-from itemwise.server.app import STATUS_OF_CODE
+from itemwise.server.errors import STATUS_OF_CODE
 from itemwise.server.service import AnyScorer, model_names
 from tests.server.fakes import (
     DELIMITER,
@@ -44,6 +44,7 @@ from tests.server.fakes import (
 )
 
 CONFIG = ServerConfig("org/fake-model", max_queued_requests=2, max_body_bytes=20_000)
+PLAIN_STATUSES = {400, 401, 404, 405, 408, 413, 422, 429, 499, 500, 503, 504}
 KEY = "päss-wörd"
 
 
@@ -119,6 +120,11 @@ ERRORS = [
     (400, "invalid_item_first_type", {"item_first": 0}),
     (400, "invalid_temperature", {"temperature": 0}),
     (400, "invalid_chunk_size", {"chunk_size": -1}),
+    (400, "invalid_priority", {"priority": 1.5}),
+    (400, "invalid_priority", {"priority": 2**31}),
+    (400, "invalid_priority", {"priority": True}),
+    (400, "invalid_timeout_s", {"timeout_s": 0}),
+    (400, "invalid_timeout_s", {"timeout_s": "1"}),
     (400, "too_many_items", {"items": [[3]] * 9}),
     (400, "sequence_too_long", {"items": [[3] * 62]}),
     (400, "delimiter_in_input", {"items": [[DELIMITER]]}),
@@ -260,7 +266,7 @@ def test_any_body_is_answered(url: str, body: bytes) -> None:
 
 
 def test_every_code_is_documented_with_a_plain_status() -> None:
-    assert set(STATUS_OF_CODE.values()) == {400, 401, 404, 405, 413, 422, 429, 499, 500, 503}
+    assert set(STATUS_OF_CODE.values()) == PLAIN_STATUSES
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from tests.server.fakes import (
     GOOD,
     GOOD_SCORES,
     HOLD,
+    LOSE,
     WAIT_S,
     assert_error,
     counters,
@@ -38,7 +39,7 @@ from pathlib import Path
 from itemwise.config import ServerConfig
 from itemwise.server.process import serve
 from tests.server.fakes import FakeScorer
-config = ServerConfig("org/fake-model", port=0)
+config = ServerConfig("org/fake-model", port=0, drain_timeout_s=float(sys.argv[2]))
 sys.exit(serve(config, lambda: FakeScorer(Path(sys.argv[1]))))
 """
 SLOW_TO_LOAD = """
@@ -79,11 +80,13 @@ def listening_url(made: subprocess.Popen[str]) -> str:
 
 
 @contextmanager
-def held_server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+def held_server(
+    tmp_path: Path, drain_timeout_s: float = 60
+) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
     """A ready process; requests with HOLD run while the file exists."""
     hold_file = tmp_path / "hold"
     hold_file.touch()
-    with process("-c", FAKE, str(hold_file)) as made:
+    with process("-c", FAKE, str(hold_file), str(drain_timeout_s)) as made:
         url = listening_url(made)
         assert "self-check passed" in line(made)
         assert line(made).startswith(f"  curl {url}/v1/score -d '")
@@ -91,7 +94,7 @@ def held_server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str, Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_finishes_what_runs_and_refuses_the_rest(
+def test_signal_finishes_what_was_taken_and_refuses_the_rest(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     with held_server(tmp_path) as (made, url, hold_file), ThreadPoolExecutor(2) as pool:
@@ -100,13 +103,33 @@ def test_signal_finishes_what_runs_and_refuses_the_rest(
         waits = pool.submit(post, url, GOOD)
         wait_until(lambda: counters(url)["queued"] == 1)
         made.send_signal(number)
-        assert_error(waits.result(WAIT_S), 503, "shutting_down")
+        wait_until(lambda: get(f"{url}/health").status_code == 503)
         assert_error(post(url, GOOD), 503, "shutting_down")
         assert_error(get(f"{url}/health"), 503, "shutting_down")
+        assert get(f"{url}/live").status_code == 200
         assert not runs.done()
         hold_file.unlink()
         assert runs.result(WAIT_S).status_code == 200
+        assert waits.result(WAIT_S).json()["scores"] == GOOD_SCORES
         assert made.wait(WAIT_S) == 0
+
+
+def test_drain_ends_at_its_timeout(tmp_path: Path) -> None:
+    with held_server(tmp_path, 0.2) as (made, url, _), ThreadPoolExecutor(2) as pool:
+        runs = pool.submit(post, url, {**GOOD, "query": [HOLD]})
+        wait_until(lambda: counters(url)["running"] == 1)
+        waits = pool.submit(post, url, GOOD)
+        wait_until(lambda: counters(url)["queued"] == 1)
+        made.terminate()
+        for refused in (runs, waits):
+            assert_error(refused.result(WAIT_S), 503, "shutting_down")
+        assert made.wait(WAIT_S) == 0
+
+
+def test_lost_engine_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    with held_server(tmp_path) as (made, url, _):
+        assert_error(post(url, {**GOOD, "query": [LOSE]}), 503, "unhealthy")
+        assert made.wait(WAIT_S) not in (0, None)
 
 
 def test_second_interrupt_exits_at_once(tmp_path: Path) -> None:
@@ -122,7 +145,7 @@ def test_second_interrupt_exits_at_once(tmp_path: Path) -> None:
 
 def test_printed_command_scores(tmp_path: Path) -> None:
     hold_file = tmp_path / "none"
-    with process("-c", FAKE, str(hold_file)) as made:
+    with process("-c", FAKE, str(hold_file), "60") as made:
         url = listening_url(made)
         line(made)
         body = line(made).split(" -d ")[1].strip("'")
@@ -172,3 +195,4 @@ def test_listen_takes_names_and_addresses(host: str) -> None:
     bound: Any = listen(host, 0)
     with bound:
         assert isinstance(bound, socket.socket)
+        assert bound.proto == socket.IPPROTO_TCP, "small packets would wait for each other"

@@ -10,15 +10,15 @@ import json
 import statistics
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from itemwise.bench.facts import git_commit, machine, peak_rss_bytes, versions
+from itemwise.bench.peak import peak_rss_bytes
 from itemwise.config import MaskSetting
 from itemwise.types import Algorithm
+from itemwise.validation.environment import environment
 
 LABELS = (1, 2)
 # Items/s that sglang-jax's documentation gives for a TPU v6e-1, Qwen3-0.6B, this workload.
@@ -84,10 +84,7 @@ def run_ab(
     info = scorer.info()
     report = {
         "benchmark": f"{algorithm}, {mask}" if algorithm == "packed" else algorithm,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "machine": machine(),
-        "versions": versions(),
+        **environment(),
         "model": model,
         "workload": {"query_tokens": query_tokens, "items": num_items, "item_tokens": item_tokens},
         "engine": settings,

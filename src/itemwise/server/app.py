@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hmac
-import logging
-import math
-import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,12 +22,25 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from itemwise import __version__
 from itemwise.config import ServerConfig
-from itemwise.errors import ItemwiseError, QueueFullError, RefusedError, RequestError
+from itemwise.errors import ItemwiseError, RefusedError, RequestError
 from itemwise.request import REQUEST_FIELDS
+from itemwise.scheduler import Job, Scheduler, Scored
+from itemwise.server.edge import Edge
+from itemwise.server.errors import (
+    STATUS_OF_CODE,
+    json_response,
+    on_disconnect,
+    on_http_exception,
+    on_itemwise_error,
+    on_validation_error,
+)
+from itemwise.server.logs import log_access
+from itemwise.server.metrics import CONTENT_TYPE, Metrics
+from itemwise.server.record import Record, record_of
 from itemwise.server.schemas import (
     ErrorBody,
     Health,
@@ -42,63 +50,11 @@ from itemwise.server.schemas import (
     ServerInfo,
 )
 from itemwise.server.service import AnyScorer, Service
+from itemwise.server.tracing import make_tracer
 from itemwise.types import ScoreRequest, ScoreResult
 
-logger = logging.getLogger("itemwise.server")
-
-STATUS_OF_CODE: dict[str, int] = {
-    "missing_query": 400,
-    "empty_query": 400,
-    "invalid_query_type": 400,
-    "missing_items": 400,
-    "empty_items": 400,
-    "invalid_items_type": 400,
-    "mixed_input_types": 400,
-    "missing_label_token_ids": 400,
-    "empty_label_token_ids": 400,
-    "invalid_label_token_ids_length": 400,
-    "invalid_labels_type": 400,
-    "conflicting_labels": 400,
-    "duplicate_labels": 400,
-    "label_not_one_token": 400,
-    "invalid_token_id_type": 400,
-    "invalid_apply_softmax_type": 400,
-    "invalid_apply_template_type": 400,
-    "invalid_item_first_type": 400,
-    "invalid_temperature": 400,
-    "invalid_chunk_size": 400,
-    "too_many_items": 400,
-    "sequence_too_long": 400,
-    "delimiter_in_input": 400,
-    "no_tokenizer": 400,
-    "no_template": 400,
-    "item_first_with_template": 400,
-    "model_not_found": 400,
-    "invalid_json": 400,
-    "invalid_request": 400,
-    "invalid_api_key": 401,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "body_too_large": 413,
-    "token_id_negative": 422,
-    "token_id_exceeds_vocab": 422,
-    "queue_full": 429,
-    "client_closed_request": 499,
-    "internal_error": 500,
-    "not_ready": 503,
-    "unhealthy": 503,
-    "self_check_failed": 503,
-    "shutting_down": 503,
-}
-_TYPE_OF_STATUS = {
-    401: "authentication_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    500: "internal_server_error",
-    503: "service_unavailable_error",
-}
-_CODE_OF_HTTP_STATUS = {404: "not_found", 405: "method_not_allowed"}
-_REQUEST_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
+BODY_S = 60.0  # given to a client to send its body
+INLINE_ITEMS = 1000  # answers of more items are written on a worker thread
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in sorted(set(STATUS_OF_CODE.values()) - {404, 405})
 }
@@ -116,7 +72,11 @@ def create_app(config: ServerConfig, load: Callable[[], AnyScorer]) -> FastAPI:
 
 
 def app_of(service: Service) -> FastAPI:
-    """The API of a service, which starts and drains with the app's lifespan."""
+    """The API of a service, which starts and drains with the app's lifespan.
+
+    Raises:
+        ConfigError: traces are asked for, and their libraries are not installed.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -131,44 +91,80 @@ def app_of(service: Service) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.add_middleware(_Edge, api_key=service.config.api_key)
+    metrics = Metrics(service)
+    service.on_step = metrics.on_step
+    endpoint = service.config.otlp_traces_endpoint
+    trace = make_tracer(endpoint) if endpoint else None
+
+    def on_end(record: Record, scope: Scope) -> None:
+        metrics.on_end(record)
+        if not service.config.disable_access_log:
+            log_access(record)
+        if trace is not None:
+            trace(record, scope)
+
+    app.add_middleware(
+        Edge, api_key=service.config.api_key, on_start=metrics.on_start, on_end=on_end
+    )
     for kind, handler in (
-        (ItemwiseError, _on_itemwise_error),
-        (HTTPException, _on_http_exception),
-        (RequestValidationError, _on_validation_error),
-        (ClientDisconnect, _on_disconnect),
+        (ItemwiseError, on_itemwise_error),
+        (HTTPException, on_http_exception),
+        (RequestValidationError, on_validation_error),
+        (ClientDisconnect, on_disconnect),
     ):
         app.add_exception_handler(kind, handler)
-    _add_routes(app, service)
+    _add_score(app, service)
+    _add_information(app, service, metrics)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service) -> None:
-    config, started = service.config, int(time.time())
-    # Shows the key in the API's documentation; `_Edge` is what checks it.
-    keyed = [Depends(HTTPBearer(auto_error=False))] if config.api_key else []
+def _keyed(service: Service) -> list[Any]:
+    # Shows the key in the API's documentation; `Edge` is what checks it.
+    return [Depends(HTTPBearer(auto_error=False))] if service.config.api_key else []
+
+
+def _add_score(app: FastAPI, service: Service) -> None:
+    config = service.config
 
     @app.post(
         "/v1/score",
         response_model=ScoreResponse,
         responses=_ERRORS,
         openapi_extra=_SCORE_BODY,
-        dependencies=keyed,
+        dependencies=_keyed(service),
     )
     async def score(request: Request) -> Response:
         """Scores every item: the next-token probabilities of the labels after `query + item`."""
         service.check_ready()
+        record = record_of(request.scope)
         body = await _read_body(request, config.max_body_bytes)
+        record.stages["read"] = record.seconds()
         prepared = await run_in_threadpool(_prepare, service, body)
         del body
-        result = await _await_or_cancel(request, service.submit(prepared))
-        return _json(_score_response(result, config.model_name))
+        record.stages["tokenize"] = record.seconds() - record.stages["read"]
+        job, scheduler = service.submit(prepared)
+        scored = await _scored_or_given_up(request, scheduler, job)
+        record.items = len(prepared.items)
+        if record.items <= INLINE_ITEMS:
+            return _answer(scored, config.model_name, record)
+        return await run_in_threadpool(_answer, scored, config.model_name, record)
+
+
+def _add_information(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    config, started, keyed = service.config, int(time.time()), _keyed(service)
 
     @app.get("/health", response_model=Health, responses={503: {"model": ErrorBody}})
     async def health() -> Response:
         """200 once the model is loaded, compiled and self-checked; else 503."""
         service.check_ready()
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
+
+    @app.get("/live", response_model=Health, responses={503: {"model": ErrorBody}})
+    async def live() -> Response:
+        """200 unless the server can only be started anew; also while it loads or drains."""
+        if service.state == "failed":
+            service.check_ready()
+        return json_response({"status": "ok"})
 
     @app.get("/v1/models", response_model=ModelList, dependencies=keyed)
     async def models() -> Response:
@@ -179,12 +175,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             "created": started,
             "owned_by": "itemwise",
         }
-        return _json({"object": "list", "data": [card]})
+        return json_response({"object": "list", "data": [card]})
 
     @app.get("/server_info", response_model=ServerInfo, dependencies=keyed)
     async def server_info() -> Response:
         """What runs, with which settings, and what it has done so far."""
-        return _json(await run_in_threadpool(_server_info, service))
+        return json_response(await run_in_threadpool(_server_info, service))
+
+    @app.get("/metrics", include_in_schema=False)
+    async def show_metrics() -> Response:
+        return Response(await run_in_threadpool(metrics.text), media_type=CONTENT_TYPE)
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytearray:
@@ -196,10 +196,16 @@ async def _read_body(request: Request, max_bytes: int) -> bytearray:
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > max_bytes):
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
-            raise too_large
-        body += chunk
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > max_bytes:
+                    raise too_large
+                body += chunk
+    except TimeoutError:
+        raise RefusedError(
+            "body_too_slow", f"the body was not here within {BODY_S:g} s; send it faster"
+        ) from None
     return body
 
 
@@ -214,23 +220,38 @@ def _prepare(service: Service, body: bytearray) -> ScoreRequest:
     return service.prepare({name: fields[name] for name in REQUEST_FIELDS if name in fields})
 
 
-async def _await_or_cancel(request: Request, future: Future[ScoreResult]) -> ScoreResult:
-    """The result; if the client leaves first, its place in the queue is given up."""
-    scored = asyncio.wrap_future(future)
+async def _scored_or_given_up(request: Request, scheduler: Scheduler, job: Job) -> Scored:
+    """The result; if the client leaves or time runs out first, the request is given up."""
+    scored = asyncio.wrap_future(job.future)
     gone = asyncio.create_task(_disconnected(request))
+    left_s = None if job.deadline is None else max(0.0, job.deadline - time.perf_counter())
     try:
-        await asyncio.wait((scored, gone), return_when=asyncio.FIRST_COMPLETED)
-        if scored.done():
-            return scored.result()
-        raise ClientDisconnect
+        await asyncio.wait((scored, gone), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not scored.done():
+            raise ClientDisconnect
+        if not scored.done():
+            scheduler.expire(job)
+        return await scored
     finally:
-        scored.cancel()  # also cancels `future`, unless the engine has it already
+        scored.cancel()  # also cancels `job.future`
         gone.cancel()
 
 
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _answer(scored: Scored, model: str, record: Record) -> Response:
+    result = scored.result()
+    record.tokens, record.cached_tokens = result.prompt_tokens, result.cached_tokens
+    record.stages["queue"] = scored.queue_s
+    record.stages["prefill"] = result.timings.prefill
+    record.stages["extend"] = result.timings.extend
+    started = time.perf_counter()
+    response = json_response(_score_response(result, model))
+    record.stages["encode"] = time.perf_counter() - started
+    return response
 
 
 def _score_response(result: ScoreResult, model: str) -> dict[str, Any]:
@@ -263,116 +284,3 @@ def _server_info(service: Service) -> dict[str, Any]:
         "scheduler": dataclasses.asdict(scheduler.counters()) if scheduler else None,
         "engine": scorer.info() if scorer else None,
     }
-
-
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status, headers, media_type="application/json")
-
-
-def error_response(
-    code: str,
-    message: str,
-    param: str | None = None,
-    *,
-    status: int | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """An error in both usual shapes; the status is that of `code` unless given."""
-    status = STATUS_OF_CODE[code] if status is None else status
-    facts = {
-        "message": message,
-        "type": _TYPE_OF_STATUS.get(status, "invalid_request_error"),
-        "param": param,
-    }
-    content = {"object": "error", **facts, "code": status, "error": {**facts, "code": code}}
-    return _json(content, status, headers)
-
-
-async def _on_itemwise_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ItemwiseError)
-    if STATUS_OF_CODE.get(error.code, 500) == 500:
-        raise error  # `_Edge` logs it and answers
-    headers = {}
-    if isinstance(error, QueueFullError):
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    param = error.param if isinstance(error, RequestError) else None
-    return error_response(error.code, str(error), param, headers=headers)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    code = _CODE_OF_HTTP_STATUS.get(error.status_code, "invalid_request")
-    message = f"{request.method} `{request.url.path}`: {error.detail}; `/docs` lists what there is"
-    return error_response(code, message, status=error.status_code, headers=error.headers)
-
-
-async def _on_validation_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    faults = [f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors()]
-    return error_response("invalid_request", "; ".join(faults))
-
-
-async def _on_disconnect(_: Request, __: Exception) -> Response:
-    # Nobody reads this; the status is for logs and proxies.
-    return error_response("client_closed_request", "the client closed the connection")
-
-
-class _Edge:
-    """What every request passes: its id, the API key, and an answer where all else failed."""
-
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
-        self._app = app
-        self._api_key = None if api_key is None else api_key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = _request_id(scope)
-        started = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                named = (b"x-request-id", request_id.encode())
-                message = {**message, "headers": [*message["headers"], named]}
-            await send(message)
-
-        if not self._may_pass(scope):
-            refusal = error_response(
-                "invalid_api_key",
-                "the API key is missing or wrong, expected the header `Authorization: Bearer KEY`",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-            await refusal(scope, receive, send_with_id)
-            return
-        try:
-            await self._app(scope, receive, send_with_id)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if started:
-                raise
-            failure = error_response(
-                "internal_error",
-                f"the server failed on this request; its log says why under id {request_id}",
-            )
-            await failure(scope, receive, send_with_id)
-
-    def _may_pass(self, scope: Scope) -> bool:
-        path = scope["path"]
-        if self._api_key is None or not (path.startswith("/v1/") or path == "/server_info"):
-            return True
-        scheme, _, key = _header(scope, b"authorization").partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._api_key)
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's id if it is short and plain, else a new one."""
-    given = _header(scope, b"x-request-id")
-    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

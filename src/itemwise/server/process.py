@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -21,6 +20,8 @@ from itemwise import __version__
 from itemwise.config import ServerConfig
 from itemwise.errors import ConfigError, RequestError
 from itemwise.server.app import app_of
+from itemwise.server.connections import protocol
+from itemwise.server.logs import set_up_logs
 from itemwise.server.service import AnyScorer, Service
 
 SLOW_CLIENT_S = 5  # given to clients to take their answers once the engine has drained
@@ -30,8 +31,8 @@ _INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
 def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
     """Serves until SIGTERM or Ctrl-C and returns the exit status, 0.
 
-    The first signal lets the request that runs finish, and answers waiting and new ones with 503;
-    a second Ctrl-C ends the process at once.
+    The first signal lets requests that were taken finish, for `drain_timeout_s` at most, and
+    answers new ones with 503; a second Ctrl-C ends the process at once.
 
     Args:
         config: of the server.
@@ -39,11 +40,9 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
 
     Raises:
         ConfigError: the address cannot be listened on.
-        ItemwiseError: the scorer could not be loaded.
+        ItemwiseError: the scorer could not be loaded, or its device was lost.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for noisy in ("uvicorn", "jax"):  # jax tells at INFO which devices there are not
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logs(config.log_format)
     started = time.perf_counter()
     listener = listen(config.host, config.port)
 
@@ -54,14 +53,17 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
             server.greeted.wait()
             _announce_ready(service.scorer, config, url, time.perf_counter() - started)
 
-    service = Service(config, load, on_loaded)
+    def on_lost() -> None:
+        server.should_exit = True  # for the supervisor to start a new one
+
+    service = Service(config, load, on_loaded, on_lost)
     url = _url(config.host, listener)
     server = _Server(service, f"Itemwise {__version__} listening on {url}")
     server.run(sockets=[listener])
     if service.failure is not None:
         raise service.failure
-    if service.loading:
-        # The loading thread may be deep in a compiler that does not survive a normal exit.
+    if service.loading or not service.drained:
+        # A thread may be deep in a compiler, or a step, that does not survive a normal exit.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -75,10 +77,11 @@ def listen(host: str, port: int) -> socket.socket:
         ConfigError: the host is unknown, or the port is taken.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        bound = socket.socket(family, kind)
+        # With its protocol named, asyncio turns off waiting for small packets (Nagle): 40 ms.
+        bound = socket.socket(family, kind, proto)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
@@ -104,6 +107,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 server_header=False,
                 timeout_graceful_shutdown=SLOW_CLIENT_S,
+                http=protocol(service.config.max_connections),
                 ws="none",
             )
         )
@@ -141,7 +145,7 @@ class _Server(uvicorn.Server):
             os._exit(_INTERRUPTED)
 
     def _begin_drain(self) -> None:
-        _say("Shutting down once the request that runs is done; Ctrl-C again to exit at once.")
+        _say("Shutting down once what was taken is done; Ctrl-C again to exit at once.")
         self._drain_task = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:

@@ -61,6 +61,17 @@ class ScoreBody(BaseModel):
         description="Most items that share a lane of a step, in place of the server's setting; 0 "
         "for no bound. Changes speed, never a score.",
     )
+    priority: int = Field(
+        0,
+        description="Of requests that wait for each other, those of a lower number run first, "
+        "always. Changes when, never what.",
+    )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which the request is given up (504), from when it was queued; "
+        "the server has a bound of its own.",
+    )
 
 
 class Usage(BaseModel):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any, Literal, Protocol
 
 from itemwise.config import ServerConfig
 from itemwise.errors import (
+    EngineLostError,
+    ItemwiseError,
     RefusedError,
     RequestError,
     SelfCheckError,
     ShuttingDownError,
 )
-from itemwise.scheduler import Scheduler
-from itemwise.types import ScoreRequest, ScoreResult
+from itemwise.scheduler import Core, Job, QueueLimits, Scheduler
+from itemwise.types import ScoreRequest, StepStats
 
 State = Literal["loading", "ready", "failed", "draining"]
 
@@ -28,8 +30,9 @@ class AnyScorer(Protocol):
         """Checks and tokenises raw fields; raises `RequestError`. Called from any thread."""
         ...
 
-    def run(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
-        """Scores prepared requests. Called from one thread."""
+    @property
+    def engine(self) -> Core[Any]:
+        """What scores prepared requests."""
         ...
 
     def info(self) -> dict[str, Any]:
@@ -44,6 +47,12 @@ class Service:
         config: of the server.
         load: makes the scorer; called once, on a thread of its own.
         on_loaded: called on that thread afterwards, also where loading failed.
+        on_lost: called on the engine's thread if no request can be scored any more.
+
+    Attributes:
+        failure: why no scores can be had, if that is so for good.
+        on_step: told about each step that was completed.
+        drained: whether the engine's thread has ended, once `drain` has returned.
     """
 
     def __init__(
@@ -51,12 +60,16 @@ class Service:
         config: ServerConfig,
         load: Callable[[], AnyScorer],
         on_loaded: Callable[[Service], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
         self.config = config
         self.names = model_names(config)
         self.failure: BaseException | None = None
         self._load = load
+        self.on_step: Callable[[StepStats], None] | None = None
+        self.drained = True
         self._on_loaded = on_loaded
+        self._on_lost = on_lost
         self._lock = threading.Lock()
         self._draining = False
         self._loaded: tuple[AnyScorer, Scheduler] | None = None
@@ -104,7 +117,8 @@ class Service:
                 code = "unhealthy"
                 if isinstance(self.failure, SelfCheckError):
                     code = self.failure.code
-                raise RefusedError(code, "the model could not be loaded; the server's log says why")
+                what = "the model could not be loaded" if self._loaded is None else "it is broken"
+                raise RefusedError(code, f"{what}; the server's log says why")
             case "loading":
                 raise RefusedError("not_ready", "the model is being loaded; try again later")
 
@@ -126,35 +140,74 @@ class Service:
         )
 
     def prepare(self, fields: dict[str, Any]) -> ScoreRequest:
-        """A checked request; raises what `check_ready` and the scorer raise."""
+        """A checked request; raises what `check_ready` and the scorer raise.
+
+        Raises:
+            RequestError: it has too many tokens or labels for this server.
+        """
         self.check_ready()
         assert self.scorer is not None
-        return self.scorer.prepare(**fields)
+        request = self.scorer.prepare(**fields)
+        num_tokens, most = self.scorer.engine.cost(request), self.config.max_request_tokens
+        if num_tokens > most:
+            raise RequestError(
+                "too_many_tokens",
+                f"the request has {num_tokens} tokens to compute, at most {most} are allowed; send "
+                "several requests",
+                "items",
+            )
+        num_labels, most = sum(map(len, request.labels)), self.config.max_request_labels
+        if num_labels > most:
+            raise RequestError(
+                "too_many_labels",
+                f"the request asks for {num_labels} scores, labels summed over items; at most "
+                f"{most} are allowed; send several requests",
+                "labels" if fields.get("label_token_ids") is None else "label_token_ids",
+            )
+        return request
 
-    def submit(self, request: ScoreRequest) -> Future[ScoreResult]:
+    def submit(self, request: ScoreRequest) -> tuple[Job, Scheduler]:
         """Queues a request; raises what `check_ready` and `Scheduler.submit` raise."""
         self.check_ready()
         assert self.scheduler is not None
-        return self.scheduler.submit(request)
+        return self.scheduler.submit(request), self.scheduler
 
     def drain(self) -> None:
-        """Refuses what waits and what comes, and returns once what runs has finished."""
+        """Refuses what comes, and returns once what was taken is done, or its time is over."""
         with self._lock:
             self._draining = True
         if self.scheduler is not None:
-            self.scheduler.drain()
+            self.drained = self.scheduler.drain(self.config.drain_timeout_s)
 
     def _load_scorer(self) -> None:
+        config = self.config
+        limits = QueueLimits(
+            config.max_queued_requests, config.max_queued_tokens, config.max_timeout_s
+        )
         try:
             scorer = self._load()
+            # What is here now stays: the collector need not look through it again and again.
+            gc.collect()
+            gc.freeze()
             with self._lock:
                 if not self._draining:
-                    scheduler = Scheduler(scorer.run, self.config.max_queued_requests)
+                    scheduler = Scheduler(scorer.engine, limits, self._tell_step, self._lose)
                     self._loaded = scorer, scheduler
         except BaseException as error:  # kept, and raised again by whoever runs the server
             self.failure = error
         if self._on_loaded is not None:
             self._on_loaded(self)
+
+    def _tell_step(self, step: StepStats) -> None:
+        if self.on_step is not None:
+            self.on_step(step)
+
+    def _lose(self, error: BaseException) -> None:
+        if not isinstance(error, ItemwiseError):
+            error = EngineLostError(f"the engine ended with {type(error).__name__}")
+        self.failure = error
+        if self._on_lost is not None:
+            self._on_lost()
 
 
 def model_names(config: ServerConfig) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a figure needs beside it: the machine, the versions, the commit, the memory."""
+"""Where something was measured: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -6,29 +6,25 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+PACKAGES = ("itemwise", "jax", "jaxlib", "numpy", "torch", "transformers")
 
-def peak_rss_bytes() -> int:
-    """The most memory this process held.
 
-    Linux counts it anew for each program (`VmHWM`); `ru_maxrss` would count the parent's too.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def environment() -> dict[str, Any]:
+    """Date, machine, versions and commit, as JSON values."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
 
 
 def machine() -> dict[str, Any]:
-    """The processor and the memory."""
+    """Processor, cores and memory of this machine."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -38,15 +34,25 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": os.cpu_count(), "memory_bytes": memory}
 
 
+def available_memory_bytes() -> int:
+    """Memory that a new process can have without swapping; all there is where nobody says."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return int(machine()["memory_bytes"])
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python and of what the figures depend on."""
-    versions = {"python": platform.python_version()}
-    for package in ("itemwise", "jax", "jaxlib", "numpy", "torch", "transformers"):
+    """Versions of Python and of what scores depend on, where installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return versions
+    return found
 
 
 def git_commit() -> str | None:

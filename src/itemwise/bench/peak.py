@@ -1,0 +1,22 @@
+"""The memory that a process took."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process held.
+
+    Linux counts it anew for each program (`VmHWM`); `ru_maxrss` would count the parent's too.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,179 @@
+"""Commands about the compiled programs: the A/B benchmarks, and compiling for a TPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from itemwise.cli_options import EngineOptions, expand_options
+from itemwise.types import Algorithm
+
+
+def _bench_option(flag: str, envvar: str, text: str, **settings: Any) -> Any:
+    return typer.Option(f"--{flag}", envvar=envvar, help=text, **settings)
+
+
+_Mask = Annotated[
+    Literal["auto", "dense", "segment"],
+    _bench_option(
+        "mask", "MULTI_ITEM_MASK_IMPL", "How packed tells items apart; prefill-extend needs none."
+    ),
+]
+_WarmupRuns = Annotated[
+    int,
+    _bench_option(
+        "warmup-runs",
+        "MULTI_ITEM_BENCH_WARMUP_RUNS",
+        "Runs that are not timed; the first compiles.",
+        min=0,
+    ),
+]
+_TimedRuns = Annotated[
+    int,
+    _bench_option(
+        "timed-runs", "MULTI_ITEM_BENCH_TIMED_RUNS", "Runs whose median is reported.", min=1
+    ),
+]
+
+
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """The workload of the A/B benchmarks."""
+
+    query_tokens: Annotated[
+        int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
+    ] = 2000
+    num_items: Annotated[int, typer.Option("--items", help="Items.", min=1)] = 500
+    item_tokens: Annotated[
+        int, typer.Option("--item-tokens", help="Tokens of each item.", min=1)
+    ] = 20
+
+
+def _run_ab(
+    model: str,
+    algorithm: Algorithm,
+    workload: WorkloadOptions,
+    engine: EngineOptions,
+    **settings: Any,
+) -> None:
+    from itemwise.bench.ab import run_ab
+
+    chosen = engine.settings()
+    for name in ("multi_item_algorithm", "multi_item_mask_impl"):
+        del chosen[name]  # the command's own
+    run_ab(model, algorithm, **dataclasses.asdict(workload), **settings, **chosen)
+
+
+def add_ab_commands(app: typer.Typer) -> None:
+    """Adds `packed` and `prefill-extend`."""
+
+    @app.command("packed")
+    @expand_options
+    def bench_packed(
+        model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
+        mask: _Mask = "auto",
+        warmup_runs: _WarmupRuns = 1,
+        timed_runs: _TimedRuns = 3,
+        json_file: Annotated[
+            Path | None, typer.Option("--json", help="File to write all figures to.")
+        ] = None,
+        *,
+        workload: WorkloadOptions,
+        engine: EngineOptions,
+    ) -> None:
+        """Items per second of the packed algorithm: query and items in one sequence.
+
+        Compare --mask dense with --mask segment and with `itemwise bench prefill-extend`.
+        """
+        runs = {"warmup_runs": warmup_runs, "timed_runs": timed_runs, "out_json": json_file}
+        _run_ab(model, "packed", workload, engine, mask=mask, **runs)
+
+    @app.command("prefill-extend")
+    @expand_options
+    def bench_prefill_extend(
+        model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
+        mask: _Mask = "auto",
+        warmup_runs: _WarmupRuns = 1,
+        timed_runs: _TimedRuns = 3,
+        json_file: Annotated[
+            Path | None, typer.Option("--json", help="File to write all figures to.")
+        ] = None,
+        *,
+        workload: WorkloadOptions,
+        engine: EngineOptions,
+    ) -> None:
+        """Items per second of the default algorithm: the query once, items against its pages.
+
+        It tells items apart by their rows, so the mask changes nothing; the option is there for
+        scripts that set it for both benchmarks.
+        """
+        runs = {"warmup_runs": warmup_runs, "timed_runs": timed_runs, "out_json": json_file}
+        _run_ab(model, "prefill_extend", workload, engine, mask=mask, **runs)
+
+
+def add_tpu_command(app: typer.Typer) -> None:
+    """Adds `tpu-compile`."""
+
+    @app.command("tpu-compile")
+    def tpu_compile(
+        model: Annotated[
+            str,
+            typer.Argument(help="Name of a shape, such as qwen3-0.6b, or folder of a checkpoint."),
+        ],
+        topology: Annotated[
+            str,
+            typer.Option("--topology", help="Chips, such as v5e:2x2, v6e:1x1, v6e:2x2, v6e:2x4."),
+        ] = "v6e:1x1",
+        tp_size: Annotated[
+            int, typer.Option("--tp-size", "--tp", help="Chips that share the model.", min=1)
+        ] = 1,
+        mask: Annotated[
+            Literal["both", "dense", "segment", "none"],
+            typer.Option("--mask", help="Packed programs to compile beside the exact step."),
+        ] = "both",
+        layers: Annotated[
+            int | None,
+            typer.Option(
+                "--layers",
+                help="Compile only so many layers, in less time. Layers are alike; the memory of "
+                "the others is added.",
+                show_default="all",
+                min=1,
+            ),
+        ] = None,
+        query_tokens: Annotated[
+            int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
+        ] = 2000,
+        num_items: Annotated[int, typer.Option("--items", help="Items.", min=1)] = 500,
+        item_tokens: Annotated[
+            int, typer.Option("--item-tokens", help="Tokens of each item.", min=1)
+        ] = 20,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+    ) -> None:
+        """Compile the serving programs for a TPU that is not there, and say what they need.
+
+        Needs libtpu, which holds the compiler (the `tpu` extra), and neither a TPU nor weights.
+        Exits with status 1 where a program does not fit the chip.
+        """
+        from itemwise.config import prepare_tpu_compiler
+
+        prepare_tpu_compiler()  # before JAX is imported
+        from itemwise.tpu_report import print_tpu_report
+
+        masks = {"both": ("dense", "segment"), "none": (), "dense": ("dense",)}
+        forms = (*(f"packed {one}" for one in masks.get(mask, (mask,))), "exact step")
+        fits = print_tpu_report(
+            model,
+            topology,
+            tp_size=tp_size,
+            layers=layers,
+            forms=forms,
+            workload=(query_tokens, num_items, item_tokens),
+            as_json=as_json,
+        )
+        sys.exit(0 if fits else 1)

@@ -1,0 +1,107 @@
+"""What every request passes: its id, the API key, its line in the log, and its place in metrics."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import uuid
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from itemwise.server.errors import error_response
+from itemwise.server.record import Record, attach
+
+logger = logging.getLogger("itemwise.server")
+_REQUEST_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
+
+
+class Edge:
+    """The outermost layer of the API; also answers where all else failed.
+
+    Args:
+        app: what is inside.
+        api_key: key that some paths ask for, or None.
+        on_start: told about each request as it comes.
+        on_end: told about each request that has been answered, or given up.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        api_key: str | None,
+        on_start: Callable[[Record], None],
+        on_end: Callable[[Record, Scope], None],
+    ) -> None:
+        self._app = app
+        self._api_key = None if api_key is None else api_key.encode()
+        self._on_start = on_start
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = Record(_request_id(scope), scope["method"], scope["path"])
+        attach(scope, record)
+        self._on_start(record)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                named = (b"x-request-id", record.request_id.encode())
+                timed = (b"server-timing", record.server_timing().encode())
+                message = {**message, "headers": [*message["headers"], named, timed]}
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, send_with_id, record)
+        except BaseException:
+            record.code = "internal_error" if record.code == "ok" else record.code
+            raise
+        finally:
+            self._on_end(record, scope)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
+        if not self._may_pass(scope):
+            record.code = "invalid_api_key"
+            refusal = error_response(
+                "invalid_api_key",
+                "the API key is missing or wrong, expected the header `Authorization: Bearer KEY`",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await refusal(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            record.code = "internal_error"
+            logger.exception(
+                "request %s failed", record.request_id, extra={"request_id": record.request_id}
+            )
+            if record.status:
+                raise
+            failure = error_response(
+                "internal_error",
+                f"the server failed on this request; its log says why under id {record.request_id}",
+            )
+            await failure(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        path = scope["path"]
+        if self._api_key is None or not (path.startswith("/v1/") or path == "/server_info"):
+            return True
+        scheme, _, key = _header(scope, b"authorization").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._api_key)
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's id if it is short and plain, else a new one."""
+    given = _header(scope, b"x-request-id")
+    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

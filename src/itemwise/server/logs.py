@@ -1,0 +1,71 @@
+"""The server's log: lines for people, or an object a line for collectors."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import orjson
+
+from itemwise.config import LogFormat
+from itemwise.server.record import Record
+
+access_logger = logging.getLogger("itemwise.access")
+_PROBES = ("/health", "/live", "/metrics")
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one JSON object: time, level, logger, message, and what `extra` gave."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{when}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in ("request_id", "access"):
+            value = getattr(record, name, None)
+            if isinstance(value, dict):
+                line |= value
+            elif value is not None:
+                line[name] = value
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+def set_up_logs(log_format: LogFormat) -> None:
+    """Sends logs to stderr."""
+    handler = logging.StreamHandler()
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("uvicorn", "jax"):  # jax tells at INFO which devices there are not
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def log_access(record: Record) -> None:
+    """One line about a request that is over; probes that are well are left out."""
+    if record.path in _PROBES and record.status == 200:
+        return
+    facts = {
+        "request_id": record.request_id,
+        "method": record.method,
+        "path": record.path[:200],
+        "status": record.status,
+        "code": record.code,
+        "ms": round(record.seconds() * 1e3, 3),
+        "items": record.items,
+        "tokens": record.tokens,
+        "cached_tokens": record.cached_tokens,
+        **{f"{name}_ms": round(s * 1e3, 3) for name, s in record.stages.items()},
+    }
+    # A path is the client's: quoted, so that it cannot forge a line of its own.
+    shown = {**facts, "path": ascii(facts["path"])}
+    text = " ".join(f"{name}={value}" for name, value in shown.items())
+    access_logger.info("%s", text, extra={"access": facts})

@@ -1,0 +1,60 @@
+"""What is known about a request on its way through the server, for logs, metrics and traces."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+_KEY = "itemwise.record"
+STAGES = ("read", "tokenize", "queue", "prefill", "extend", "encode")
+
+
+@dataclass
+class Record:
+    """A request.
+
+    Attributes:
+        request_id: its id.
+        method: HTTP method.
+        path: path, as the client wrote it.
+        started: when its head was read, by `perf_counter`.
+        status: HTTP status, 0 as long as there is none.
+        code: stable name of what went wrong, `ok` if nothing did.
+        items: items scored.
+        tokens: tokens of the request, its shared prefix counted once.
+        cached_tokens: prefix tokens that were not computed again.
+        stages: seconds in each stage, by their names in `STAGES`.
+    """
+
+    request_id: str
+    method: str
+    path: str
+    started: float = field(default_factory=time.perf_counter)
+    status: int = 0
+    code: str = "ok"
+    items: int = 0
+    tokens: int = 0
+    cached_tokens: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def seconds(self) -> float:
+        """Time since it came."""
+        return time.perf_counter() - self.started
+
+    def server_timing(self) -> str:
+        """The stages so far as the value of a `Server-Timing` header, in milliseconds."""
+        stages = {**self.stages, "total": self.seconds()}
+        return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in stages.items())
+
+
+def attach(scope: Scope, record: Record) -> None:
+    """Lets everybody who handles the request find its record."""
+    scope[_KEY] = record
+
+
+def record_of(scope: Scope) -> Record:
+    """The record of a request."""
+    found = scope.get(_KEY)
+    return found if isinstance(found, Record) else Record("", "", "")
