@@ -20,19 +20,27 @@ CONSTRAINTS := constraints/$(TAG).txt
 ABSENT_DEVICES := 'import jax; have = jax.devices()[0].platform; \
 	print(" or ".join(name for name in ("gpu", "tpu") if name != have))'
 
-.PHONY: help setup demo test check clean
+# The TPU compiler, apart from other packages: with libtpu among them, each import of jax on a
+# machine without a TPU would first look for one in the network. Tests that compile name it.
+HAS_LIBTPU := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
+LIBTPU := $(if $(HAS_LIBTPU),$(VENV)/.libtpu-installed)
+
+.PHONY: help setup demo test tpu-matrix check clean
 
 help:  ## Say what each target does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 setup: $(VENV)/.dev-installed  ## Install Itemwise with all tools for development into .venv
 
 demo: $(VENV)/.base-installed  ## Rank a few lists on this machine with the demo model
 	@$(BIN)/itemwise demo
 
-test: $(VENV)/.dev-installed  ## Run the tests; ARGS goes to pytest
+test: $(VENV)/.dev-installed $(LIBTPU)  ## Run the tests; ARGS goes to pytest
 	@absent=$$($(BIN)/python -c $(ABSENT_DEVICES)) && \
 		$(BIN)/python -m pytest -m "not ($$absent)" $(ARGS)
+
+tpu-matrix: $(VENV)/.dev-installed $(LIBTPU)  ## Compile every supported shape for every TPU
+	@ITEMWISE_TPU_MATRIX=1 $(BIN)/python -m pytest tests/test_tpu_compile.py $(ARGS)
 
 check: $(VENV)/.dev-installed  ## Lint, check the format and the types
 	@$(BIN)/ruff check .
@@ -49,6 +57,12 @@ $(BIN)/python:
 $(VENV)/.base-installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing Itemwise into $(VENV) (a few minutes at first)"
 	@$(PIP) install -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.libtpu-installed: $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing the TPU compiler into $(VENV)/libtpu"
+	@rm -rf $(VENV)/libtpu
+	@$(PIP) install --no-deps -c $(CONSTRAINTS) --target $(VENV)/libtpu libtpu
 	@touch $@
 
 $(VENV)/.dev-installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python

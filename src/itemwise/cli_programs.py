@@ -166,7 +166,12 @@ def add_tpu_command(app: typer.Typer) -> None:
         from itemwise.tpu_report import print_tpu_report
 
         masks = {"both": ("dense", "segment"), "none": (), "dense": ("dense",)}
-        forms = (*(f"packed {one}" for one in masks.get(mask, (mask,))), "exact step")
+        forms = (
+            *(f"packed {one}" for one in masks.get(mask, (mask,))),
+            "exact step",
+            "labels",
+            "vocabulary",
+        )
         fits = print_tpu_report(
             model,
             topology,

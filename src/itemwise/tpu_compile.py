@@ -28,6 +28,7 @@ from itemwise.roofline import Chip, Work, Workload, chip_of, packed_shape_of, wo
 from itemwise.types import Mask, PackedShape
 
 FORMS = ("packed dense", "packed segment", "exact step")
+READS = ("labels", "vocabulary")  # the small programs that every form needs
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Compiled:
         xla_bytes: likewise.
         optimal_s: XLA's estimate of the time; None where loops make it meaningless.
         kernels: calls of TPU kernels in it.
+        masks_pairs: whether it makes arrays of all pairs of a packed sequence's tokens.
         error: why it does not compile, or None.
     """
 
@@ -54,6 +56,7 @@ class Compiled:
     xla_bytes: float = 0.0
     optimal_s: float | None = None
     kernels: int = 0
+    masks_pairs: bool = False
     error: str | None = None
 
     def plus(self, num_bytes: int) -> Compiled:
@@ -111,7 +114,7 @@ def compile_for_tpu(
     *,
     tp_size: int = 1,
     layers: int | None = None,
-    forms: tuple[str, ...] = FORMS,
+    forms: tuple[str, ...] = FORMS + READS,
     workload: Workload | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -124,7 +127,7 @@ def compile_for_tpu(
         tp_size: chips that share the model.
         layers: how many to compile, None for all. Layers are alike and unrolled, so a few compile
             in a fraction of the time; what the others' weights and pages take is added.
-        forms: of `FORMS`.
+        forms: of `FORMS` and `READS`.
         workload: what the estimates are for.
         on_progress: told what is compiled.
 
@@ -151,7 +154,7 @@ def compile_for_tpu(
     missing_pages = plan.page_bytes * plan.num_pages
     missing_pages -= missing_pages // model.num_layers * cut.num_layers
     compiled = []
-    for form in (*forms, "labels", "vocabulary"):
+    for form in forms:
         if on_progress:
             on_progress(form)
         # A packed sequence runs beside the pool, which is not among its arguments.
@@ -172,7 +175,11 @@ def compile_for_tpu(
         packed_tokens=packed_shape_of(workload, shape).tokens,
         workload=workload,
         programs=compiled,
-        work={form: work_of(form, model, shape, workload, chip, tp_size) for form in forms},
+        work={
+            form: work_of(form, model, shape, workload, chip, tp_size)
+            for form in forms
+            if form in FORMS
+        },
         fits=all(one.error is None and one.hbm_bytes <= chip.hbm_bytes for one in compiled),
     )
 
@@ -212,6 +219,7 @@ def _compile(form: str, programs: ProgramSet, packed: PackedShape) -> Compiled:
             raise
         return Compiled(form, time.perf_counter() - start, error=_shortage(str(error)))
     seconds = time.perf_counter() - start
+    text = lowered.as_text()
     memory: Any = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes
@@ -225,7 +233,8 @@ def _compile(form: str, programs: ProgramSet, packed: PackedShape) -> Compiled:
         xla_flops=cost.get("flops", 0.0),
         xla_bytes=cost.get("bytes accessed", 0.0),
         optimal_s=optimal if optimal > 0 else None,
-        kernels=lowered.as_text().count("@tpu_custom_call"),
+        kernels=text.count("@tpu_custom_call"),
+        masks_pairs=f"{packed.tokens}x{packed.tokens}x" in text,
     )
 
 
