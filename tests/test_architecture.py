@@ -26,6 +26,7 @@ SOURCE = ROOT / "src" / "itemwise"
 # says what each is for.
 ORDER = (
     "errors",
+    "progress",
     "types",
     "config",
     "checkpoint",
@@ -51,19 +52,20 @@ ORDER = (
     "cli_options",
     "commands",
     "demo",
+    "cli_validation",
     "cli",
 )
 # They start others or, in the case of `__init__`, load others late. Nobody imports them.
 ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # Modules that run on the host and stay free of JAX, so that a change of device cannot reach them.
 HOST_ONLY = (
-    *("errors", "types", "config", "checkpoint", "tokenization", "template", "request", "packing"),
-    *("pages", "work", "run", "selfcheck", "scheduler", "server", "cli_options", "commands", "cli"),
-    *ENTRY_POINTS,
+    *("errors", "progress", "types", "config", "checkpoint", "tokenization", "template", "request"),
+    *("packing", "pages", "work", "run", "selfcheck", "scheduler", "server", "validation"),
+    *("cli_options", "commands", "cli_validation", "cli", *ENTRY_POINTS),
 )
 JAX_IN_HOST_ONLY = {"run": "device arrays of steps under way"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
-LATE_LIBRARIES = {"torch", "transformers"}
+LATE_LIBRARIES = {"torch", "transformers", "matplotlib"}
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,9 @@ def test_architecture_page_lists_modules_in_order() -> None:
     ("module", "unwanted"),
     [
         ("itemwise", "jax numpy fastapi uvicorn pydantic torch transformers"),
-        ("itemwise.cli", "jax fastapi uvicorn torch transformers"),
+        ("itemwise.cli", "jax fastapi uvicorn torch transformers matplotlib httpx"),
+        ("itemwise.validation.evaluate", "jax fastapi uvicorn torch transformers matplotlib"),
+        ("itemwise.validation.validate", "jax fastapi uvicorn torch transformers matplotlib"),
     ],
 )
 def test_import_is_light(module: str, unwanted: str) -> None:

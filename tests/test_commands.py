@@ -71,11 +71,45 @@ def test_random_checkpoint_is_written_whole(
     assert "tiny-llama" in capsys.readouterr().err
 
 
-def test_demo_shows_the_same_bits(
+def test_demo_ranks_sensibly_with_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert run("demo") == 0
     printed = capsys.readouterr().out
     assert "the same bits" in printed
-    assert "Self-check: passed" in printed
+    assert "Self-check at start: passed" in printed
+    assert printed.index("Hiking boot, waterproof") < printed.index("Waterproof jacket")
+    assert printed.index("Waterproof phone case") < printed.index("Cookbook")
+
+
+RANK = ("rank", "--query", "desk lamps", "--skip-self-check", *ENGINE)
+
+
+def test_rank_prints_json_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "items.txt"
+    file.write_text("Tea kettle\n\nBrass lamp for the desk\n")
+    assert run(*RANK, "Desk with drawers", "--items-file", str(file), "--json") == 0
+    ranking = json.loads(capsys.readouterr().out)
+    assert [item["index"] for item in ranking] == [2, 0, 1]
+    assert [item["text"] for item in ranking][0] == "Brass lamp for the desk"
+    assert ranking[0]["score"] > 0.5 > ranking[1]["score"] > ranking[2]["score"]
+    assert run(*RANK, "Tea kettle", "Desk lamp", "--top-n", "1") == 0
+    printed = capsys.readouterr().out
+    assert "Desk lamp" in printed
+    assert "Tea kettle" not in printed
+
+
+def test_rank_refuses_what_it_cannot_rank(
+    tmp_path: Path, make_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*RANK) == 2
+    assert "no items" in capsys.readouterr().err
+    assert run(*RANK, "--items-file", str(tmp_path / "none")) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert run(*RANK, "lamp", "--model", str(make_checkpoint("tiny-qwen3"))) == 2
+    assert "prompt_template.json" in capsys.readouterr().err
+    template = tmp_path / "template.json"
+    template.write_text("{}")
+    assert run(*RANK, "lamp", "--prompt-template", str(template)) == 2
+    assert "is no prompt template" in capsys.readouterr().err

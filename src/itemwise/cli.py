@@ -19,6 +19,7 @@ from itemwise.cli_options import (
     expand_options,
     option,
 )
+from itemwise.cli_validation import add_validation_commands
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ItemwiseError
 
@@ -42,6 +43,7 @@ bench_app = typer.Typer(
 )
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
+add_validation_commands(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -258,7 +260,7 @@ def checkpoint_random(
     ] = None,
 ) -> None:
     """Write a random checkpoint of a well-known shape; its scores mean nothing."""
-    from itemwise.commands import progress
+    from itemwise.progress import progress
     from itemwise.random_model import write_named
 
     with progress() as told:

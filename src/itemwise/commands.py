@@ -1,57 +1,24 @@
-"""What the commands of `cli.py` share: progress, requests from files, scores as a table."""
+"""What the commands of `cli.py` share: requests from files, scores as a table."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.bar import Bar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from itemwise.errors import RequestError
+from itemwise.progress import progress
 from itemwise.request import REQUEST_FIELDS
-from itemwise.run import Progress as Told
 from itemwise.scorer import Scorer
 from itemwise.types import RankedItem, ScoreResult
 
-BAR_WIDTH = 24
-PLAIN_LINES = 10  # lines that a long job prints where there is no terminal
-
-
-@contextmanager
-def progress() -> Iterator[Told]:
-    """Shows progress on stderr: bars on a terminal, a few plain lines elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def told(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield told
-
-
-def _plain_line(what: str, done: int, total: int) -> None:
-    if done == total or done % max(1, total // PLAIN_LINES) == 0:
-        sys.stderr.write(f"{what} {done}/{total}\n")
+BAR_WIDTH = 20
 
 
 def read_request(path: Path) -> dict[str, Any]:

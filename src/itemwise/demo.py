@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from rich.console import Console
 
-from itemwise.commands import progress, ranking_table
+from itemwise.commands import ranking_table
 from itemwise.scorer import Scorer
 
 # Whole matches with other words around them, in another order or number, partial ones, and none.
@@ -49,8 +49,7 @@ LISTS: dict[str, list[str]] = {
 def run_demo(console: Console) -> bool:
     """Ranks the lists and prints them; whether items scored together and alone have equal bits."""
     console.print("Loading, compiling and checking the demo model ...")
-    with progress() as told:
-        scorer = Scorer.from_pretrained(on_progress=told)
+    scorer = Scorer.from_pretrained()
     same = True
     for query, items in LISTS.items():
         console.print(ranking_table(query, scorer.rank(query, items)))

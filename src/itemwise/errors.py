@@ -10,7 +10,10 @@
     ├── ShuttingDownError     the server is draining
     ├── EngineLostError       the device runs no more steps
     ├── RefusedError          the server does not take a request; `code` says why
-    └── SelfCheckError        the engine's scores depend on their company: do not serve
+    ├── SelfCheckError        the engine's scores depend on their company: do not serve
+    ├── EndpointError         a server under validation is lost, slow, or answers nonsense
+    │   └── RequestRefusedError            it is well, but does not take this request
+    └── ResultsError          (ValueError) a file of validation results is missing or unfit
 
 Each class has a stable `code`; `server/errors.py` maps codes to HTTP statuses.
 """
@@ -91,3 +94,24 @@ class SelfCheckError(ItemwiseError):
     """The start-up self-check found scores that depend on their company."""
 
     code = "self_check_failed"
+
+
+class EndpointError(ItemwiseError):
+    """A server that is being validated is lost, too slow, or answers what cannot be read."""
+
+    code = "endpoint_failed"
+
+
+class RequestRefusedError(EndpointError):
+    """A server that is being validated refuses a request; `status` and `reason` are its own."""
+
+    def __init__(self, message: str, status: int, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class ResultsError(ItemwiseError, ValueError):
+    """A file of validation results is missing, damaged, or does not go with another."""
+
+    code = "invalid_results"

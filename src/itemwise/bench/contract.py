@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from itemwise import checkpoint
-from itemwise.bench.machine import describe_machine, git_commit, versions
 from itemwise.errors import ConfigError, ItemwiseError
+from itemwise.validation.environment import environment
 
 WAYS = ("itemwise", "torch-serial", "torch-packed")
 COUNTS = (64, 500)
@@ -126,10 +125,7 @@ def run_contract(
     measured = [_measure(Job(way, folder, *sizes, engine)) for way in ways]
     report = {
         "benchmark": "contract",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "machine": describe_machine(),
-        "versions": versions(),
+        **environment(),
         "model": model,
         "counts": list(counts),
         "query_tokens": query_tokens,

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from rich.table import Table
 
 from itemwise.bench.client import Address, Client, loopback_address
 from itemwise.bench.load import Run, Sample, Workload, closed_loop, count_wrong, open_loop
-from itemwise.bench.machine import describe_machine, git_commit, versions
 from itemwise.errors import ConfigError
+from itemwise.validation.environment import environment
 
 MAX_SECONDS = 3600.0
 MAX_REQUESTS = 100_000
@@ -116,10 +115,8 @@ async def _measure(
         wrong = await count_wrong(address, workload, checked)
         rows.append({**run.summary(), "checked": len(checked), "wrong": wrong})
     return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
-        "versions": versions(),
-        "commit": git_commit(),
+        "benchmark": "serve",
+        **environment(),
         "workload": dataclasses.asdict(workload),
         "server": {name: info[name] for name in ("version", "server", "engine")},
         "runs": rows,

@@ -80,7 +80,16 @@ def torch_label_logits(
             tokens = torch.tensor([[*query_ids, *item]])
             positions = torch.arange(tokens.shape[1])[None]
             positions[:, len(query_ids) :] += item_shift
-            out = model(tokens, position_ids=positions, use_cache=False, logits_to_keep=1)
+            # Without a mask, transformers takes a gap in the positions for the start of another
+            # sequence, which would not see the query.
+            mask = torch.ones_like(tokens) if item_shift else None
+            out = model(
+                tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=1,
+            )
             rows.append(out.logits[0, -1].float())
         return _read(torch.stack(rows), labels)
 

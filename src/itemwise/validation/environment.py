@@ -1,4 +1,4 @@
-"""What a figure was measured on, and with."""
+"""Where something was measured: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("itemwise", "jax", "jaxlib", "numpy", "torch", "transformers")
+PACKAGES = ("itemwise", "jax", "jaxlib", "numpy", "torch", "transformers")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores and memory."""
+def environment() -> dict[str, Any]:
+    """Date, machine, versions and commit, as JSON values."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and memory of this machine."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -23,10 +34,20 @@ def describe_machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": os.cpu_count(), "memory_bytes": memory}
 
 
+def available_memory_bytes() -> int:
+    """Memory that a new process can have without swapping; all there is where nobody says."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return int(machine()["memory_bytes"])
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, where installed."""
+    """Versions of Python and of what scores depend on, where installed."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

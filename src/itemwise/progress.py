@@ -1,0 +1,47 @@
+"""How long work tells how far it is. Light: imports no JAX."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Told = Callable[[str, int, int], None]  # what, done, total
+PLAIN_LINES = 10  # lines that a long job prints where there is no terminal
+
+
+@contextmanager
+def progress() -> Iterator[Told]:
+    """Shows progress on stderr: bars on a terminal, a few plain lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield told
+
+
+def _plain_line(what: str, done: int, total: int) -> None:
+    if done == total or done % max(1, total // PLAIN_LINES) == 0:
+        sys.stderr.write(f"{what} {done}/{total}\n")
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Tells nobody."""

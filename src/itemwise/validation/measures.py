@@ -1,0 +1,56 @@
+"""Differences of scores and statistics of latencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Scores = list[list[float]]  # [items][labels]
+
+
+def abs_diffs(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Scores:
+    """|a - b|, number by number, for as many labels as both have."""
+    if len(a) != len(b):
+        raise ValueError(f"`a` has {len(a)} items, `b` has {len(b)}, expected equally many")
+    return [[abs(x - y) for x, y in zip(p, q, strict=False)] for p, q in zip(a, b, strict=True)]
+
+
+def largest(diffs: Iterable[Iterable[float]]) -> float:
+    """The largest number; NaN if there is one, 0.0 if there is none at all."""
+    numbers = [number for row in diffs for number in row]
+    if any(math.isnan(number) for number in numbers):
+        return math.nan
+    return max(numbers, default=0.0)
+
+
+def average(diffs: Iterable[Iterable[float]]) -> float:
+    """The mean over all numbers, 0.0 if there is none."""
+    numbers = [number for row in diffs for number in row]
+    return math.fsum(numbers) / len(numbers) if numbers else 0.0
+
+
+def max_abs_diff(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
+    """The largest of |a - b|."""
+    return largest(abs_diffs(a, b))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """A percentile by linear interpolation between the closest ranks, as NumPy's default."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def speed(latencies_s: Sequence[float], num_items: int) -> dict[str, Any]:
+    """What is reported of the latencies of one number of items."""
+    p50, p95 = (percentile(latencies_s, percent) for percent in (50, 95))
+    return {
+        "latencies_sec": list(latencies_s),
+        "p50_sec": p50,
+        "p95_sec": p95,
+        "items_per_sec_p50": num_items / p50,
+        "items_per_sec_p95": num_items / p95,
+    }

@@ -1,0 +1,62 @@
+"""Text in, scores and rankings out, with the demo model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from itemwise import RankedItem, RequestError, Scorer
+from itemwise.template import PromptTemplate
+
+QUERY = "desk lamps"
+ITEMS = ["Tea kettle", "Brass lamp for the desk", "Desk with drawers", "Lamps for any desk"]
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer.from_pretrained(compilation_cache_dir="", kv_cache_bytes=1 << 22)
+
+
+def test_ranking_is_the_scores_in_order(scorer: Scorer) -> None:
+    scores = scorer.score(QUERY, ITEMS, apply_template=True, apply_softmax=True).scores
+    ranking = scorer.rank(QUERY, ITEMS)
+    assert [item.index for item in ranking] == np.argsort(-np.asarray(scores)[:, 0]).tolist()
+    assert ranking == [RankedItem(i.index, ITEMS[i.index], scores[i.index][0]) for i in ranking]
+    assert {item.index for item in ranking[:2]} == {1, 3}
+    assert ranking[-1].index == 0
+
+
+def test_top_n_cuts_the_ranking(scorer: Scorer) -> None:
+    assert scorer.rank(QUERY, ITEMS, top_n=2) == scorer.rank(QUERY, ITEMS)[:2]
+    assert scorer.rank(QUERY, ITEMS, top_n=9) == scorer.rank(QUERY, ITEMS)
+    for wrong in (0, -1, True):
+        with pytest.raises(RequestError) as caught:
+            scorer.rank(QUERY, ITEMS, top_n=wrong)
+        assert caught.value.code == "invalid_top_n"
+
+
+def test_equal_items_keep_their_order(scorer: Scorer) -> None:
+    ranking = scorer.rank(QUERY, ["Tea kettle", "Desk lamp", "Tea kettle", "Tea kettle"])
+    assert [item.index for item in ranking] == [1, 0, 2, 3]
+
+
+def test_template_is_applied_only_where_asked_for(scorer: Scorer) -> None:
+    template = scorer.template
+    assert template is not None
+    filled = scorer.score(
+        template.fill_query(QUERY),
+        [template.fill_item(item) for item in ITEMS],
+        labels=list(template.labels),
+    )
+    asked = scorer.score(QUERY, ITEMS, apply_template=True)
+    plain = scorer.score(QUERY, ITEMS, labels=list(template.labels))
+    assert np.array_equal(filled.scores, asked.scores)
+    assert not np.array_equal(plain.scores, asked.scores)
+
+
+def test_template_of_a_file_takes_the_place_of_the_own_one(scorer: Scorer) -> None:
+    other = Scorer(
+        scorer.engine, scorer.tokenizer, PromptTemplate("{query}", "{item}", (" no", " yes"))
+    )
+    asked = other.score(QUERY, ITEMS, apply_template=True)
+    assert np.array_equal(asked.scores, scorer.score(QUERY, ITEMS, labels=[" no", " yes"]).scores)
