@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+
 from data import FUNCTION_WORDS, Writer, same_word
 from evaluate import FOLDER, compare, fill, itemwise_scores, ndcg, quality, read_template
 from evaluate import transformers_scores as scores_of_transformers
