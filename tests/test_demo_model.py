@@ -31,7 +31,7 @@ MIN_NDCG = 0.95
 MIN_ACCURACY = 0.95
 # Largest difference of a label's probability to transformers.
 MAX_ERROR_FLOAT32 = 1e-5
-MAX_ERROR_BFLOAT16 = 0.01
+MAX_ERROR_BFLOAT16 = 0.03  # transformers' own bfloat16 is 0.03 from its float32
 
 
 def held_out_words() -> set[str]:

@@ -157,9 +157,10 @@ def test_no_request_starves_in_simulated_time(sizes: list[tuple[int, int]], long
                 ended[turn] = now + 1
         now += 1
     for i, (when, size) in enumerate(sizes):
-        # A short one waits for those at most as long, and for a long one that is all but done.
+        # A short one waits for the long one only if that has little more left than it has itself.
         shorter = sum(s for j, (_, s) in enumerate(sizes) if j != i)
-        assert ended[i + 1] - when <= size + shorter + long / STRETCH + 1
+        rest_of_long = min(long, size + when / STRETCH)
+        assert ended[i + 1] - when <= size + shorter + rest_of_long + 1
     assert ended[0] <= long + sum(size for _, size in sizes)
 
 

@@ -63,17 +63,13 @@ class PlantedScorer:
     ) -> None:
         self.fault = fault
         self.delimiter = delimiter
-        self.engine = FakeCore(self._run, step_tokens=1_000_000)
+        self.engine = FakeCore(self._score, step_tokens=100_000)
         self._limits = RequestLimits(
             vocab_size, max_seq_len=5000, max_items=64, delimiter=delimiter
         )
 
     def prepare(self, **fields: Any) -> ScoreRequest:
         return check_request(fields, self._limits, None)
-
-    def _run(self, request: ScoreRequest) -> ScoreResult:
-        time.sleep(REQUEST_S)
-        return self._score(request)
 
     def info(self) -> dict[str, Any]:
         config = {"multi_item_scoring_delimiter": self.delimiter}
@@ -87,6 +83,7 @@ class PlantedScorer:
         }
 
     def _score(self, request: ScoreRequest) -> ScoreResult:
+        time.sleep(REQUEST_S)
         prefix = (*request.query, *(() if self.delimiter is None else (self.delimiter,)))
         rows = []
         for place, (item, labels) in enumerate(zip(request.items, request.labels, strict=True)):
