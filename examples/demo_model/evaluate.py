@@ -65,6 +65,8 @@ def transformers_scores(
     model, tokenizer = load_torch(folder, dtype), AutoTokenizer.from_pretrained(folder)
     template = read_template(folder)
     labels = [tokenizer.encode(label)[0] for label in template["labels"]]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the model is too small to share: threads would wait for each other
     found = []
     for graded in queries:
         query, items = fill(template, graded)
@@ -76,6 +78,7 @@ def transformers_scores(
         with torch.inference_mode():
             logits = model(ids, use_cache=False).logits[torch.arange(len(rows)), last]
         found.append(logits[:, labels].float().softmax(-1)[:, 0].numpy())
+    torch.set_num_threads(threads)
     return found
 
 
@@ -214,9 +217,6 @@ def main() -> None:
     queries = held_out_set(options.num_queries)
     report = evaluate(options.folder, queries)
     if options.parity:
-        import torch
-
-        torch.set_num_threads(1)  # the model is too small to share among threads
         report["parity"] = parity(options.folder, queries)
     show(report, console)
     if options.json:
