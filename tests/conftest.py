@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from itemwise import checkpoint
-from itemwise.config import EngineConfig, ModelConfig
+from itemwise.config import DEMO_MODEL, EngineConfig, ModelConfig
 from itemwise.engine import Engine
 from itemwise.models.decoder import describe_weights
 
@@ -44,10 +44,14 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 @pytest.fixture(scope="session")
 def make_engine(make_checkpoint: Callable[[str], Path]) -> Callable[..., Engine]:
-    """An engine for a named shape with small steps; keywords are fields of `EngineConfig`."""
+    """An engine for a named shape, or for the demo model, with small steps.
+
+    Keywords are fields of `EngineConfig`.
+    """
 
     def make(name: str = "tiny-qwen3", **settings: Any) -> Engine:
-        return Engine(make_checkpoint(name), EngineConfig(**{**SMALL, **settings}))
+        folder = checkpoint.locate(name) if name == DEMO_MODEL else make_checkpoint(name)
+        return Engine(folder, EngineConfig(**{**SMALL, **settings}))
 
     return make
 

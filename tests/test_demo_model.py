@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ MIN_NDCG = 0.95
 MIN_ACCURACY = 0.95
 # Largest difference of a label's probability to transformers.
 MAX_ERROR_FLOAT32 = 1e-5
-MAX_ERROR_BFLOAT16 = 0.03  # transformers' own bfloat16 is 0.03 from its float32
+MAX_ERROR_BFLOAT16 = 0.03  # to float32; transformers' own bfloat16 is up to 0.06 from it
 
 
 def held_out_words() -> set[str]:
@@ -147,18 +146,22 @@ def test_unseen_words_are_ranked(
     assert found["accuracy"] >= MIN_ACCURACY
 
 
+@pytest.fixture(scope="module")
+def exact_scores(some_queries: list[GradedQuery]) -> Any:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    return scores_of_transformers(FOLDER, some_queries[:10], "float32")
+
+
 @pytest.mark.parametrize(
     ("dtype", "bound"), [("float32", MAX_ERROR_FLOAT32), ("bfloat16", MAX_ERROR_BFLOAT16)]
 )
 def test_scores_are_those_of_transformers(
-    some_queries: list[GradedQuery], some_scores: dict[str, Any], dtype: Any, bound: float
+    some_scores: dict[str, Any], exact_scores: Any, dtype: str, bound: float
 ) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    few = some_queries[:10]
-    theirs = scores_of_transformers(FOLDER, few, dtype)
-    found = compare(some_scores[dtype][:10], theirs)
+    found = compare(some_scores[dtype][:10], exact_scores)
     assert found["max_abs_difference"] <= bound
+    assert found["rankings_that_differ_clearly"] == 0
     if dtype == "float32":
         assert found["rankings_that_differ"] == 0
 
@@ -172,7 +175,3 @@ def test_transformers_reads_the_tokenizer() -> None:
         query, items = fill(template, graded)
         for text in (query, *items):
             assert theirs.encode(text) == ours.encode(text).ids
-
-
-def test_folder_is_found_beside_the_package() -> None:
-    assert Path(FOLDER, "config.json").is_file()

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from itemwise import packing
+from itemwise import Scorer, packing
+from itemwise.config import DEMO_MODEL
+from itemwise.demo import LISTS
 from itemwise.engine import Engine
 from itemwise.models import decoder
 from itemwise.ops.attention import StepLayout, attend
@@ -24,6 +26,7 @@ from itemwise.types import ScoreRequest, StepBatch, StepShape
 from tests.conftest import VOCAB_SIZE
 
 PAGE = 32
+RANDOM = "tiny-qwen3"
 Bits = list[bytes]  # of each item's scores
 exhaustive = settings(
     max_examples=20,
@@ -49,9 +52,20 @@ def garbage_in_padding() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "float32"])
-def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Engine]) -> Engine:
-    return make_engine(dtype=request.param)
+@pytest.fixture(
+    scope="module",
+    params=[(RANDOM, "bfloat16"), (RANDOM, "float32"), (DEMO_MODEL, "bfloat16")],
+    ids=lambda case: "-".join(case),
+)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A model and its type."""
+    model, dtype = request.param
+    return model, dtype
+
+
+@pytest.fixture(scope="module")
+def engine(case: tuple[str, str], make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine(case[0], dtype=case[1])
 
 
 def bits(engine: Engine, *requests: ScoreRequest, **changes: Any) -> Bits:
@@ -258,10 +272,12 @@ def test_item_first_scores_the_item_as_prefix(engine: Engine, request: ScoreRequ
             assert fresh(engine, turned)[0] == found[i]
 
 
-def test_evicted_by_a_small_pool(make_engine: Callable[..., Engine], engine: Engine) -> None:
+def test_evicted_by_a_small_pool(
+    case: tuple[str, str], make_engine: Callable[..., Engine], engine: Engine
+) -> None:
     pages = engine.info()["pages"]
     page_bytes = pages["bytes"] // (pages["total"] + 1)
-    engine = make_engine(dtype=engine.dtype.name, kv_cache_bytes=7 * page_bytes)
+    engine = make_engine(case[0], dtype=case[1], kv_cache_bytes=7 * page_bytes)
     assert engine.info()["pages"]["total"] == 6
     rng = np.random.default_rng(0)
 
@@ -280,8 +296,10 @@ def test_evicted_by_a_small_pool(make_engine: Callable[..., Engine], engine: Eng
     assert [[row.tobytes() for row in result.scores] for result in together] == base
 
 
-def test_without_radix_cache(make_engine: Callable[..., Engine], engine: Engine) -> None:
-    forgetful = make_engine(dtype=engine.dtype.name, disable_radix_cache=True)
+def test_without_radix_cache(
+    case: tuple[str, str], make_engine: Callable[..., Engine], engine: Engine
+) -> None:
+    forgetful = make_engine(case[0], dtype=case[1], disable_radix_cache=True)
     request = ScoreRequest(tuple(range(70)), ((1, 2), (3,), ()), ((1, 2),) * 3)
     base = fresh(engine, request)
     assert bits(forgetful, request) == base
@@ -294,9 +312,10 @@ def test_items_differ(engine: Engine) -> None:
     assert len(set(bits(engine, request))) == 20
 
 
+@pytest.mark.parametrize("model", [RANDOM, DEMO_MODEL])
 @pytest.mark.parametrize("fault", ["context one too long", "granule starts early", "same lane"])
 def test_a_planted_fault_is_seen(
-    fault: str, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    fault: str, model: str, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(*args: Any) -> jax.Array:
         q, k, v, k_pages, v_pages, layout, shape = args
@@ -312,10 +331,27 @@ def test_a_planted_fault_is_seen(
         return attend(q, k, v, k_pages, v_pages, layout, shape)
 
     monkeypatch.setattr(decoder, "attend", faulty)
-    engine = make_engine(skip_self_check=True)
+    engine = make_engine(model, skip_self_check=True)
     rng = np.random.default_rng(0)
     items = tuple(tuple(rng.integers(0, VOCAB_SIZE, n).tolist()) for n in (20, 5, 31, 12))
     request = ScoreRequest(tuple(range(40)), items, ((1, 2),) * 4, apply_softmax=True)
     base = fresh(engine, request)
     alone = [fresh(engine, pick(request, [i]))[0] for i in range(4)]
     assert alone != base
+
+
+def test_a_leak_would_show_in_the_demo_models_rankings() -> None:
+    """With a plain causal mask over one packed sequence, most scores move by more than 0.01."""
+    scorer = Scorer.from_pretrained(kv_cache_bytes=1 << 24, compilation_cache_dir="")
+    moved = []
+    for query, items in LISTS.items():
+        request = scorer.prepare(query=query, items=items, apply_template=True, apply_softmax=True)
+        sequence, leaky = request.query, []
+        for item, labels in zip(request.items, request.labels, strict=True):
+            leaky.append(replace(request, query=sequence, items=(item,), labels=(labels,)))
+            sequence += item
+        exact = np.asarray(scorer.run([request])[0].scores)
+        seen = np.concatenate([np.asarray(result.scores) for result in scorer.run(leaky)])
+        assert exact[0].tobytes() == seen[0].tobytes(), "the first item has nobody before it"
+        moved += list(np.abs(exact - seen)[:, 0] > 0.01)
+    assert np.mean(moved) >= 0.5

@@ -270,3 +270,17 @@ def test_rest_of_a_lane_goes_to_the_same_query_out_of_turn(engine: Engine) -> No
     assert computed(engine) - expected == PAGE + 2 * PAGE + 4 * 9
     assert scores(works[0]) == scores(works[2]) == alone(engine, first)
     assert scores(works[1]) == alone(engine, between)
+
+
+def test_items_of_a_serial_request_have_prefixes_of_their_own(engine: Engine) -> None:
+    """The first prefix is empty and so has no page, by which its end could be told."""
+    items = ((), (8,), (9,) * (PAGE + 1), (8,))
+    (work,) = opened(engine, ScoreRequest((7,), items, ((1,),) * 4, item_first=True))
+    assert run(engine, [work]) == {}
+    rows = [bytes(row.tobytes()) for row in work.result().scores]
+    assert rows[1] == rows[3]
+    assert len(set(rows)) == 3
+    for item, row in zip(items[1:], rows[1:], strict=True):
+        assert alone(engine, ScoreRequest(item, ((7,),), ((1,),))) == row
+    info = engine.info()["pages"]
+    assert info["available"] == info["total"]

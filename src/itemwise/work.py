@@ -92,6 +92,7 @@ class Work:
         self._cache: PageCache | None = None
         self._prefix: Prefix | None = None
         self._context = Context()  # the whole prefix
+        self._prefix_is_read = False  # by the last row that needs it
         self._rows: deque[RowPlan] = deque()  # of the item that comes next
         self._spare: list[int] = []  # pages for long items
         self._num_spare = 0
@@ -214,6 +215,7 @@ class Work:
         self._rows.popleft()
         if not self._rows:
             self._num_given += 1
+            self._prefix_is_read = self.alone  # the next item has another
             self._spent += self._busy
             self._busy = []
 
@@ -225,17 +227,11 @@ class Work:
         assert self._cache is not None
         self._spare += self._spent
         self._spent = []
-        ended = self.alone and not self._rows and self._prefix_is_read
-        if ended or self._num_given == len(self._todo):
+        if self._prefix_is_read or self._num_given == len(self._todo):
             self._release()
         elif len(self._spare) > self._num_spare:
             self._cache.free(self._spare[self._num_spare :])
             del self._spare[self._num_spare :]
-
-    @property
-    def _prefix_is_read(self) -> bool:
-        """Whether the item of an `alone` work has been placed, so that the next prefix is due."""
-        return bool(self._context.pages)
 
     def _release(self) -> None:
         if self._cache is None or self._prefix is None:
@@ -243,7 +239,7 @@ class Work:
         self._cache.release(self._prefix)
         self._cache.free(self._spare + self._busy + self._spent)
         self._spare, self._busy, self._spent = [], [], []
-        self._prefix, self._context = None, Context()
+        self._prefix, self._context, self._prefix_is_read = None, Context(), False
         self._rows.clear()
 
     def close(self) -> None:
@@ -254,7 +250,7 @@ class Work:
 
     def restart(self, cache: PageCache) -> None:
         """Begins anew, in an empty pool, with the items that have no result yet."""
-        self._prefix, self._context = None, Context()
+        self._prefix, self._context, self._prefix_is_read = None, Context(), False
         self._rows.clear()
         self._spare, self._busy, self._spent = [], [], []
         self._todo, self._num_given = self._results.missing(), 0

@@ -14,6 +14,7 @@ import numpy as np
 import uvicorn
 
 from itemwise.config import ServerConfig
+from itemwise.errors import RequestError
 from itemwise.request import RequestLimits, check_request
 from itemwise.server.app import create_app
 from itemwise.server.connections import protocol
@@ -50,8 +51,10 @@ class WordTokenizer:
         return [self._ids(text) for text in texts]
 
     def label_id(self, text: str) -> int:
-        (token,) = self._ids(text)
-        return token
+        ids = self._ids(text)
+        if len(ids) != 1:
+            raise RequestError("label_not_one_token", f"the text makes {len(ids)} tokens")
+        return ids[0]
 
     def _ids(self, text: str) -> list[int]:
         return [int(w[1:]) if w[:1] == "w" and w[1:].isdigit() else 1 for w in text.split()]

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,3 +196,36 @@ def test_listen_takes_names_and_addresses(host: str) -> None:
     with bound:
         assert isinstance(bound, socket.socket)
         assert bound.proto == socket.IPPROTO_TCP, "small packets would wait for each other"
+
+
+@pytest.mark.slow
+def test_killed_under_load_and_started_again_it_gives_the_same_bits(
+    make_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, cache = str(make_checkpoint("tiny-qwen3")), str(tmp_path / "cache")
+    command = ["-m", "itemwise", "serve", "--model-path", folder, "--compilation-cache-dir", cache]
+    body = {"query": list(range(200)), "items": [[n] * 9 for n in range(40)]}
+    body |= {"label_token_ids": [1, 2], "apply_softmax": False}
+
+    def client(url: str) -> list[str]:
+        """What came of each request, up to the first without an answer."""
+        found = []
+        for _ in range(1000):
+            try:
+                found.append(post(url, body).text.partition('"scores":')[2].partition("]]")[0])
+            except httpx.TransportError:
+                return found
+        raise AssertionError("the server was not killed")
+
+    scores: set[str] = set()
+    for _ in range(2):
+        with process(*command, "--port", "0") as made, ThreadPoolExecutor(4) as pool:
+            url = listening_url(made)
+            assert "self-check passed" in line(made)
+            clients = [pool.submit(client, url) for _ in range(4)]
+            wait_until(lambda url=url: counters(url)["finished"] >= 4)  # type: ignore[misc]
+            made.kill()
+            for each in clients:
+                scores |= set(each.result(WAIT_S))
+    assert len(scores) == 1
+    assert all(path.stat().st_size for path in Path(cache).glob("*-cache"))

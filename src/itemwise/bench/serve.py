@@ -115,6 +115,7 @@ async def _measure(
         wrong = await count_wrong(address, workload, checked)
         rows.append({**run.summary(), "checked": len(checked), "wrong": wrong})
     return {
+        "benchmark": "serve",
         **environment(),
         "workload": dataclasses.asdict(workload),
         "server": {name: info[name] for name in ("version", "server", "engine")},
