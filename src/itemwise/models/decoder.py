@@ -168,16 +168,19 @@ def _decode(
     `attend_layer` gives the attention [T,N,H] of a layer from its number and its q, k and v.
     `axis` is the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
     then has its own heads, and sums over devices follow the two projections.
+
+    What the layers add up stays in float32: rounding every sum to bfloat16 is most of a deep
+    model's error.
     """
-    x = _embed(weights["embed"], tokens, axis)
+    x = _embed(weights["embed"], tokens, axis).astype(jnp.float32)
     table = rope_table(positions, config)
     for i, w in enumerate(weights["layers"]):
         q, k, v = _project(rms_norm(x, w["attn_norm"], config.norm_eps), w, table, config)
         seen = attend_layer(i, q, k, v).reshape(x.shape[0], -1)
         if i == config.num_layers - 1:
             x, seen = x[score_tokens], seen[score_tokens]
-        x = x + summed_linear(seen, w["out"], w.get("out_bias"), axis).astype(x.dtype)
-        x = x + mlp(rms_norm(x, w["mlp_norm"], config.norm_eps), w, axis).astype(x.dtype)
+        x = x + summed_linear(seen, w["out"], w.get("out_bias"), axis)
+        x = x + mlp(rms_norm(x, w["mlp_norm"], config.norm_eps), w, axis)
     return rms_norm(x, weights["norm"], config.norm_eps)
 
 

@@ -30,10 +30,13 @@ def linear(
 
 
 def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], eps: float) -> Array:
-    """Root-mean-square norm (Zhang and Sennrich, 2019), rounded before the gain as transformers."""
+    """Root-mean-square norm (Zhang and Sennrich, 2019), in the gain's type.
+
+    Rounded to it before the gain is applied, as in transformers.
+    """
     wide = x.astype(jnp.float32)
     wide = wide * lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * gain
+    return wide.astype(gain.dtype) * gain
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:

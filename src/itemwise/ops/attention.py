@@ -13,6 +13,7 @@ value and zero is added. Hence padding, absent pages and neighbours cannot move 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -83,11 +84,14 @@ def _contexts(
     """Adds each lane's context to the sums and divides: the attention output.
 
     Lane by lane and head by head, so that a block's scores stay in cache and a lane pays for its
-    own context alone.
+    own context alone: whole blocks first, then one or two single pages. The length of the context
+    alone decides which.
     """
     num_kv_heads, num_tokens, group, head_dim = q.shape
     lane, page, pages = shape.lane_tokens, k_pages.shape[2], shape.block_pages
     rows = lane * group
+    num_pages = (layout.context_lens > 0).sum(1)
+    num_blocks = (num_pages + pages // 4) // pages  # one page short of a block is one, too
 
     def one_lane_head(i: Array, out: Array) -> Array:
         g, head = i // num_kv_heads, i % num_kv_heads
@@ -100,7 +104,7 @@ def _contexts(
 
         q_g = own(q)
 
-        def one_block(b: Array, lane_sums: Sums) -> Sums:
+        def one_block(b: Array, lane_sums: Sums, pages: int) -> Sums:
             at, size = (g, b * pages), (1, pages)
             found = lax.dynamic_slice(layout.context_pages, at, size)[0]
             lens = lax.dynamic_slice(layout.context_lens, at, size)[0]
@@ -113,7 +117,10 @@ def _contexts(
             scores = jnp.where(valid, scaled_scores("th,sh->ts", q_g, k_b), -jnp.inf)
             return accumulate(lane_sums, scores, v_b, "ts,sh->th")
 
-        lane_sums = lax.fori_loop(0, layout.num_blocks[g], one_block, Sums(*(own(a) for a in sums)))
+        lane_sums = Sums(*(own(a) for a in sums))
+        block, single = (functools.partial(one_block, pages=size) for size in (pages, 1))
+        lane_sums = lax.fori_loop(0, num_blocks[g], block, lane_sums)
+        lane_sums = lax.fori_loop(num_blocks[g] * pages, num_pages[g], single, lane_sums)
         # A place outside every row has no weight; it gets zero instead of NaN.
         result = lane_sums.total / jnp.maximum(lane_sums.weight, 1e-30)[:, None]
         result = result.astype(q.dtype).reshape(1, lane, group, head_dim)
