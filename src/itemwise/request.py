@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -376,60 +377,27 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
 
 
 def _temperature(value: Any) -> float:
-    if value is None:
-        return 1.0
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        got = _kind(value)
-    else:
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if MIN_TEMPERATURE <= number <= MAX_TEMPERATURE:  # false for NaN, too
-            return number
-        got = f"{number:g}"
-    raise RequestError(
-        "invalid_temperature",
-        f"`temperature` is {got}, expected a number from {MIN_TEMPERATURE:g} to "
-        f"{MAX_TEMPERATURE:g}",
-        "temperature",
-    )
+    expected = f"a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+    number = _real(value, "temperature", MIN_TEMPERATURE, MAX_TEMPERATURE, expected)
+    return 1.0 if number is None else number
 
 
 def _chunk_size(value: Any) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        got = _kind(value)
-    elif value < 0:
-        got = _number(int(value))
-    else:
-        return int(value)
-    raise RequestError(
-        "invalid_chunk_size",
-        f"`chunk_size` is {got}, expected an integer, 0 or more (0 for no bound)",
-        "chunk_size",
-    )
+    return _whole(value, "chunk_size", 0, math.inf, "an integer, 0 or more (0 for no bound)")
 
 
 def _priority(value: Any) -> int:
-    if value is None:
-        return 0
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        got = _kind(value)
-    elif abs(int(value)) > MAX_PRIORITY:
-        got = _number(int(value))
-    else:
-        return int(value)
-    raise RequestError(
-        "invalid_priority",
-        f"`priority` is {got}, expected an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}; lower "
-        "ones run first",
-        "priority",
-    )
+    expected = f"an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}; lower ones run first"
+    return _whole(value, "priority", -MAX_PRIORITY, MAX_PRIORITY, expected) or 0
 
 
 def _timeout_s(value: Any) -> float | None:
+    least, most = math.ulp(0.0), sys.float_info.max
+    return _real(value, "timeout_s", least, most, "a number of seconds above 0")
+
+
+def _real(value: Any, name: str, low: float, high: float, expected: str) -> float | None:
+    """A number from `low` to `high`, or None where it is absent."""
     if value is None:
         return None
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -439,14 +407,23 @@ def _timeout_s(value: Any) -> float | None:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if 0 < number < math.inf:
+        if low <= number <= high:  # false for NaN, too
             return number
         got = f"{number:g}"
-    raise RequestError(
-        "invalid_timeout_s",
-        f"`timeout_s` is {got}, expected a number of seconds above 0",
-        "timeout_s",
-    )
+    raise RequestError(f"invalid_{name}", f"`{name}` is {got}, expected {expected}", name)
+
+
+def _whole(value: Any, name: str, low: float, high: float, expected: str) -> int | None:
+    """An integer from `low` to `high`, or None where it is absent."""
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        got = _kind(value)
+    elif low <= int(value) <= high:
+        return int(value)
+    else:
+        got = _number(int(value))
+    raise RequestError(f"invalid_{name}", f"`{name}` is {got}, expected {expected}", name)
 
 
 def _check_length(query: Ids, items: tuple[Ids, ...], limits: RequestLimits) -> None:
