@@ -70,7 +70,7 @@ def run_soak(
     for name, held in report["checks"].items():
         console.print(f"{'ok  ' if held else 'FAIL'} {name}")
     console.print(f"answers: {report['codes']}")
-    console.print(f"memory: {report['memory']}")
+    console.print(f"memory after the first minute: {report['memory']['growth']:+.2%}")
     return all(report["checks"].values())
 
 
