@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from itemwise.config import ModelConfig
@@ -81,6 +82,7 @@ def compile_counter() -> CompileCounter:
 
 def use_compilation_cache(folder: Path | None) -> None:
     """Keeps compiled programs in a folder across processes, or nowhere."""
+    compilation_cache.reset_cache()  # which else stays with the first folder of the process
     if folder is None:
         jax.config.update("jax_enable_compilation_cache", False)
         return

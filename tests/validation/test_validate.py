@@ -80,7 +80,13 @@ def test_ctrl_c_ends_the_server_and_keeps_what_was_measured(
     command = [sys.executable, "-m", "itemwise", "validate", str(make_checkpoint("tiny-qwen3"))]
     command += ["--output", str(folder), "--rounds", "100000"]
     command += ["--server-args", " ".join(SERVER_ARGUMENTS)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=dict(os.environ))
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.DEVNULL,
+        env=dict(os.environ),
+        # Children inherit that Ctrl-C is ignored, as it is in the background of a shell.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 90
         while not (found := list(folder.glob("multi_item*.json"))) or not json.loads(
