@@ -72,20 +72,27 @@ def test_all_five_checks_pass_on_a_tiny_model(
     assert "k" not in json.dumps(result["commands"]).split()
 
 
+# Processes inherit that Ctrl-C is ignored, as it is in the background of a shell.
+WITH_CTRL_C = """
+import signal, sys
+from itemwise.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_the_server_and_keeps_what_was_measured(
     tmp_path: Path, make_checkpoint: Callable[[str], Path]
 ) -> None:
     folder = tmp_path / "report"
-    command = [sys.executable, "-m", "itemwise", "validate", str(make_checkpoint("tiny-qwen3"))]
+    command = [sys.executable, "-c", WITH_CTRL_C, "validate", str(make_checkpoint("tiny-qwen3"))]
     command += ["--output", str(folder), "--rounds", "100000"]
     command += ["--server-args", " ".join(SERVER_ARGUMENTS)]
     process = subprocess.Popen(
         command,
         stderr=subprocess.DEVNULL,
         env=dict(os.environ),
-        # Children inherit that Ctrl-C is ignored, as it is in the background of a shell.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 90
