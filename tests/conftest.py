@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from itemwise import checkpoint
+from itemwise import engine as engine_module
 from itemwise.config import DEMO_MODEL, EngineConfig, ModelConfig
 from itemwise.engine import Engine
 from itemwise.models.decoder import describe_weights
@@ -46,12 +47,18 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 def make_engine(make_checkpoint: Callable[[str], Path]) -> Callable[..., Engine]:
     """An engine for a named shape, or for the demo model, with small steps.
 
-    Keywords are fields of `EngineConfig`.
+    Keywords are fields of `EngineConfig`. With `native_bfloat16`, the processor counts as one that
+    multiplies bfloat16, or as one that does not.
     """
 
-    def make(name: str = "tiny-qwen3", **settings: Any) -> Engine:
+    def make(
+        name: str = "tiny-qwen3", native_bfloat16: bool | None = None, **settings: Any
+    ) -> Engine:
         folder = checkpoint.locate(name) if name == DEMO_MODEL else make_checkpoint(name)
-        return Engine(folder, EngineConfig(**{**SMALL, **settings}))
+        with pytest.MonkeyPatch.context() as patch:
+            if native_bfloat16 is not None:
+                patch.setattr(engine_module, "multiplies_bfloat16", lambda _: native_bfloat16)
+            return Engine(folder, EngineConfig(**{**SMALL, **settings}))
 
     return make
 

@@ -40,6 +40,7 @@ ORDER = (
     "packed",
     "pages",
     "parallel",
+    "hardware",
     "memory",
     "programs",
     "work",

@@ -54,18 +54,24 @@ def garbage_in_padding() -> Iterator[None]:
 
 @pytest.fixture(
     scope="module",
-    params=[(RANDOM, "bfloat16"), (RANDOM, "float32"), (DEMO_MODEL, "bfloat16")],
-    ids=lambda case: "-".join(case),
+    params=[
+        (RANDOM, "bfloat16", True),
+        (RANDOM, "bfloat16", False),
+        (RANDOM, "float32", False),
+        (DEMO_MODEL, "bfloat16", True),
+        (DEMO_MODEL, "bfloat16", False),
+    ],
+    ids=lambda case: f"{case[0]}-{case[1]}-{'native' if case[2] else 'widened'}",
 )
-def case(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """A model and its type."""
-    model, dtype = request.param
-    return model, dtype
+def case(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Arguments of `make_engine`: a model, its type, and what the processor counts as."""
+    name, dtype, native = request.param
+    return {"name": name, "dtype": dtype, "native_bfloat16": native}
 
 
 @pytest.fixture(scope="module")
-def engine(case: tuple[str, str], make_engine: Callable[..., Engine]) -> Engine:
-    return make_engine(case[0], dtype=case[1])
+def engine(case: dict[str, Any], make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine(**case)
 
 
 def bits(engine: Engine, *requests: ScoreRequest, **changes: Any) -> Bits:
@@ -273,11 +279,11 @@ def test_item_first_scores_the_item_as_prefix(engine: Engine, request: ScoreRequ
 
 
 def test_evicted_by_a_small_pool(
-    case: tuple[str, str], make_engine: Callable[..., Engine], engine: Engine
+    case: dict[str, Any], make_engine: Callable[..., Engine], engine: Engine
 ) -> None:
     pages = engine.info()["pages"]
     page_bytes = pages["bytes"] // (pages["total"] + 1)
-    engine = make_engine(case[0], dtype=case[1], kv_cache_bytes=7 * page_bytes)
+    engine = make_engine(**case, kv_cache_bytes=7 * page_bytes)
     assert engine.info()["pages"]["total"] == 6
     rng = np.random.default_rng(0)
 
@@ -297,9 +303,9 @@ def test_evicted_by_a_small_pool(
 
 
 def test_without_radix_cache(
-    case: tuple[str, str], make_engine: Callable[..., Engine], engine: Engine
+    case: dict[str, Any], make_engine: Callable[..., Engine], engine: Engine
 ) -> None:
-    forgetful = make_engine(case[0], dtype=case[1], disable_radix_cache=True)
+    forgetful = make_engine(**case, disable_radix_cache=True)
     request = ScoreRequest(tuple(range(70)), ((1, 2), (3,), ()), ((1, 2),) * 3)
     base = fresh(engine, request)
     assert bits(forgetful, request) == base

@@ -207,8 +207,9 @@ class EngineConfig:
     its settings. No other setting changes a bit.
 
     Attributes:
-        dtype: type of weights and activations; `auto` takes bfloat16 unless the checkpoint is
-            float32.
+        dtype: type of weights; `auto` takes bfloat16 unless the checkpoint is float32. Activations
+            and cached keys and values have it too, but are float32 on a processor without
+            bfloat16 instructions.
         multi_item_algorithm: `prefill_extend` (the query once, cached), `packed` (query and items
             in one sequence, nothing cached) or `serial` (the query once per item).
         multi_item_scoring_delimiter: token id put between query and item, or None.

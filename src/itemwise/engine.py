@@ -20,6 +20,7 @@ import numpy as np
 from itemwise import checkpoint
 from itemwise.config import EngineConfig, ModelConfig, cache_dir
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
+from itemwise.hardware import multiplies_bfloat16
 from itemwise.memory import plan_pages
 from itemwise.models.decoder import describe_weights
 from itemwise.packed import DEFAULT_MAX_TOKENS
@@ -29,7 +30,7 @@ from itemwise.parallel import make_mesh, place
 from itemwise.programs import Programs, compile_counter, use_compilation_cache
 from itemwise.run import Batcher, Progress
 from itemwise.selfcheck import SelfCheck, run_self_check
-from itemwise.types import ScoreRequest, ScoreResult, StepOutcome, StepShape
+from itemwise.types import DTypes, ScoreRequest, ScoreResult, StepOutcome, StepShape
 from itemwise.work import Work, num_computed_tokens
 
 GRANULE_TOKENS = 32
@@ -63,13 +64,13 @@ class Engine:
         self.model_config = checkpoint.read_config(folder)
         mesh = make_mesh(self.model_config, _devices(config.tp_size))
         self.device = jax.devices()[0]
-        self.dtype = _memory_dtype(config, self.model_config)
+        self.dtypes = _dtypes(config, self.model_config, self.device.platform)
         self.max_seq_len = (
             config.max_multi_item_seq_len or self.model_config.max_position_embeddings
         )
         shape = step_shape(config, self.device.platform, self.max_seq_len)
         self._plan = plan_pages(
-            config, self.model_config, self.dtype, shape, self.device, config.tp_size
+            config, self.model_config, self.dtypes, shape, self.device, config.tp_size
         )
         use_compilation_cache(_compilation_cache(config))
 
@@ -80,7 +81,7 @@ class Engine:
         weights = checkpoint.read_weights(
             folder,
             describe_weights(self.model_config),
-            self.dtype,
+            self.dtypes.weights,
             lambda array, spec: place(array, spec, self.model_config, mesh),
             told,
         )
@@ -88,7 +89,7 @@ class Engine:
         kernels = _has_kernels(self.device) and config.attention_backend != "native"
         self._attention = "tpu kernel" if kernels else "xla"
         self._programs = Programs(
-            self.model_config, shape, weights, self._plan.num_pages, self.dtype, mesh, kernels
+            self.model_config, shape, weights, self._plan.num_pages, self.dtypes, mesh, kernels
         )
         self._batcher = Batcher(self._programs, self._new_cache)
         compiled = time.perf_counter()
@@ -247,7 +248,8 @@ class Engine:
             "device": {"platform": self.device.platform, "kind": self.device.device_kind},
             "attention": self._attention,
             "jax_version": jax.__version__,
-            "dtype": self.dtype.name,
+            "dtype": self.dtypes.weights.name,
+            "activations": self.dtypes.activations.name,
             "step_shape": {**asdict(shape), "tokens": shape.tokens, "max_rows": shape.max_rows},
             "self_check": asdict(self.self_check),
             "startup_s": self._startup_s,
@@ -287,11 +289,12 @@ def _devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def _memory_dtype(config: EngineConfig, model: ModelConfig) -> np.dtype[Any]:
+def _dtypes(config: EngineConfig, model: ModelConfig, platform: str) -> DTypes:
     name = config.dtype
     if name == "auto":
         name = "float32" if model.dtype == "float32" else "bfloat16"
-    return np.dtype(jax.numpy.dtype(name))
+    weights = np.dtype(jax.numpy.dtype(name))
+    return DTypes(weights, weights if multiplies_bfloat16(platform) else np.dtype(np.float32))
 
 
 def step_shape(config: EngineConfig, platform: str, max_seq_len: int) -> StepShape:

@@ -14,7 +14,7 @@ from itemwise.config import EngineConfig, ModelConfig
 from itemwise.errors import ConfigError
 from itemwise.models.decoder import describe_weights
 from itemwise.parallel import AXIS, partition, stored_kv_heads, stored_shape
-from itemwise.types import StepShape
+from itemwise.types import DTypes, StepShape
 
 GIB = 1 << 30
 # The host's memory is not the engine's alone: by default pages take an eighth of it, and no more
@@ -41,7 +41,7 @@ class PagePlan:
 def plan_pages(
     config: EngineConfig,
     model: ModelConfig,
-    dtype: np.dtype[Any],
+    dtypes: DTypes,
     shape: StepShape,
     device: jax.Device,
     tp: int = 1,
@@ -52,13 +52,13 @@ def plan_pages(
         ConfigError: weights and pages do not fit the device's memory, or not even a page does.
     """
     total, is_host = device_memory_bytes(device), device.platform == "cpu"
-    return plan_pages_in(config, model, dtype, shape, total, tp, is_host=is_host)
+    return plan_pages_in(config, model, dtypes, shape, total, tp, is_host=is_host)
 
 
 def plan_pages_in(
     config: EngineConfig,
     model: ModelConfig,
-    dtype: np.dtype[Any],
+    dtypes: DTypes,
     shape: StepShape,
     total: int,
     tp: int = 1,
@@ -67,8 +67,8 @@ def plan_pages_in(
 ) -> PagePlan:
     """As `plan_pages`, on devices of `total` bytes; `is_host`: the memory is the host's."""
     layer_heads = model.num_layers * stored_kv_heads(model, tp) // tp
-    page_bytes = 2 * layer_heads * shape.lane_tokens * model.head_dim * dtype.itemsize
-    weight_bytes = weights_bytes(model, dtype, tp)
+    page_bytes = 2 * layer_heads * shape.lane_tokens * model.head_dim * dtypes.activations.itemsize
+    weight_bytes = weights_bytes(model, dtypes.weights, tp)
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
     elif config.mem_fraction_static is not None:

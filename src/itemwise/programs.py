@@ -47,6 +47,7 @@ from itemwise.parallel import (
     stored_shape,
 )
 from itemwise.types import (
+    DTypes,
     Float32Array,
     Int32Array,
     Mask,
@@ -133,7 +134,7 @@ class ProgramSet:
         model: the model.
         shape: sizes of the step.
         num_pages: P, pages of the pool.
-        dtype: type of weights and activations.
+        dtypes: types of weights and activations.
         mesh: the devices that share the model, or None for a single one.
         device: the single one; None for the default device.
         kernels: whether attention runs as a TPU kernel.
@@ -144,7 +145,7 @@ class ProgramSet:
         model: ModelConfig,
         shape: StepShape,
         num_pages: int,
-        dtype: jnp.dtype,
+        dtypes: DTypes,
         mesh: Mesh | None = None,
         kernels: bool = False,
         device: jax.Device | None = None,
@@ -154,7 +155,7 @@ class ProgramSet:
         self._kernels = kernels
         self._shape = shape
         self._num_pages = num_pages
-        self._dtype = dtype
+        self._dtypes = dtypes
         self._mesh = mesh
         self._axis = None if mesh is None else AXIS
 
@@ -162,7 +163,7 @@ class ProgramSet:
         """The pool as shapes in a `Pages`, in storage form."""
         model, heads = self._model, stored_kv_heads(self._model, mesh_size(self._mesh))
         size = (self._num_pages, heads, self._shape.lane_tokens, model.head_dim)
-        stored = jax.eval_shape(to_storage, jax.ShapeDtypeStruct(size, self._dtype))
+        stored = jax.eval_shape(to_storage, jax.ShapeDtypeStruct(size, self._dtypes.activations))
         array = jax.ShapeDtypeStruct(size, stored.dtype, sharding=self._sharding(PAGES))
         layers: tuple[Any, ...] = (array,) * model.num_layers
         return Pages(layers, layers)
@@ -173,7 +174,9 @@ class ProgramSet:
 
         def one(spec: WeightSpec) -> jax.ShapeDtypeStruct:
             size = stored_shape(spec, self._model, tp)
-            return jax.ShapeDtypeStruct(size, self._dtype, sharding=self._sharding(partition(spec)))
+            return jax.ShapeDtypeStruct(
+                size, self._dtypes.weights, sharding=self._sharding(partition(spec))
+            )
 
         shapes: Weights = jax.tree.map(one, describe_weights(self._model))
         return shapes
@@ -196,6 +199,7 @@ class ProgramSet:
             forward,
             config=self._model,
             shape=self._shape,
+            dtype=self._dtypes.activations,
             axis=self._axis,
             kernels=self._kernels,
         )
@@ -212,6 +216,7 @@ class ProgramSet:
             config=self._model,
             shape=shape,
             mask=mask,
+            dtype=self._dtypes.activations,
             axis=self._axis,
             kernels=self._kernels,
         )
@@ -241,7 +246,7 @@ class ProgramSet:
 
     def _hidden(self) -> jax.ShapeDtypeStruct:
         size = (self._shape.max_rows, self._model.hidden_size)
-        return jax.ShapeDtypeStruct(size, self._dtype)
+        return jax.ShapeDtypeStruct(size, self._dtypes.activations)
 
     def _lower(
         self,
@@ -280,7 +285,7 @@ class Programs:
         shape: StepShape,
         weights: Weights,
         num_pages: int,
-        dtype: jnp.dtype,
+        dtypes: DTypes,
         mesh: Mesh | None = None,
         kernels: bool = False,
     ) -> None:
@@ -288,7 +293,7 @@ class Programs:
         self.num_pages = num_pages
         self.packed_compile_s: dict[tuple[int, Mask], float] = {}
         self._weights = weights
-        self._programs = ProgramSet(model, shape, num_pages, dtype, mesh, kernels)
+        self._programs = ProgramSet(model, shape, num_pages, dtypes, mesh, kernels)
         self._pages = self._new_pages()
         self._step, self._labels, self._vocab = with_whole_cache(self._compile)
         self._packed: dict[tuple[int, Mask], jax.stages.Compiled] = {}

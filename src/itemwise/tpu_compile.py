@@ -25,7 +25,7 @@ from itemwise.memory import plan_pages_in, weights_bytes
 from itemwise.parallel import make_mesh
 from itemwise.programs import ProgramSet
 from itemwise.roofline import Chip, Work, Workload, chip_of, packed_shape_of, work_of
-from itemwise.types import Mask, PackedShape
+from itemwise.types import DTypes, Mask, PackedShape
 
 FORMS = ("packed dense", "packed segment", "exact step")
 READS = ("labels", "vocabulary")  # the small programs that every form needs
@@ -145,11 +145,10 @@ def compile_for_tpu(
     dtype = np.dtype(jnp.bfloat16)
     config = EngineConfig(step_lanes=DEFAULT_LANES["tpu"])
     shape = step_shape(config, "tpu", model.max_position_embeddings)
-    plan = plan_pages_in(config, model, dtype, shape, chip.hbm_bytes, tp_size)
+    dtypes = DTypes(dtype, dtype)
+    plan = plan_pages_in(config, model, dtypes, shape, chip.hbm_bytes, tp_size)
     cut = replace(model, num_layers=min(layers or model.num_layers, model.num_layers))
-    programs = ProgramSet(
-        cut, shape, plan.num_pages, jnp.dtype(dtype), mesh, kernels=True, device=devices[0]
-    )
+    programs = ProgramSet(cut, shape, plan.num_pages, dtypes, mesh, kernels=True, device=devices[0])
     missing_weights = plan.weight_bytes - weights_bytes(cut, dtype, tp_size)
     missing_pages = plan.page_bytes * plan.num_pages
     missing_pages -= missing_pages // model.num_layers * cut.num_layers

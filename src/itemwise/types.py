@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,18 @@ Float32Array = NDArray[np.float32]
 WorkT = TypeVar("WorkT")  # what the engine calls an open request
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
+
+
+class DTypes(NamedTuple):
+    """The types of arrays on the device.
+
+    Attributes:
+        weights: of weights.
+        activations: of what enters a matrix product beside them, and of pages.
+    """
+
+    weights: np.dtype[Any]
+    activations: np.dtype[Any]
 
 
 @dataclass(frozen=True)

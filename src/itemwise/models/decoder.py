@@ -21,7 +21,7 @@ from itemwise.config import ModelConfig
 from itemwise.models.layers import linear, mlp, rms_norm, rope, rope_table, summed_linear
 from itemwise.ops.api import attend_packed
 from itemwise.ops.attention import StepLayout, attend, from_storage, to_storage
-from itemwise.ops.online import LOWEST, dot_precision
+from itemwise.ops.online import LOWEST, product
 from itemwise.ops.packed import PackedLayout
 from itemwise.types import Mask, PackedShape, StepShape, WeightSpec
 
@@ -110,6 +110,7 @@ def forward(
     layout: StepLayout,
     config: ModelConfig,
     shape: StepShape,
+    dtype: jnp.dtype,
     axis: str | None = None,
     kernels: bool = False,
 ) -> tuple[Pages, Float[Array, "I D"]]:
@@ -117,7 +118,8 @@ def forward(
 
     Keys and values are written before they are read, so a lane may read a page that another lane
     of the same step writes. Hidden states come after the final norm, in the order of
-    `score_tokens`. `axis` is as in `_decode`; with `kernels`, attention is a TPU kernel.
+    `score_tokens`. `dtype` and `axis` are as in `_decode`; with `kernels`, attention is a TPU
+    kernel.
     """
     k_pages, v_pages = list(pages.k), list(pages.v)
 
@@ -130,7 +132,7 @@ def forward(
             return attend_tpu(q, k, v, k_pages[i], v_pages[i], layout, shape)
         return attend(q, k, v, k_pages[i], v_pages[i], layout, shape)
 
-    hidden = _decode(weights, tokens, positions, score_tokens, attend_layer, config, axis)
+    hidden = _decode(weights, tokens, positions, score_tokens, attend_layer, config, dtype, axis)
     return Pages(tuple(k_pages), tuple(v_pages)), hidden
 
 
@@ -143,6 +145,7 @@ def forward_packed(
     config: ModelConfig,
     shape: PackedShape,
     mask: Mask,
+    dtype: jnp.dtype,
     axis: str | None = None,
     kernels: bool = False,
 ) -> Float[Array, "I D"]:
@@ -151,7 +154,7 @@ def forward_packed(
     def attend_layer(_: int, q: Array, k: Array, v: Array) -> Array:
         return attend_packed(q, k, v, layout, shape, mask, kernels=kernels)
 
-    return _decode(weights, tokens, positions, score_tokens, attend_layer, config, axis)
+    return _decode(weights, tokens, positions, score_tokens, attend_layer, config, dtype, axis)
 
 
 def _decode(
@@ -161,27 +164,33 @@ def _decode(
     score_tokens: Int32[Array, " I"],
     attend_layer: Callable[[int, Array, Array, Array], Array],
     config: ModelConfig,
+    dtype: jnp.dtype,
     axis: str | None,
 ) -> Float[Array, "I D"]:
     """All layers. In the last, only scored tokens pass the output projection and the MLP.
 
     `attend_layer` gives the attention [T,N,H] of a layer from its number and its q, k and v.
+    `dtype` is the type of activations: of what enters a matrix product.
     `axis` is the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
     then has its own heads, and sums over devices follow the two projections.
 
     What the layers add up stays in float32: rounding every sum to bfloat16 is most of a deep
     model's error.
     """
+
+    def norm(x: Array, gain: Array) -> Array:
+        return rms_norm(x, gain, config.norm_eps, dtype)
+
     x = _embed(weights["embed"], tokens, axis).astype(jnp.float32)
     table = rope_table(positions, config)
     for i, w in enumerate(weights["layers"]):
-        q, k, v = _project(rms_norm(x, w["attn_norm"], config.norm_eps), w, table, config)
+        q, k, v = _project(norm(x, w["attn_norm"]), w, table, config)
         seen = attend_layer(i, q, k, v).reshape(x.shape[0], -1)
         if i == config.num_layers - 1:
             x, seen = x[score_tokens], seen[score_tokens]
         x = x + summed_linear(seen, w["out"], w.get("out_bias"), axis)
-        x = x + mlp(rms_norm(x, w["mlp_norm"], config.norm_eps), w, axis)
-    return rms_norm(x, weights["norm"], config.norm_eps)
+        x = x + mlp(norm(x, w["mlp_norm"]), w, axis)
+    return norm(x, weights["norm"])
 
 
 def _embed(
@@ -208,8 +217,8 @@ def _project(
 
     q, k, v = heads("q"), heads("k"), heads("v")
     if config.qk_norm:
-        q = rms_norm(q, w["q_norm"], config.norm_eps)
-        k = rms_norm(k, w["k_norm"], config.norm_eps)
+        q = rms_norm(q, w["q_norm"], config.norm_eps, x.dtype)
+        k = rms_norm(k, w["k_norm"], config.norm_eps, x.dtype)
     return rope(q, table), rope(k, table), v
 
 
@@ -241,13 +250,7 @@ def label_logits(
 ) -> Float32[Array, "I labels"]:
     """Logits of each row's labels; reads those rows of the output matrix and no others."""
     rows = _embed(output_matrix(weights), labels, axis)
-    return jnp.einsum(
-        "id,ild->il",
-        hidden,
-        rows,
-        preferred_element_type=jnp.float32,
-        precision=dot_precision(hidden.dtype),
-    )
+    return product("id,ild->il", hidden, rows)
 
 
 def vocab_logsumexp(
@@ -263,6 +266,7 @@ def vocab_logsumexp(
     memory. Other rows hold 0.
     """
     # As bits, since XLA on CPU slices bfloat16 by way of all of the matrix in float32.
+    dtype = output_matrix(weights).dtype
     matrix = to_storage(output_matrix(weights))
     block = min(LSE_VOCAB, matrix.shape[0])
     num_blocks = -(-matrix.shape[0] // block)
@@ -277,7 +281,7 @@ def vocab_logsumexp(
         def some_vocab(b: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             # The last block is moved back to end with the vocabulary; what it repeats is masked.
             start = jnp.minimum(b * block, matrix.shape[0] - block)
-            rows = from_storage(lax.dynamic_slice_in_dim(matrix, start, block), x.dtype)
+            rows = from_storage(lax.dynamic_slice_in_dim(matrix, start, block), dtype)
             logits = linear(x, rows) * scale_r[:, None]
             logits = jnp.where(start + jnp.arange(block) >= b * block, logits, -jnp.inf)
             top = jnp.maximum(sums[0], logits.max(-1))

@@ -1,4 +1,4 @@
-"""The parts of a decoder layer. Sums run in float32, results return to the model's type."""
+"""The parts of a decoder layer. Sums run in float32, results return to the activations' type."""
 
 from __future__ import annotations
 
@@ -9,34 +9,27 @@ from jax import Array, lax
 from jaxtyping import Float, Float32, Int32
 
 from itemwise.config import ModelConfig
-from itemwise.ops.online import dot_precision
+from itemwise.ops.online import product
 
 
 def linear(
     x: Float[Array, "T inner"], weight: Float[Array, "outer inner"], bias: Array | None = None
 ) -> Float32[Array, "T outer"]:
-    """`x @ weight.T + bias` in float32; `weight` lies as checkpoints store it.
-
-    The product's result must be float32: a bfloat16 result is several times slower on CPU.
-    """
-    y = lax.dot_general(
-        x,
-        weight,
-        (((1,), (1,)), ((), ())),
-        preferred_element_type=jnp.float32,
-        precision=dot_precision(x.dtype),
-    )
+    """`x @ weight.T + bias` in float32; `weight` lies as checkpoints store it."""
+    y = product("ti,oi->to", x, weight)
     return y if bias is None else y + bias.astype(jnp.float32)
 
 
-def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], eps: float) -> Array:
-    """Root-mean-square norm (Zhang and Sennrich, 2019), in the gain's type.
+def rms_norm(
+    x: Float[Array, "*rows D"], gain: Float[Array, " D"], eps: float, dtype: jnp.dtype
+) -> Array:
+    """Root-mean-square norm (Zhang and Sennrich, 2019), as an array of type `dtype`.
 
     Rounded to it before the gain is applied, as in transformers.
     """
     wide = x.astype(jnp.float32)
     wide = wide * lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
-    return wide.astype(gain.dtype) * gain
+    return wide.astype(dtype) * gain.astype(dtype)
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:

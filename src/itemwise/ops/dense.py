@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from itemwise.ops.online import dot_precision, scaled_scores
+from itemwise.ops.online import product, scaled_scores
 from itemwise.ops.packed import PackedLayout
 
 
@@ -39,13 +39,7 @@ def attend_dense(
         scores = scaled_scores("th,sh->ts", q_k.reshape(-1, head_dim), k_k)
         scores = jnp.where(mask, scores.reshape(-1, num_tokens, num_tokens), -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        seen = jnp.einsum(
-            "ts,sh->th",
-            weights.reshape(-1, num_tokens),
-            v_k,
-            preferred_element_type=jnp.float32,
-            precision=dot_precision(v.dtype),
-        )
+        seen = product("ts,sh->th", weights.reshape(-1, num_tokens), v_k)
         return seen.astype(q.dtype).reshape(q_k.shape)
 
     grouped = q.reshape(num_tokens, num_kv_heads, -1, head_dim).transpose(1, 2, 0, 3)
