@@ -19,7 +19,7 @@ from itemwise.cli_options import (
     expand_options,
     option,
 )
-from itemwise.cli_programs import add_ab_commands, add_tpu_command
+from itemwise.cli_programs import add_bench_commands, add_tpu_command
 from itemwise.cli_validation import add_validation_commands
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ItemwiseError
@@ -45,7 +45,7 @@ bench_app = typer.Typer(
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
 add_validation_commands(app)
-add_ab_commands(bench_app)
+add_bench_commands(bench_app)
 add_tpu_command(app)
 
 
@@ -277,51 +277,6 @@ def checkpoint_random(
             on_tensor=lambda done, total: told("weights", done, total),
         )
     typer.echo(f"Wrote a random {like} to {folder}")
-
-
-@bench_app.command("contract")
-def bench_contract(
-    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
-    ways: Annotated[
-        str, typer.Option("--ways", help="Ways to measure, comma-separated; Itemwise first.")
-    ] = "itemwise,torch-serial,torch-packed",
-    counts: Annotated[
-        str, typer.Option("--counts", help="Numbers of items of a request, comma-separated.")
-    ] = "64,500",
-    query_tokens: Annotated[
-        int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
-    ] = 2000,
-    item_tokens: Annotated[
-        int, typer.Option("--item-tokens", help="Tokens of each item.", min=1)
-    ] = 20,
-    serial_items: Annotated[
-        int,
-        typer.Option(
-            "--serial-items", help="Items that torch-serial measures; each takes seconds.", min=1
-        ),
-    ] = 2,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File to write all figures to.")
-    ] = None,
-) -> None:
-    """Items per second and memory beside PyTorch: one long query, many short items.
-
-    Needs the `validate` extra for the ways of PyTorch.
-    """
-    numbers = [part.strip() for part in counts.split(",")]
-    if not all(part.isdecimal() for part in numbers):
-        fail(f"--counts is {counts!r}, expected numbers like 64,500")
-    from itemwise.bench.contract import run_contract
-
-    run_contract(
-        model,
-        ways=[way.strip() for way in ways.split(",")],
-        counts=[int(part) for part in numbers],
-        query_tokens=query_tokens,
-        item_tokens=item_tokens,
-        serial_items=serial_items,
-        out_json=json_file,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

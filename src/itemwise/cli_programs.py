@@ -1,4 +1,4 @@
-"""Commands about the compiled programs: the A/B benchmarks, and compiling for a TPU."""
+"""Commands about the compiled programs: benchmarks of them, and compiling for a TPU."""
 
 from __future__ import annotations
 
@@ -54,6 +54,10 @@ class WorkloadOptions:
     ] = 20
 
 
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _run_ab(
     model: str,
     algorithm: Algorithm,
@@ -69,8 +73,70 @@ def _run_ab(
     run_ab(model, algorithm, **dataclasses.asdict(workload), **settings, **chosen)
 
 
-def add_ab_commands(app: typer.Typer) -> None:
-    """Adds `packed` and `prefill-extend`."""
+def add_bench_commands(app: typer.Typer) -> None:
+    """Adds `compare`, `packed` and `prefill-extend`."""
+
+    @app.command("compare")
+    @expand_options
+    def bench_compare(
+        model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
+        workloads: Annotated[
+            str,
+            typer.Option(
+                "--workloads",
+                help="Comma-separated: contract (query 2000, 500 items of 20), contract-64, "
+                "contract-2000, short (16 queries of 300, 10 items each), runbook-1, -8, -32, -64, "
+                "-128 (query 4, items of 5 to 6), long (query 4000, 50 items of 400), mixed.",
+            ),
+        ] = "contract",
+        ways: Annotated[
+            str,
+            typer.Option(
+                "--ways",
+                help="Comma-separated: itemwise, itemwise-dense, itemwise-segment (the packed "
+                "algorithm); torch-serial, -padded, -expanded, -packed, -flex, -cascade.",
+            ),
+        ] = "itemwise,torch-serial,torch-padded,torch-expanded,torch-packed,torch-flex,"
+        "torch-cascade",
+        rounds: Annotated[
+            int, typer.Option("--rounds", help="Turns of each way that count.", min=1)
+        ] = 3,
+        warmup: Annotated[
+            int, typer.Option("--warmup", help="Turns of each way before.", min=0)
+        ] = 1,
+        max_items: Annotated[
+            int | None,
+            typer.Option(
+                "--max-items", help="Most items of a workload.", show_default="all", min=1
+            ),
+        ] = None,
+        json_file: Annotated[
+            Path | None, typer.Option("--json", help="File to write all figures to.")
+        ] = None,
+        chart: Annotated[
+            Path | None,
+            typer.Option("--chart", help="Image of items per second; needs matplotlib."),
+        ] = None,
+        *,
+        engine: EngineOptions,
+    ) -> None:
+        """Items per second and memory beside every way of PyTorch, taking turns in one run.
+
+        Needs the `validate` extra for the ways of PyTorch.
+        """
+        from itemwise.bench.compare import run_compare
+
+        run_compare(
+            model,
+            workloads=_names(workloads),
+            ways=_names(ways),
+            rounds=rounds,
+            warmup=warmup,
+            max_items=max_items,
+            out_json=json_file,
+            chart=chart,
+            **engine.settings(),
+        )
 
     @app.command("packed")
     @expand_options

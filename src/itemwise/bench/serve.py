@@ -15,6 +15,7 @@ from rich.table import Table
 
 from itemwise.bench.client import Address, Client, loopback_address
 from itemwise.bench.load import Run, Sample, Workload, closed_loop, count_wrong, open_loop
+from itemwise.bench.pictures import pyplot
 from itemwise.errors import ConfigError
 from itemwise.validation.environment import environment
 
@@ -160,14 +161,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError("a chart needs matplotlib; pip install 'itemwise[validate]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     rows = report["runs"]
     names = [
         f"{row['offered_per_s']:g}/s" if row["clients"] is None else f"{row['clients']} clients"
@@ -182,4 +177,4 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes[1].set_ylim(bottom=0)
     axes[1].legend(frameon=False)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plt.close(figure)

@@ -181,7 +181,7 @@ class PackedTorch:
         import torch
 
         with torch.inference_mode():
-            hidden = self._hidden(self._pack(items))
+            hidden = self.hidden(items)
             if not apply_softmax:
                 return to_scores(_read(self._model.lm_head(hidden).float(), labels), False)
             rows = self._model.lm_head.weight[list(labels)]
@@ -189,8 +189,9 @@ class PackedTorch:
             nothing = np.zeros(len(items), np.float32)
             return to_scores(TorchLogits(logits, nothing, nothing), True)
 
-    def _hidden(self, chunk: _Chunk) -> Any:
-        """Hidden states of the items' last tokens; the cache holds the query alone again after."""
+    def hidden(self, items: Sequence[Sequence[int]]) -> Any:
+        """Hidden states [items, D] of the items' last tokens, all in one forward."""
+        chunk = self._pack(items)
         out = self._model.model(
             chunk.tokens,
             attention_mask=chunk.mask,
@@ -198,6 +199,7 @@ class PackedTorch:
             past_key_values=self._cache,
             use_cache=True,
         )
+        # Holds the query alone again.
         self._cache.crop(len(self._query) - self._cache.get_seq_length())
         return out.last_hidden_state[0, chunk.last]
 

@@ -1,0 +1,187 @@
+"""The ways to score that PyTorch users have today, each in its best setting.
+
+Type: the faster of bfloat16 and float32 on this machine. Only the labels' rows of the output matrix
+are read, as Itemwise does. Loaded only in the process that measures one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from itemwise.bench.cascade import Cascade
+from itemwise.bench.probe import (
+    PROBE_IN,
+    PROBE_OUT,
+    PROBE_ROWS,
+    best_seconds,
+    probe_gflops,
+)
+from itemwise.bench.workloads import LABELS, BenchRequest
+from itemwise.types import Float32Array
+from itemwise.validation.reference import PackedTorch, TorchDType, load_torch
+
+COPY_BYTES = 1 << 28
+TYPES: tuple[TorchDType, ...] = ("bfloat16", "float32")
+Tokens = Sequence[int]
+Items = Sequence[Tokens]
+
+
+class TorchWay:
+    """A way of PyTorch, with a model of its own.
+
+    Attributes:
+        dtype: type of weights and activations.
+        max_items: items after which its items/s does not change any more, or None.
+        details: speeds of both types, and threads.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._hidden, self.max_items = HIDDEN[name]
+        speeds = {dtype: _gflops(dtype) for dtype in TYPES}
+        best = max(TYPES, key=lambda dtype: speeds[dtype])
+        self.dtype: str = best
+        self.details: dict[str, Any] = {"probe_gflops": speeds, "threads": torch.get_num_threads()}
+        self._model = load_torch(folder, best)
+
+    def score(self, requests: Sequence[BenchRequest]) -> Float32Array:
+        """See `Way.score`."""
+        with torch.inference_mode():
+            hidden = [self._hidden(self._model, one.query, one.items) for one in requests]
+            rows = self._model.lm_head.weight[list(LABELS)].float()
+            scores: Float32Array = (torch.cat(hidden).float() @ rows.T).softmax(-1).numpy()
+        return scores
+
+    def probe(self) -> dict[str, float]:
+        """See `Way.probe`."""
+        found = {f"torch {dtype} GFLOP/s": _gflops(dtype) for dtype in TYPES}
+        source = torch.ones(COPY_BYTES, dtype=torch.uint8)
+        target = torch.empty_like(source)
+        # Read once and written once.
+        found["copy GB/s"] = 2 * COPY_BYTES / best_seconds(lambda: target.copy_(source)) / 1e9
+        return found
+
+
+# Each gives the hidden states [items, D] after the last token of each item.
+
+
+def serial(model: Any, query: Tokens, items: Items) -> Any:
+    """One full forward per item."""
+    return torch.cat(
+        [model.model(torch.tensor([[*query, *item]]), use_cache=False)[0][:, -1] for item in items]
+    )
+
+
+def padded(model: Any, query: Tokens, items: Items) -> Any:
+    """Full sequences side by side in a batch, padded on the right."""
+    found = []
+    for batch in batches(items, 8):
+        tokens, last = pad([[*query, *item] for item in batch])
+        out = model.model(tokens, use_cache=False)[0]
+        found.append(out[torch.arange(len(batch)), last])
+    return torch.cat(found)
+
+
+def expanded(model: Any, query: Tokens, items: Items) -> Any:
+    """Keys and values of the query kept, and repeated over a batch of items."""
+    cache = DynamicCache(config=model.config)
+    model.model(torch.tensor([list(query)]), past_key_values=cache, use_cache=True)
+    width = min(16, len(items))
+    cache.batch_repeat_interleave(width)
+    found = []
+    for batch in batches(items, width):
+        # The last batch is filled up, so that it fits the cache.
+        tokens, last = pad([*batch, *[batch[-1]] * (width - len(batch))])
+        positions = torch.arange(len(query), len(query) + tokens.shape[1])[None]
+        out = model.model(tokens, past_key_values=cache, use_cache=True, position_ids=positions)[0]
+        cache.crop(-tokens.shape[1])
+        found.append(out[torch.arange(width), last][: len(batch)])
+    return torch.cat(found)
+
+
+def packed(model: Any, query: Tokens, items: Items) -> Any:
+    """Items side by side under a 4-D mask, after the query's kept keys and values."""
+    one = PackedTorch(model, query)
+    return torch.cat([one.hidden(batch) for batch in batches(items, 64)])
+
+
+def flex(model: Any, query: Tokens, items: Items) -> Any:
+    """As `packed`, with compiled FlexAttention and a block mask in place of the 4-D mask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    model.set_attn_implementation("flex_attention")
+    cache = DynamicCache(config=model.config)
+    prefix = len(query)
+
+    def causal(_batch: Any, _head: Any, reader: Any, place: Any) -> Any:
+        return place <= reader
+
+    mask = create_block_mask(causal, None, None, prefix, prefix, device="cpu")
+    ids = torch.tensor([list(query)])
+    model.model(ids, past_key_values=cache, use_cache=True, attention_mask=mask)
+    found = []
+    for batch in batches(items, 64):
+        lengths = torch.tensor([len(item) for item in batch])
+        last = lengths.cumsum(0) - 1
+        item_of = torch.repeat_interleave(torch.arange(len(batch)), lengths)
+        num_tokens = len(item_of)
+
+        def sees(_batch: Any, _head: Any, reader: Any, place: Any, item_of: Any = item_of) -> Any:
+            own = torch.clamp(place - prefix, 0)
+            same = (item_of[own] == item_of[reader]) & (own <= reader)
+            return (place < prefix) | same
+
+        total = prefix + num_tokens
+        mask = create_block_mask(sees, None, None, num_tokens, total, device="cpu")
+        first = (last - lengths + 1)[item_of]
+        out = model.model(
+            torch.tensor([[token for item in batch for token in item]]),
+            past_key_values=cache,
+            use_cache=True,
+            attention_mask=mask,
+            position_ids=(prefix + torch.arange(num_tokens) - first)[None],
+        )[0]
+        cache.crop(-num_tokens)
+        found.append(out[0, last])
+    return torch.cat(found)
+
+
+def cascade(model: Any, query: Tokens, items: Items) -> Any:
+    """Written by hand: fused attention over the query and over each item, merged."""
+    return Cascade(model).hidden(query, items)
+
+
+Hidden = Callable[[Any, Tokens, Items], Any]
+# With the number of items after which items/s does not change any more.
+HIDDEN: dict[str, tuple[Hidden, int | None]] = {
+    "torch-serial": (serial, 2),
+    "torch-padded": (padded, 16),
+    "torch-expanded": (expanded, None),
+    "torch-packed": (packed, None),
+    "torch-flex": (flex, None),
+    "torch-cascade": (cascade, None),
+}
+
+
+def batches(items: Items, size: int) -> list[Items]:
+    """Consecutive items, up to `size` at a time."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def pad(rows: Items) -> tuple[Any, Any]:
+    """Rows padded on the right, [rows, longest], and the place of each one's last token."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    return tokens, lengths - 1
+
+
+def _gflops(dtype: str) -> float:
+    x = torch.ones(PROBE_ROWS, PROBE_IN, dtype=getattr(torch, dtype))
+    weight = torch.ones(PROBE_OUT, PROBE_IN, dtype=x.dtype)
+    return probe_gflops(lambda: torch.nn.functional.linear(x, weight))
