@@ -82,7 +82,7 @@ class FakeCore:
                 self._end(work, outcome)
         self.turns.append(turn)
         used = self.step_tokens - room
-        outcome.landed.append(StepStats(0.001, used, 1, len(outcome.finished)))
+        outcome.landed.append(StepStats(0.001, used, 1.0, 1.0, len(outcome.finished)))
         return outcome
 
     def _end(self, work: FakeWork, outcome: StepOutcome[FakeWork]) -> None:

@@ -48,7 +48,7 @@ def exported() -> set[str]:
     record = Record("id", "POST", "/v1/score", status=200, items=1, stages={"queue": 0.1})
     metrics.on_start(record)
     metrics.on_end(record)
-    metrics.on_step(StepStats(0.1, 4, 1, 1))
+    metrics.on_step(StepStats(0.1, 4, 0.5, 0.5, 1))
     names = {line.split("{")[0].split(" ")[0] for line in metrics.text().decode().splitlines()}
     service.drain()
     return names

@@ -12,7 +12,8 @@ from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.memory import device_memory_bytes
 from itemwise.models import decoder
 from itemwise.ops.attention import attend
-from itemwise.types import ScoreRequest
+from itemwise.programs import Programs
+from itemwise.types import ScoreRequest, StepBatch
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,26 @@ def test_a_leak_fails_the_self_check(
     monkeypatch.setattr(decoder, "attend", leaky)
     with pytest.raises(SelfCheckError, match="permuted_in_company"):
         make_engine()
+
+
+def test_small_steps_with_other_bits_are_left_out(
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    step = Programs.step
+
+    def other_bits(self: Programs, batch: StepBatch) -> jax.Array:
+        hidden = step(self, batch)
+        return hidden if batch.shape == self.shape else jax.numpy.multiply(hidden, 1.001)
+
+    assert make_engine().info()["small_steps"]
+    monkeypatch.setattr(Programs, "step", other_bits)
+    engine = make_engine()
+    assert engine.info()["small_steps"] == []
+    assert engine.info()["self_check"]["status"] == "passed"
+    assert "small steps are left out" in caplog.text
+    assert "a_few_on_cached_prefix, other_request_alone" in caplog.text
 
 
 def test_self_check_verdict_is_told(engine: Engine, make_engine: Callable[..., Engine]) -> None:

@@ -155,16 +155,6 @@ def test_any_chunk_size(engine: Engine, request: ScoreRequest, chunk_size: int) 
     assert fresh(engine, replace(request, chunk_size=chunk_size)) == base
 
 
-def test_chunk_size_bounds_the_items_of_a_lane(engine: Engine) -> None:
-    def steps(chunk_size: int | None) -> int:
-        before = int(engine.info()["steps"])
-        items = tuple((token,) for token in range(2 * engine.shape.lanes))
-        fresh(engine, ScoreRequest((1,), items, ((0,),) * len(items), chunk_size=chunk_size))
-        return int(engine.info()["steps"]) - before
-
-    assert [steps(None), steps(0), steps(1)] == [1, 1, 3]
-
-
 @exhaustive
 @given(data=st.data(), request=score_requests(), other=tokens(0, 2 * PAGE))
 def test_neighbour_changed_grown_shrunk_removed(
@@ -361,3 +351,22 @@ def test_a_leak_would_show_in_the_demo_models_rankings() -> None:
         assert exact[0].tobytes() == seen[0].tobytes(), "the first item has nobody before it"
         moved += list(np.abs(exact - seen)[:, 0] > 0.01)
     assert np.mean(moved) >= 0.5
+
+
+def test_small_steps_change_no_bit(
+    case: dict[str, Any], make_engine: Callable[..., Engine], engine: Engine
+) -> None:
+    large = make_engine(**case, skip_self_check=True)
+    large._programs.drop_small_steps()
+    large._batcher.reset()
+    assert engine.info()["small_steps"]
+    assert not large.info()["small_steps"]
+    rng = np.random.default_rng(0)
+    small_tokens = engine._programs.shapes[0].tokens
+    for query, lengths in ((3, (1,)), (20, (5, 6, 0)), (70, (4, 20)), (31, (33,)), (1, (2,) * 12)):
+        items = tuple(seeded_tokens(n, int(rng.integers(1 << 30))) for n in lengths)
+        request = ScoreRequest(seeded_tokens(query, query), items, ((0, 1),) * len(items))
+        base = fresh(large, request)
+        assert fresh(engine, request) == base
+        assert sum(lengths) <= small_tokens
+        assert bits(engine, request) == base  # items alone, on a known query: a small step

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from itemwise.packing import StepPacker
 from itemwise.types import Context, RowPlan, StepBatch, StepShape
 
-SHAPE = StepShape(lanes=3, lane_tokens=16, granule_tokens=4, block_pages=2, max_context_pages=4)
+SHAPE = StepShape(
+    lanes=3, lane_tokens=16, page_tokens=16, granule_tokens=4, block_pages=2, max_context_pages=4
+)
 CONTEXTS = [Context(), Context((3,), (7,)), Context((3, 4, 9), (16, 16, 2))]
 
 
-def pack(rows: list[RowPlan], shape: StepShape = SHAPE) -> list[StepBatch]:
-    packer, batches = StepPacker(shape), []
+def pack(rows: list[RowPlan], smaller: Sequence[StepShape] = ()) -> list[StepBatch]:
+    packer, batches = StepPacker(SHAPE, smaller), []
     for row in rows:
         if not packer.fits(row):
             batches.append(packer.take())
@@ -104,15 +107,6 @@ def test_rows_of_one_context_leave_no_gap_and_straddle_lanes() -> None:
     assert batch.num_blocks.tolist() == [1, 1, 1]
 
 
-def test_row_after_a_closed_lane_begins_another() -> None:
-    packer = StepPacker(SHAPE)
-    for score_id in range(3):
-        packer.add(RowPlan(range(5), 0, CONTEXTS[1], score_id=score_id))
-        if score_id == 1:
-            packer.close_lane()
-    assert packer.take().score_tokens[:3].tolist() == [4, 9, 20]
-
-
 def test_lanes_of_one_step_may_have_different_contexts() -> None:
     rows = [RowPlan(range(3), 0, context, score_id=0) for context in CONTEXTS]
     (batch,) = pack(rows)
@@ -126,9 +120,10 @@ def test_scored_rows_of_a_step_are_bounded() -> None:
 
 
 def test_granules_of_the_shortest_rows_fit() -> None:
-    shape = replace(SHAPE, lane_tokens=64)
-    rows = [RowPlan(range(5), 0, Context(), score_id=i) for i in range(38)]
-    (batch,) = pack(rows, shape)
+    packer = StepPacker(replace(SHAPE, lane_tokens=64, page_tokens=64))
+    for i in range(38):
+        packer.add(RowPlan(range(5), 0, Context(), score_id=i))
+    batch = packer.take()
     assert batch.num_granules == 76
 
 
@@ -161,3 +156,45 @@ def test_rest_of_the_open_lane_takes_rows_of_its_context_alone() -> None:
     packer.add(RowPlan([1] * 16, 7, same, score_id=2))
     assert packer.is_full
     assert packer.take().num_lanes == 3
+
+
+SMALLER = [replace(SHAPE, lanes=n, lane_tokens=8) for n in (2, 3)]
+
+
+@given(row_plans())
+def test_small_steps_hold_the_same_rows(rows: list[RowPlan]) -> None:
+    large, small = pack(rows), pack(rows, SMALLER)
+    assert len(large) == len(small)
+    for one, other in zip(large, small, strict=True):
+        assert other.shape in (SHAPE, *SMALLER)
+        assert other.shape.tokens >= other.num_tokens
+        assert one.score_ids == other.score_ids
+        count = len(one.score_ids)
+        for batch in (one, other):
+            places = batch.score_tokens[:count]
+            assert (batch.tokens[places] == one.tokens[one.score_tokens[:count]]).all()
+            assert (batch.positions[places] == one.positions[one.score_tokens[:count]]).all()
+            lanes = places // batch.shape.lane_tokens
+            mine = one.score_tokens[:count] // SHAPE.lane_tokens
+            assert (batch.context_pages[lanes] == one.context_pages[mine]).all()
+            assert (batch.context_lens[lanes] == one.context_lens[mine]).all()
+        assert other.num_writes == one.num_writes
+        assert other.write_pages[: one.num_writes].tolist() == (
+            one.write_pages[: one.num_writes].tolist()
+        )
+
+
+def test_a_step_is_as_small_as_its_rows_allow() -> None:
+    def taken(*rows: RowPlan) -> StepShape:
+        (batch,) = pack(list(rows), SMALLER)
+        return batch.shape
+
+    def row(count: int, context: int = 1) -> RowPlan:
+        return RowPlan(range(count), 0, CONTEXTS[context], score_id=0)
+
+    assert taken(row(3)) == SMALLER[0]
+    assert taken(row(16)) == SMALLER[0]  # over two lanes of one context
+    assert taken(row(9), row(3, context=2)) == SMALLER[1]
+    assert taken(row(9), row(9, context=2)) == SHAPE  # four lanes of 8
+    assert taken(RowPlan(range(8), 0, Context(), write_page=1)) == SMALLER[0]
+    assert taken(RowPlan(range(9), 0, Context(), write_page=1)) == SHAPE  # one lane writes a page

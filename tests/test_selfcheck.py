@@ -35,6 +35,10 @@ class FakeScorer:
                 scores += self.cached
             elif self.fault == "nan":
                 scores[0] = np.nan
+            elif self.fault == "few":
+                scores += len(request.items) == 4
+            elif self.fault == "small":
+                scores += len(requests) == 1 and len(request.query) < 10
             elif self.fault == "constant":
                 scores[:] = 1
             results.append(ScoreResult(scores, 0))
@@ -65,6 +69,8 @@ def test_exact_scores_pass() -> None:
         ("cache", "permuted_in_company_on_cached_prefix"),
         ("nan", "finite"),
         ("constant", "items_differ"),
+        ("few", "a_few_on_cached_prefix"),
+        ("small", "other_request_alone"),
     ],
 )
 def test_each_fault_fails_its_check(fault: str, failure: str) -> None:

@@ -66,8 +66,8 @@ class EngineOptions:
         int,
         option(
             "multi-item-scoring-chunk-size",
-            "Most items that share a lane of a step, or a packed sequence; 0 for no bound, the "
-            "fastest. Changes speed, never a score (packed: its last bits).",
+            "Most items of a packed sequence; 0 for no bound, the fastest. Changes last bits there. "
+            "Without effect on the other algorithms, which are exact at any size.",
         ),
     ] = 0
     multi_item_mask_impl: Annotated[

@@ -83,8 +83,8 @@ class ValidateOptions:
         int,
         option(
             "chunk-size",
-            "The multi server's --multi-item-scoring-chunk-size. 0, no bound, is the fastest; the "
-            "original runbook ran 2. Results do not depend on it.",
+            "The multi server's --multi-item-scoring-chunk-size; the original runbook ran 2. "
+            "Results do not depend on it.",
             min=0,
         ),
     ] = 0

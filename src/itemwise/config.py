@@ -213,8 +213,8 @@ class EngineConfig:
         multi_item_algorithm: `prefill_extend` (the query once, cached), `packed` (query and items
             in one sequence, nothing cached) or `serial` (the query once per item).
         multi_item_scoring_delimiter: token id put between query and item, or None.
-        multi_item_scoring_chunk_size: most items of a lane, or of a packed sequence; 0 for no
-            bound, the fastest.
+        multi_item_scoring_chunk_size: most items of a packed sequence, 0 for no bound. Other
+            algorithms ignore it: they are exact, and as fast, without.
         multi_item_mask_impl: how `packed` tells items apart: `dense` (a mask of every pair of
             tokens), `segment` (tiles that no token sees are skipped) or `auto` (segment).
         max_multi_item_seq_len: most tokens of query, delimiter and one item together; None for

@@ -8,9 +8,10 @@ or cache.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from itemwise.work import Work, num_computed_tokens
 GRANULE_TOKENS = 32
 BLOCK_TOKENS = 512  # context tokens of one product
 DEFAULT_LANES = {"cpu": 4, "gpu": 32, "tpu": 16}
+# Lanes of a granule's size: steps for a few short rows, where time goes by the number of rows.
+SMALL_LANES = {"cpu": (2, 4)}
+logger = logging.getLogger("itemwise.engine")
 
 
 class Engine:
@@ -68,9 +72,9 @@ class Engine:
         self.max_seq_len = (
             config.max_multi_item_seq_len or self.model_config.max_position_embeddings
         )
-        shape = step_shape(config, self.device.platform, self.max_seq_len)
+        shapes = step_shapes(config, self.device.platform, self.max_seq_len)
         self._plan = plan_pages(
-            config, self.model_config, self.dtypes, shape, self.device, config.tp_size
+            config, self.model_config, self.dtypes, shapes[-1], self.device, config.tp_size
         )
         use_compilation_cache(_compilation_cache(config))
 
@@ -89,7 +93,7 @@ class Engine:
         kernels = _has_kernels(self.device) and config.attention_backend != "native"
         self._attention = "tpu kernel" if kernels else "xla"
         self._programs = Programs(
-            self.model_config, shape, weights, self._plan.num_pages, self.dtypes, mesh, kernels
+            self.model_config, shapes, weights, self._plan.num_pages, self.dtypes, mesh, kernels
         )
         self._batcher = Batcher(self._programs, self._new_cache)
         compiled = time.perf_counter()
@@ -103,20 +107,20 @@ class Engine:
 
     def _new_cache(self) -> PageCache:
         reuse = not self.config.disable_radix_cache
-        return PageCache(self._plan.num_pages, self.shape.lane_tokens, reuse=reuse)
+        return PageCache(self._plan.num_pages, self.shape.page_tokens, reuse=reuse)
 
     def _check_self(self) -> SelfCheck:
         if self.config.skip_self_check:
             # One step all the same, so that the first request meets warm memory.
             self._score_exactly([ScoreRequest(query=(0,), items=((0,),), labels=((0,),))])
             return SelfCheck(status="skipped")
-        verdict = run_self_check(
-            self._score_exactly,
-            self.forget_prefixes,
-            vocab_size=self.model_config.vocab_size,
-            page_tokens=self.shape.lane_tokens,
-            max_tokens=min(self.max_seq_len, self._batcher.cache.capacity * self.shape.lane_tokens),
-        )
+        verdict = self._run_self_check()
+        if verdict.status != "passed" and len(self._programs.shapes) > 1:
+            # On some processor a small product may add in another order than a large one.
+            logger.warning("small steps are left out: %s", ", ".join(verdict.failures))
+            self._programs.drop_small_steps()
+            self._batcher.reset()
+            verdict = self._run_self_check()
         if verdict.status != "passed":
             raise SelfCheckError(
                 f"self-check failed on {self.device.device_kind}: {', '.join(verdict.failures)}; "
@@ -125,14 +129,24 @@ class Engine:
         self.forget_prefixes()
         return verdict
 
+    def _run_self_check(self) -> SelfCheck:
+        page_tokens = self.shape.page_tokens
+        return run_self_check(
+            self._score_exactly,
+            self.forget_prefixes,
+            vocab_size=self.model_config.vocab_size,
+            page_tokens=page_tokens,
+            max_tokens=min(self.max_seq_len, self._batcher.cache.capacity * page_tokens),
+        )
+
     @property
     def shape(self) -> StepShape:
-        """Sizes of the step."""
+        """Sizes of the largest step."""
         return self._programs.shape
 
     @property
     def step_tokens(self) -> int:
-        """Token places of a step."""
+        """Token places of the largest step."""
         return self.shape.tokens
 
     def forget_prefixes(self) -> None:
@@ -192,7 +206,7 @@ class Engine:
             limit = self.config.max_multi_item_seq_len or min(self.max_seq_len, DEFAULT_MAX_TOKENS)
             return PackedWork(request, self.config, self._programs, limit)
         work = Work(request, self.config)
-        page_tokens = self.shape.lane_tokens
+        page_tokens = self.shape.page_tokens
         needed, capacity = work.pages_needed(page_tokens), self._batcher.cache.capacity
         if needed > capacity:
             raise RequestError(
@@ -251,6 +265,10 @@ class Engine:
             "dtype": self.dtypes.weights.name,
             "activations": self.dtypes.activations.name,
             "step_shape": {**asdict(shape), "tokens": shape.tokens, "max_rows": shape.max_rows},
+            "small_steps": [
+                {"lanes": small.lanes, "lane_tokens": small.lane_tokens}
+                for small in self._programs.shapes[:-1]
+            ],
             "self_check": asdict(self.self_check),
             "startup_s": self._startup_s,
             "compiled_programs": self._compiled_at_ready,
@@ -297,19 +315,25 @@ def _dtypes(config: EngineConfig, model: ModelConfig, platform: str) -> DTypes:
     return DTypes(weights, weights if multiplies_bfloat16(platform) else np.dtype(np.float32))
 
 
-def step_shape(config: EngineConfig, platform: str, max_seq_len: int) -> StepShape:
-    """The sizes of a step on a kind of device, for sequences up to a length."""
+def step_shapes(config: EngineConfig, platform: str, max_seq_len: int) -> tuple[StepShape, ...]:
+    """The sizes of the steps on a kind of device, ascending, for sequences up to a length."""
     page = config.page_tokens
     block_pages = max(1, BLOCK_TOKENS // page)
     # A prefix's part-full last page and a long item's temporary pages may add one to the quotient.
     max_pages = -(-max_seq_len // page) + 1
-    return StepShape(
+    largest = StepShape(
         lanes=config.step_lanes or DEFAULT_LANES.get(platform, DEFAULT_LANES["gpu"]),
         lane_tokens=page,
+        page_tokens=page,
         granule_tokens=min(GRANULE_TOKENS, page),
         block_pages=block_pages,
         max_context_pages=-(-max_pages // block_pages) * block_pages,
     )
+    granule = largest.granule_tokens
+    smaller = [
+        replace(largest, lanes=n, lane_tokens=granule) for n in SMALL_LANES.get(platform, ())
+    ]
+    return (*(shape for shape in smaller if shape.tokens < largest.tokens), largest)
 
 
 def _compilation_cache(config: EngineConfig) -> Path | None:

@@ -67,21 +67,21 @@ def plan_pages_in(
 ) -> PagePlan:
     """As `plan_pages`, on devices of `total` bytes; `is_host`: the memory is the host's."""
     layer_heads = model.num_layers * stored_kv_heads(model, tp) // tp
-    page_bytes = 2 * layer_heads * shape.lane_tokens * model.head_dim * dtypes.activations.itemsize
+    page_bytes = 2 * layer_heads * shape.page_tokens * model.head_dim * dtypes.activations.itemsize
     weight_bytes = weights_bytes(model, dtypes.weights, tp)
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
     elif config.mem_fraction_static is not None:
         budget = int(total * config.mem_fraction_static) - weight_bytes
     elif is_host:
-        budget = min(int(total * HOST_SHARE), HOST_MAX_TOKENS // shape.lane_tokens * page_bytes)
+        budget = min(int(total * HOST_SHARE), HOST_MAX_TOKENS // shape.page_tokens * page_bytes)
     else:
         budget = int(total * ACCELERATOR_SHARE) - weight_bytes
     num_pages = budget // page_bytes
     if num_pages < 2:
         raise ConfigError(
             f"pages get {max(budget, 0)} bytes beside weights of {weight_bytes} bytes, expected at "
-            f"least {2 * page_bytes} for two pages of {shape.lane_tokens} tokens; raise "
+            f"least {2 * page_bytes} for two pages of {shape.page_tokens} tokens; raise "
             "--kv-cache-bytes or --mem-fraction-static"
         )
     if weight_bytes + num_pages * page_bytes > total:

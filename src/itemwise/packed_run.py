@@ -13,6 +13,7 @@ from itemwise.programs import Programs
 from itemwise.types import (
     Float32Array,
     Mask,
+    PackedShape,
     ScoreRequest,
     ScoreResult,
     StepOutcome,
@@ -82,16 +83,20 @@ class PackedWork:
         seconds = time.perf_counter() - start
         self._seconds += seconds
         self.remaining_tokens = max(0, self.remaining_tokens - num_tokens)
-        lanes = -(-num_tokens // self._programs.shape.lane_tokens)
-        outcome.landed.append(StepStats(seconds, num_tokens, lanes, len(items)))
+        share = num_tokens / self._shape(num_tokens, len(items)).tokens
+        outcome.landed.append(StepStats(seconds, num_tokens, share, 1.0, len(items)))
         if self.done:
             outcome.finished.append(self)
         return outcome
 
+    def _shape(self, num_tokens: int, num_items: int) -> PackedShape:
+        step = self._programs.shape
+        return packed_shape(num_tokens, num_items, step.max_rows, step.granule_tokens)
+
     def _run(self, chosen: range, items: Sequence[tuple[int, ...]], num_tokens: int) -> None:
         programs, request = self._programs, self.request
-        rows, granule = programs.shape.max_rows, programs.shape.granule_tokens
-        shape = packed_shape(num_tokens, len(items), rows, granule)
+        rows = programs.shape.max_rows
+        shape = self._shape(num_tokens, len(items))
         batch = pack(self._prefix, items, shape)
         hidden = programs.packed(batch, shape, mask_of(self._config))
         # As many parts as the shape's rows fill; those past the items hold nothing.

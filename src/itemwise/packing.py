@@ -6,6 +6,8 @@ same step or in an earlier one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from itemwise.types import Context, RowPlan, StepBatch, StepShape
@@ -16,7 +18,7 @@ NULL_PAGE = 0  # always zeros; what an unused context slot reads
 class StepPacker:
     """Fills steps with rows, densely: rows that share a context follow without a gap.
 
-    Such rows may straddle two lanes of one context; a row never straddles two steps. A new context
+    Such rows may straddle lanes of one context; a row never straddles two steps. A new context
     starts a new lane, and a row that writes a page has a lane of its own.
 
         packer = StepPacker(shape)
@@ -26,14 +28,20 @@ class StepPacker:
             packer.add(row)
         if packer:
             run(packer.take())
+
+    Args:
+        shape: sizes of the step.
+        smaller: sizes of smaller steps, ascending; a step whose rows fit one of them shrinks to it.
     """
 
-    def __init__(self, shape: StepShape) -> None:
+    def __init__(self, shape: StepShape, smaller: Sequence[StepShape] = ()) -> None:
         self._shape = shape
+        self._smaller = smaller
         self._start_step()
 
     def _start_step(self) -> None:
         self._batch = _empty_batch(self._shape)
+        self._rows: list[RowPlan] = []
         self._place = 0  # next free token place
         self._num_granules = self._num_writes = 0
         self._lane_context: Context | None = None  # context of the lane being filled, if open
@@ -59,14 +67,16 @@ class StepPacker:
         return shares and len(row.tokens) <= self.lane_room and self.fits(row)
 
     def fits(self, row: RowPlan) -> bool:
-        """Whether `add` can take the row into this step; an empty step takes any row."""
+        """Whether `add` can take the row into this step; an empty large step takes any row."""
         shape = self._shape
-        if len(row.tokens) > shape.lane_tokens:
-            raise ValueError(f"`row` has {len(row.tokens)} tokens, at most {shape.lane_tokens}")
+        if len(row.tokens) > shape.page_tokens:
+            raise ValueError(f"`row` has {len(row.tokens)} tokens, at most {shape.page_tokens}")
         if len(row.context.pages) > shape.max_context_pages:
             raise ValueError(
                 f"`row` reads {len(row.context.pages)} pages, at most {shape.max_context_pages}"
             )
+        if row.write_page is not None and len(row.tokens) > shape.lane_tokens:
+            return False
         if row.score_id is not None and len(self._batch.score_ids) == shape.max_rows:
             return False
         return self._start_of(row) + len(row.tokens) <= shape.tokens
@@ -99,6 +109,7 @@ class StepPacker:
             batch.score_tokens[len(batch.score_ids)] = end - 1
             batch.score_ids.append(row.score_id)
         batch.num_tokens += num_tokens
+        self._rows.append(row)
         self._place = end
         self._lane_context = row.context if row.write_page is None else None
 
@@ -113,12 +124,24 @@ class StepPacker:
             batch.write_pages[self._num_writes] = row.write_page
             self._num_writes += 1
 
-    def close_lane(self) -> None:
-        """Lets the next row begin a lane, even if it shares the open lane's context."""
-        self._lane_context = None
-
     def take(self) -> StepBatch:
-        """The step as it stands; the packer starts an empty one."""
+        """The step as it stands, as small as may be; the packer starts an empty one."""
+        rows, batch = self._rows, self._finish()
+        for shape in self._smaller:
+            small = StepPacker(shape)
+            if batch.num_tokens <= shape.tokens and small._add_all(rows):
+                return small._finish()
+        return batch
+
+    def _add_all(self, rows: Sequence[RowPlan]) -> bool:
+        """Places the rows; False if one does not fit."""
+        for row in rows:
+            if not self.fits(row):
+                return False
+            self.add(row)
+        return True
+
+    def _finish(self) -> StepBatch:
         batch = self._batch
         batch.num_granules = np.asarray(self._num_granules, np.int32)
         batch.num_writes = np.asarray(self._num_writes, np.int32)
@@ -132,6 +155,7 @@ def _empty_batch(shape: StepShape) -> StepBatch:
         return np.zeros(size, np.int32)
 
     return StepBatch(
+        shape=shape,
         tokens=zeros(shape.tokens),
         positions=zeros(shape.tokens),
         context_pages=zeros(shape.lanes, shape.max_context_pages),

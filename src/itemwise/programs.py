@@ -1,8 +1,8 @@
 """The compiled programs and the device memory they run on. The only caller of `jax.jit`.
 
-Three programs are compiled once for one shape before the first request: the step, the reading of
-label logits, and the log-sum-exp over the vocabulary. One more is compiled for each padded length
-of packed sequences, when it is first met. All are called as compiled objects, which cannot compile
+Some are compiled once before the first request: steps of one size or of a few, the reading of label
+logits, and the log-sum-exp over the vocabulary. One more is compiled for each padded length of
+packed sequences, when it is first met. All are called as compiled objects, which cannot compile
 again.
 """
 
@@ -13,7 +13,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,12 +132,13 @@ class ProgramSet:
 
     Args:
         model: the model.
-        shape: sizes of the step.
+        shape: sizes of the step; of the largest, where there are several.
         num_pages: P, pages of the pool.
         dtypes: types of weights and activations.
         mesh: the devices that share the model, or None for a single one.
         device: the single one; None for the default device.
         kernels: whether attention runs as a TPU kernel.
+        dot_sums: whether steps of different size shall have the same bits on CPU.
     """
 
     def __init__(
@@ -149,10 +150,12 @@ class ProgramSet:
         mesh: Mesh | None = None,
         kernels: bool = False,
         device: jax.Device | None = None,
+        dot_sums: bool = False,
     ) -> None:
         self._model = model
         self._device = device
         self._kernels = kernels
+        self._dot_sums = dot_sums
         self._shape = shape
         self._num_pages = num_pages
         self._dtypes = dtypes
@@ -162,7 +165,7 @@ class ProgramSet:
     def pages(self) -> Any:
         """The pool as shapes in a `Pages`, in storage form."""
         model, heads = self._model, stored_kv_heads(self._model, mesh_size(self._mesh))
-        size = (self._num_pages, heads, self._shape.lane_tokens, model.head_dim)
+        size = (self._num_pages, heads, self._shape.page_tokens, model.head_dim)
         stored = jax.eval_shape(to_storage, jax.ShapeDtypeStruct(size, self._dtypes.activations))
         array = jax.ShapeDtypeStruct(size, stored.dtype, sharding=self._sharding(PAGES))
         layers: tuple[Any, ...] = (array,) * model.num_layers
@@ -193,17 +196,29 @@ class ProgramSet:
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments
         )
 
-    def lower_step(self, weights: Weights) -> jax.stages.Lowered:
-        """The exact step; takes pages, which it may overwrite, and a `StepBatch`."""
-        step = functools.partial(
+    def lower_step(self, weights: Weights, shape: StepShape | None = None) -> jax.stages.Lowered:
+        """The exact step, of its own shape or a smaller one.
+
+        Takes pages, which it may overwrite, and a `StepBatch`. Gives as many hidden states as the
+        largest step.
+        """
+        shape = shape or self._shape
+        forward_step = functools.partial(
             forward,
             config=self._model,
-            shape=self._shape,
+            shape=shape,
             dtype=self._dtypes.activations,
             axis=self._axis,
             kernels=self._kernels,
+            dot_sums=self._dot_sums,
         )
-        batch = _step_arguments(StepPacker(self._shape).take())
+        padding = self._shape.max_rows - shape.max_rows
+
+        def step(*arguments: Any) -> tuple[Pages, jax.Array]:
+            pages, hidden = forward_step(*arguments)
+            return pages, jnp.pad(hidden, ((0, padding), (0, 0))) if padding else hidden
+
+        batch = _step_arguments(StepPacker(shape).take())
         inputs = (PAGES, *(WHOLE,) * len(batch))
         arguments = (weights, self.pages(), *self._whole(*batch))
         return self._lower(step, inputs, (PAGES, WHOLE), arguments, donate=(1,))
@@ -274,7 +289,7 @@ class Programs:
     """The programs compiled, with weights and page pool.
 
     Attributes:
-        shape: sizes of the step.
+        shapes: sizes of the steps, ascending.
         num_pages: P, pages of the pool, the null page included.
         packed_compile_s: seconds that each packed program took to compile, by length and mask.
     """
@@ -282,29 +297,41 @@ class Programs:
     def __init__(
         self,
         model: ModelConfig,
-        shape: StepShape,
+        shapes: Sequence[StepShape],
         weights: Weights,
         num_pages: int,
         dtypes: DTypes,
         mesh: Mesh | None = None,
         kernels: bool = False,
     ) -> None:
-        self.shape = shape
+        self.shapes = tuple(shapes)
         self.num_pages = num_pages
         self.packed_compile_s: dict[tuple[int, Mask], float] = {}
         self._weights = weights
-        self._programs = ProgramSet(model, shape, num_pages, dtypes, mesh, kernels)
+        self._programs = ProgramSet(
+            model, shapes[-1], num_pages, dtypes, mesh, kernels, dot_sums=len(shapes) > 1
+        )
         self._pages = self._new_pages()
-        self._step, self._labels, self._vocab = with_whole_cache(self._compile)
+        *steps, self._labels, self._vocab = with_whole_cache(self._compile)
+        self._steps = dict(zip(self.shapes, steps, strict=True))
         self._packed: dict[tuple[int, Mask], jax.stages.Compiled] = {}
 
     def _compile(self) -> tuple[jax.stages.Compiled, ...]:
         programs, weights = self._programs, self._weights
         return (
-            programs.lower_step(weights).compile(),
+            *(programs.lower_step(weights, shape).compile() for shape in self.shapes),
             programs.lower_labels(weights).compile(),
             programs.lower_vocab(weights).compile(),
         )
+
+    @property
+    def shape(self) -> StepShape:
+        """Sizes of the largest step."""
+        return self.shapes[-1]
+
+    def drop_small_steps(self) -> None:
+        """Keeps the largest step alone."""
+        self.shapes = self.shapes[-1:]
 
     def _new_pages(self) -> Pages:
         pages: Pages = jax.tree.map(
@@ -337,7 +364,8 @@ class Programs:
     def step(self, batch: StepBatch) -> jax.Array:
         """Runs a step; returns the scored hidden states [I, D], which may still be computing."""
         hidden: jax.Array
-        self._pages, hidden = self._step(self._weights, self._pages, *_step_arguments(batch))
+        step = self._steps[batch.shape]
+        self._pages, hidden = step(self._weights, self._pages, *_step_arguments(batch))
         return hidden
 
     def label_logits(self, hidden: jax.Array, labels: list[tuple[int, ...]]) -> list[jax.Array]:

@@ -50,7 +50,8 @@ class _Flight:
     logsumexp: jax.Array | None
     sent_at: float
     num_tokens: int
-    num_lanes: int
+    token_share: float
+    lane_share: float
 
 
 class Batcher:
@@ -71,13 +72,17 @@ class Batcher:
         self._programs = programs
         self._new_cache = new_cache
         self.cache = new_cache()
-        self._packer = StepPacker(programs.shape)
+        self._packer = self._new_packer()
         self._open: dict[int, Work] = {}  # by identity, oldest first
         self._filling: list[_Segment] = []
         self._flights: deque[_Flight] = deque()
         self._landed_at = 0.0
         self.num_steps = self.num_tokens = self.num_items = 0
         self.num_shared_tokens = self.num_failures = 0
+
+    def _new_packer(self) -> StepPacker:
+        *smaller, largest = self._programs.shapes
+        return StepPacker(largest, smaller)
 
     def open(self, work: Work) -> bool:
         """Takes a request in; False if there are no pages for it now."""
@@ -128,7 +133,7 @@ class Batcher:
         """Lets go of all requests and empties the pool."""
         self._flights.clear()
         self._open.clear()
-        self._packer = StepPacker(self._programs.shape)
+        self._packer = self._new_packer()
         self._programs.reset_pages()
         self.cache = self._new_cache()
 
@@ -143,7 +148,14 @@ class Batcher:
         for segment in self._filling:
             segment.work.after_step()
         return _Flight(
-            self._filling, hidden, logits, logsumexp, sent_at, batch.num_tokens, batch.num_lanes
+            self._filling,
+            hidden,
+            logits,
+            logsumexp,
+            sent_at,
+            batch.num_tokens,
+            batch.num_tokens / batch.shape.tokens,
+            batch.num_lanes / batch.shape.lanes,
         )
 
     def _fill(self, works: Iterable[Work]) -> None:
@@ -173,8 +185,6 @@ class Batcher:
         packer, items, has_prefix, has_rows = self._packer, list[int](), False, False
         self._filling.append(_Segment(work, items, False))  # first, so that a fault finds it
         while (row := work.next_row()) is not None:
-            if work.starts_chunk:
-                packer.close_lane()
             if not (packer.fits_lane(row) if within_lane else packer.fits(row)):
                 break
             packer.add(row)
@@ -189,8 +199,6 @@ class Batcher:
         self._filling.pop()
         if has_rows:
             self._filling.append(_Segment(work, items, has_prefix))
-            if work.chunk_size:
-                packer.close_lane()
 
     def _read(
         self, hidden: jax.Array, segments: Sequence[_Segment]
@@ -236,7 +244,8 @@ class Batcher:
         self.num_items += start
         begun = max(flight.sent_at, self._landed_at)
         self._landed_at = now
-        outcome.landed.append(StepStats(now - begun, flight.num_tokens, flight.num_lanes, start))
+        shares = flight.token_share, flight.lane_share
+        outcome.landed.append(StepStats(now - begun, flight.num_tokens, *shares, start))
 
     def _recover(
         self, blamed: Sequence[Work], error: Exception, outcome: StepOutcome[Work]
@@ -256,7 +265,7 @@ class Batcher:
                 # After a step that failed those that read its pages fail; it is not their fault.
                 if not blamed:
                     failed |= {id(s.work): (s.work, another) for s in segments}
-        self._packer = StepPacker(self._programs.shape)
+        self._packer = self._new_packer()
         self.cache = self._new_cache()
         try:
             self._programs.reset_pages()

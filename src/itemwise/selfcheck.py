@@ -60,29 +60,38 @@ def run_self_check(
     query = draw(max(1, min(page_tokens * 5 // 4, max_tokens // 2)))
     room = max(1, max_tokens - len(query))
     items = tuple(draw(min(n, room)) for n in (20, 5, 1, 33, 7))
-    other = ScoreRequest(draw(min(3, max_tokens - 1)), (draw(1),) * 3, ((0,),) * 3)
+    labels = tuple({0, vocab_size - 1})
+    start_of_other = draw(min(3, max_tokens - 1))
+    first = draw(min(20, max_tokens - len(start_of_other)))
+    other = ScoreRequest(start_of_other, (draw(1), first), (labels,) * 2)
 
     def probe(chosen: Sequence[int]) -> ScoreRequest:
-        labels = (tuple({0, vocab_size - 1}),) * len(chosen)
-        return ScoreRequest(query, tuple(items[i] for i in chosen), labels)
+        return ScoreRequest(query, tuple(items[i] for i in chosen), (labels,) * len(chosen))
 
     everything = list(range(len(items)))
 
-    def run(*requests: ScoreRequest) -> Float32Array:
-        return np.asarray(score(requests)[-1].scores)
+    def run(*requests: ScoreRequest) -> list[Float32Array]:
+        return [np.asarray(result.scores) for result in score(requests)]
 
-    # Three calls, since each costs a step of the real model: from nothing; permuted, beside another
-    # request, on the cached prefix; alone, with the prefix computed again in other pages.
+    # Few calls, since each costs steps of the real model: from nothing; permuted, beside another
+    # request, on the cached prefix; alone, with the prefix computed again in other pages; a few;
+    # the other request alone. The last two run in small steps, where there are any.
     forget()
-    base = run(probe(everything))
-    in_company = run(other, probe(everything[::-1]))[::-1]
+    (base,) = run(probe(everything))
+    company, in_company = run(other, probe(everything[::-1]))
+    in_company = in_company[::-1]
     forget()
-    alone = run(probe([3]))
+    (alone,) = run(probe([3]))
+    few = [1, 3, 4, 0]
+    (in_few,) = run(probe(few))
+    (other_alone,) = run(other)
     checks = {
         "finite": bool(np.isfinite(base).all()),
         "items_differ": len(np.unique(base[:, 0])) > 1 or vocab_size == 1,
         "permuted_in_company_on_cached_prefix": _same_bits(in_company, base),
         "alone_after_eviction": _same_bits(alone[0], base[3]),
+        "a_few_on_cached_prefix": _same_bits(in_few, base[few]),
+        "other_request_alone": _same_bits(other_alone, company),
     }
     status: Literal["passed", "failed"] = "passed" if all(checks.values()) else "failed"
     return SelfCheck(status, checks, time.perf_counter() - start)

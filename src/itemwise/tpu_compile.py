@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from itemwise.config import EngineConfig, ModelConfig
-from itemwise.engine import DEFAULT_LANES, step_shape
+from itemwise.engine import DEFAULT_LANES, step_shapes
 from itemwise.errors import ConfigError
 from itemwise.memory import plan_pages_in, weights_bytes
 from itemwise.parallel import make_mesh
@@ -144,7 +144,7 @@ def compile_for_tpu(
     mesh = make_mesh(model, devices[:tp_size])
     dtype = np.dtype(jnp.bfloat16)
     config = EngineConfig(step_lanes=DEFAULT_LANES["tpu"])
-    shape = step_shape(config, "tpu", model.max_position_embeddings)
+    (shape,) = step_shapes(config, "tpu", model.max_position_embeddings)
     dtypes = DTypes(dtype, dtype)
     plan = plan_pages_in(config, model, dtypes, shape, chip.hbm_bytes, tp_size)
     cut = replace(model, num_layers=min(layers or model.num_layers, model.num_layers))

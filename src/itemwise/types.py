@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
+# Products of fewer rows may add in another order; steps of all sizes shall have the same bits.
+MIN_SCORED_ROWS = 32
 WorkT = TypeVar("WorkT")  # what the engine calls an open request
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
@@ -66,8 +68,8 @@ class ScoreRequest:
         apply_softmax: softmax over an item's labels; else probabilities over the vocabulary.
         item_first: score `item + query` in place of `query + item`.
         temperature: divides the logits, above zero.
-        chunk_size: most items of a lane, 0 for no bound, None for the engine's setting. Changes
-            speed, never a score.
+        chunk_size: most items of a packed sequence, 0 for no bound, None for the engine's setting.
+            Changes nothing where items are not packed into sequences.
         priority: where requests wait for each other, those of a lower number run first.
         timeout_s: seconds after which the answer is not wanted any more; None for the server's
             bound.
@@ -132,11 +134,14 @@ class RankedItem:
 
 @dataclass(frozen=True)
 class StepShape:
-    """The fixed sizes of a step; everything compiled depends on these alone.
+    """The fixed sizes of a step; what is compiled for it depends on these alone.
+
+    An engine may have steps of several sizes, which differ in lanes and their tokens alone.
 
     Attributes:
         lanes: G.
-        lane_tokens: R, also the tokens of a page.
+        lane_tokens: R.
+        page_tokens: tokens of a page; as many as R, or more in a small step.
         granule_tokens: tokens of a granule; rows attend to themselves granule by granule.
         block_pages: pages that one context product covers.
         max_context_pages: C, the longest context in pages, a multiple of `block_pages`.
@@ -144,6 +149,7 @@ class StepShape:
 
     lanes: int
     lane_tokens: int
+    page_tokens: int
     granule_tokens: int
     block_pages: int
     max_context_pages: int
@@ -156,7 +162,7 @@ class StepShape:
     @property
     def max_rows(self) -> int:
         """I, rows whose last token can be scored in a step."""
-        return self.tokens // 4
+        return max(self.tokens // 4, MIN_SCORED_ROWS)
 
     @property
     def max_granules(self) -> int:
@@ -196,6 +202,7 @@ class StepBatch:
     """The arrays of one step, all of fixed shape, built by `packing`.
 
     Attributes:
+        shape: sizes of the step; host only.
         tokens: int32 [T], token ids; padding holds 0.
         positions: int32 [T], positions in the sequence; padding holds 0.
         context_pages: int32 [G,C], pages each lane reads, in order; padding holds the null page 0.
@@ -213,6 +220,7 @@ class StepBatch:
         num_lanes: lanes in use; host only.
     """
 
+    shape: StepShape
     tokens: Int32Array
     positions: Int32Array
     context_pages: Int32Array
@@ -286,13 +294,15 @@ class StepStats:
     Attributes:
         seconds: from when the device could begin it until its results were here.
         num_tokens: tokens computed, padding left out.
-        num_lanes: lanes in use.
+        token_share: of its token places, the share in use.
+        lane_share: of its lanes, the share in use.
         num_items: items scored.
     """
 
     seconds: float
     num_tokens: int
-    num_lanes: int
+    token_share: float
+    lane_share: float
     num_items: int
 
 

@@ -70,7 +70,6 @@ class Work:
     Attributes:
         request: what is scored.
         alone: a step of its own for each item.
-        chunk_size: most items of a lane, 0 for no bound.
         remaining_tokens: tokens that no row was taken for yet.
         cached_tokens: prefix tokens that were found and not computed.
         prefilled_at: when the last chunk of its prefix so far was computed, by `perf_counter`.
@@ -79,8 +78,6 @@ class Work:
     def __init__(self, request: ScoreRequest, config: EngineConfig) -> None:
         self.request = request
         self.alone = runs_serially(request, config)
-        chunk = request.chunk_size
-        self.chunk_size = config.multi_item_scoring_chunk_size if chunk is None else chunk
         self.remaining_tokens = num_computed_tokens(request, config)
         self.cached_tokens = 0
         self._config = config
@@ -105,11 +102,6 @@ class Work:
     def done(self) -> bool:
         """Whether every item has its result."""
         return self._results.num_missing == 0
-
-    @property
-    def starts_chunk(self) -> bool:
-        """Whether the next item may not share a lane with the one before it."""
-        return self.chunk_size > 0 and self._num_given % self.chunk_size == 0
 
     def start(self, cache: PageCache) -> bool:
         """Reserves pages; False if there is no room for now, and nothing is held then."""

@@ -11,7 +11,9 @@ from itemwise.ops.attention import StepLayout, attend, from_storage, to_storage
 from itemwise.packing import StepPacker
 from itemwise.types import Context, RowPlan, StepShape
 
-SHAPE = StepShape(lanes=4, lane_tokens=32, granule_tokens=8, block_pages=2, max_context_pages=4)
+SHAPE = StepShape(
+    lanes=4, lane_tokens=32, page_tokens=32, granule_tokens=8, block_pages=2, max_context_pages=4
+)
 NUM_PAGES = 6
 ROWS = [
     RowPlan(range(32), 0, Context(), write_page=1),

@@ -24,7 +24,9 @@ from itemwise.ops.tpu_step import attend_tpu
 from itemwise.packing import StepPacker
 from itemwise.types import Context, RowPlan, StepBatch, StepShape
 
-SHAPE = StepShape(lanes=4, lane_tokens=64, granule_tokens=32, block_pages=2, max_context_pages=6)
+SHAPE = StepShape(
+    lanes=4, lane_tokens=64, page_tokens=64, granule_tokens=32, block_pages=2, max_context_pages=6
+)
 NUM_PAGES = 9
 INTERPRET = pltpu.InterpretParams(detect_races=True)
 # Largest difference between the two forms, of values near 1: they add in the same order, but a

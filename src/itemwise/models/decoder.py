@@ -18,7 +18,7 @@ from jax import Array, lax
 from jaxtyping import Float, Float32, Int32, Shaped
 
 from itemwise.config import ModelConfig
-from itemwise.models.layers import linear, mlp, rms_norm, rope, rope_table, summed_linear
+from itemwise.models.layers import Norm, linear, mlp, rms_norm, rope, rope_table, summed_linear
 from itemwise.ops.api import attend_packed
 from itemwise.ops.attention import StepLayout, attend, from_storage, to_storage
 from itemwise.ops.online import LOWEST, product
@@ -113,26 +113,28 @@ def forward(
     dtype: jnp.dtype,
     axis: str | None = None,
     kernels: bool = False,
+    dot_sums: bool = False,
 ) -> tuple[Pages, Float[Array, "I D"]]:
     """Runs one step. Returns the pages with new keys and values, and the scored hidden states.
 
     Keys and values are written before they are read, so a lane may read a page that another lane
     of the same step writes. Hidden states come after the final norm, in the order of
-    `score_tokens`. `dtype` and `axis` are as in `_decode`; with `kernels`, attention is a TPU
-    kernel.
+    `score_tokens`. `dtype` is that of activations, `axis` as in `_decode`; with `kernels`,
+    attention is a TPU kernel; with `dot_sums`, steps of any size have the same bits on CPU.
     """
     k_pages, v_pages = list(pages.k), list(pages.v)
 
     def attend_layer(i: int, q: Array, k: Array, v: Array) -> Array:
-        k_pages[i] = _write(k_pages[i], k, writes)
-        v_pages[i] = _write(v_pages[i], v, writes)
+        k_pages[i] = _write(k_pages[i], k, writes, shape.lane_tokens)
+        v_pages[i] = _write(v_pages[i], v, writes, shape.lane_tokens)
         if kernels:
             from itemwise.ops.tpu_step import attend_tpu  # loads Pallas, which others do without
 
             return attend_tpu(q, k, v, k_pages[i], v_pages[i], layout, shape)
         return attend(q, k, v, k_pages[i], v_pages[i], layout, shape)
 
-    hidden = _decode(weights, tokens, positions, score_tokens, attend_layer, config, dtype, axis)
+    norm = Norm(config.norm_eps, dtype, dot_sums)
+    hidden = _decode(weights, tokens, positions, score_tokens, attend_layer, config, norm, axis)
     return Pages(tuple(k_pages), tuple(v_pages)), hidden
 
 
@@ -154,7 +156,8 @@ def forward_packed(
     def attend_layer(_: int, q: Array, k: Array, v: Array) -> Array:
         return attend_packed(q, k, v, layout, shape, mask, kernels=kernels)
 
-    return _decode(weights, tokens, positions, score_tokens, attend_layer, config, dtype, axis)
+    norm = Norm(config.norm_eps, dtype, dot_sums=False)
+    return _decode(weights, tokens, positions, score_tokens, attend_layer, config, norm, axis)
 
 
 def _decode(
@@ -164,33 +167,29 @@ def _decode(
     score_tokens: Int32[Array, " I"],
     attend_layer: Callable[[int, Array, Array, Array], Array],
     config: ModelConfig,
-    dtype: jnp.dtype,
+    norm: Norm,
     axis: str | None,
 ) -> Float[Array, "I D"]:
     """All layers. In the last, only scored tokens pass the output projection and the MLP.
 
     `attend_layer` gives the attention [T,N,H] of a layer from its number and its q, k and v.
-    `dtype` is the type of activations: of what enters a matrix product.
+    `norm` has the type of activations: of what enters a matrix product.
     `axis` is the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
     then has its own heads, and sums over devices follow the two projections.
 
     What the layers add up stays in float32: rounding every sum to bfloat16 is most of a deep
     model's error.
     """
-
-    def norm(x: Array, gain: Array) -> Array:
-        return rms_norm(x, gain, config.norm_eps, dtype)
-
     x = _embed(weights["embed"], tokens, axis).astype(jnp.float32)
     table = rope_table(positions, config)
     for i, w in enumerate(weights["layers"]):
-        q, k, v = _project(norm(x, w["attn_norm"]), w, table, config)
+        q, k, v = _project(rms_norm(x, w["attn_norm"], norm), w, table, config, norm)
         seen = attend_layer(i, q, k, v).reshape(x.shape[0], -1)
         if i == config.num_layers - 1:
             x, seen = x[score_tokens], seen[score_tokens]
         x = x + summed_linear(seen, w["out"], w.get("out_bias"), axis)
-        x = x + mlp(norm(x, w["mlp_norm"]), w, axis)
-    return norm(x, weights["norm"])
+        x = x + mlp(rms_norm(x, w["mlp_norm"], norm), w, axis)
+    return rms_norm(x, weights["norm"], norm)
 
 
 def _embed(
@@ -207,7 +206,11 @@ def _embed(
 
 
 def _project(
-    x: Float[Array, "T D"], w: dict[str, Array], table: tuple[Array, Array], config: ModelConfig
+    x: Float[Array, "T D"],
+    w: dict[str, Array],
+    table: tuple[Array, Array],
+    config: ModelConfig,
+    norm: Norm,
 ) -> tuple[Array, Array, Array]:
     """Queries [T,N,H], keys and values [T,K,H] of a layer, normalised and rotated."""
 
@@ -217,16 +220,21 @@ def _project(
 
     q, k, v = heads("q"), heads("k"), heads("v")
     if config.qk_norm:
-        q = rms_norm(q, w["q_norm"], config.norm_eps, x.dtype)
-        k = rms_norm(k, w["k_norm"], config.norm_eps, x.dtype)
+        q, k = rms_norm(q, w["q_norm"], norm), rms_norm(k, w["k_norm"], norm)
     return rope(q, table), rope(k, table), v
 
 
 def _write(
-    pool: Shaped[Array, "P K R H"], new: Float[Array, "T K H"], writes: PageWrites
-) -> Shaped[Array, "P K R H"]:
-    """The pool with the keys or values of the writing lanes in their pages, updated in place."""
-    lanes = to_storage(new).reshape(-1, pool.shape[2], *new.shape[1:]).transpose(0, 2, 1, 3)
+    pool: Shaped[Array, "P K page H"],
+    new: Float[Array, "T K H"],
+    writes: PageWrites,
+    lane_tokens: int,
+) -> Shaped[Array, "P K page H"]:
+    """The pool with the keys or values of the writing lanes in their pages, updated in place.
+
+    A lane may be shorter than a page, which then keeps what it held at its end.
+    """
+    lanes = to_storage(new).reshape(-1, lane_tokens, *new.shape[1:]).transpose(0, 2, 1, 3)
 
     def one(i: Array, pool: Array) -> Array:
         lane = lax.dynamic_index_in_dim(lanes, writes.lanes[i], 0)

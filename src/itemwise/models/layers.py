@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,25 +13,71 @@ from jaxtyping import Float, Float32, Int32
 from itemwise.config import ModelConfig
 from itemwise.ops.online import product
 
+SUM_COLUMNS = 16
+
+
+class Norm(NamedTuple):
+    """How a model's norms run.
+
+    Attributes:
+        eps: added to the mean square.
+        dtype: type of their results.
+        dot_sums: whether they sum in an order that does not depend on the number of rows.
+    """
+
+    eps: float
+    dtype: jnp.dtype
+    dot_sums: bool
+
 
 def linear(
     x: Float[Array, "T inner"], weight: Float[Array, "outer inner"], bias: Array | None = None
 ) -> Float32[Array, "T outer"]:
     """`x @ weight.T + bias` in float32; `weight` lies as checkpoints store it."""
+    if weight.dtype == jnp.bfloat16 and x.dtype == jnp.float32:
+        weight = _widened(weight, x)
     y = product("ti,oi->to", x, weight)
     return y if bias is None else y + bias.astype(jnp.float32)
 
 
-def rms_norm(
-    x: Float[Array, "*rows D"], gain: Float[Array, " D"], eps: float, dtype: jnp.dtype
-) -> Array:
-    """Root-mean-square norm (Zhang and Sennrich, 2019), as an array of type `dtype`.
+def _widened(
+    weight: Float[Array, "outer inner"], x: Float32[Array, "T inner"]
+) -> Float32[Array, "outer inner"]:
+    """A bfloat16 matrix in float32, made when `x` is there and not before.
 
-    Rounded to it before the gain is applied, as in transformers.
+    XLA would else widen the matrices of all layers first, and hold them all.
+    """
+    never = (x[0, 0] > 3e38).astype(jnp.uint32)  # which XLA cannot know
+    bits = lax.bitcast_convert_type(weight, jnp.uint16).astype(jnp.uint32) << 16
+    wide: Array = lax.bitcast_convert_type(bits | never, jnp.float32)
+    return wide
+
+
+def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], norm: Norm) -> Array:
+    """Root-mean-square norm (Zhang and Sennrich, 2019).
+
+    Rounded to its type before the gain is applied, as in transformers.
     """
     wide = x.astype(jnp.float32)
-    wide = wide * lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
-    return wide.astype(dtype) * gain.astype(dtype)
+    mean = (_dot_sums if norm.dot_sums else _sums)(wide * wide) / x.shape[-1]
+    normed: Array = (wide * lax.rsqrt(mean + norm.eps)).astype(norm.dtype)
+    return normed * gain.astype(norm.dtype)
+
+
+def _sums(x: Float32[Array, "*rows D"]) -> Float32[Array, "*rows 1"]:
+    return x.sum(-1, keepdims=True)
+
+
+def _dot_sums(x: Float32[Array, "*rows D"]) -> Float32[Array, "*rows 1"]:
+    """`_sums` by a matrix product, whose order of adding does not depend on the number of rows.
+
+    That of XLA's own sums does, on CPU. So does that of a product with few columns: one is kept
+    of SUM_COLUMNS equal ones. The barriers keep what is around out of it.
+    """
+    rows = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
+    sums = product("td,dn->tn", rows, jnp.ones((x.shape[-1], SUM_COLUMNS), jnp.float32))
+    first: Array = lax.optimization_barrier(sums[:, :1])
+    return first.reshape(*x.shape[:-1], 1)
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:

@@ -45,7 +45,6 @@ class Metrics:
     def __init__(self, service: Service) -> None:
         self._registry = CollectorRegistry()
         self._service = service
-        self._step_size: tuple[int, int] | None = None  # tokens, lanes
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"itemwise_{name}", text, labels, registry=self._registry)
@@ -93,13 +92,8 @@ class Metrics:
     def on_step(self, step: StepStats) -> None:
         """A step is done. Called on the engine's thread."""
         self._step_seconds.observe(step.seconds)
-        if self._step_size is None:
-            scorer = self._service.scorer
-            shape: dict[str, Any] = scorer.info().get("step_shape", {}) if scorer else {}
-            self._step_size = shape.get("tokens", 1), shape.get("lanes", 1)
-        tokens, lanes = self._step_size
-        self._step_tokens.observe(step.num_tokens / tokens)
-        self._step_lanes.observe(step.num_lanes / lanes)
+        self._step_tokens.observe(step.token_share)
+        self._step_lanes.observe(step.lane_share)
 
     def text(self) -> bytes:
         """All of them, in the text format."""

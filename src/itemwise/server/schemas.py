@@ -58,8 +58,8 @@ class ScoreBody(BaseModel):
     chunk_size: int | None = Field(
         None,
         ge=0,
-        description="Most items that share a lane of a step, in place of the server's setting; 0 "
-        "for no bound. Changes speed, never a score.",
+        description="Most items of a packed sequence, in place of the server's setting; 0 for no "
+        "bound. Without effect on the other algorithms.",
     )
     priority: int = Field(
         0,
