@@ -85,7 +85,8 @@ HOST_ONLY = (
 JAX_IN_HOST_ONLY = {"run": "device arrays of steps under way"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
 LATE_LIBRARIES = {"torch", "transformers", "matplotlib"}
-ALL_TORCH = {Path("bench/cascade.py"), Path("bench/torch_ways.py")}  # themselves loaded late
+# Themselves loaded late.
+ALL_TORCH = {Path(f"bench/{name}.py") for name in ("batching", "cascade", "torch_ways")}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from itemwise.engine import Engine
 from itemwise.models import decoder
 from itemwise.ops.attention import StepLayout, attend
 from itemwise.packed_run import AnyWork
+from itemwise.programs import Programs
 from itemwise.types import ScoreRequest, StepBatch, StepShape
 from tests.conftest import VOCAB_SIZE
 
@@ -71,7 +72,10 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def engine(case: dict[str, Any], make_engine: Callable[..., Engine]) -> Engine:
-    return make_engine(**case)
+    engine = make_engine(**case)
+    native = case["dtype"] == "bfloat16" and case["native_bfloat16"]
+    assert engine.info()["activations"] == ("bfloat16" if native else "float32")
+    return engine
 
 
 def bits(engine: Engine, *requests: ScoreRequest, **changes: Any) -> Bits:
@@ -354,19 +358,28 @@ def test_a_leak_would_show_in_the_demo_models_rankings() -> None:
 
 
 def test_small_steps_change_no_bit(
-    case: dict[str, Any], make_engine: Callable[..., Engine], engine: Engine
+    case: dict[str, Any], make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large = make_engine(**case, skip_self_check=True)
-    large._programs.drop_small_steps()
-    large._batcher.reset()
-    assert engine.info()["small_steps"]
-    assert not large.info()["small_steps"]
-    rng = np.random.default_rng(0)
-    small_tokens = engine._programs.shapes[0].tokens
-    for query, lengths in ((3, (1,)), (20, (5, 6, 0)), (70, (4, 20)), (31, (33,)), (1, (2,) * 12)):
-        items = tuple(seeded_tokens(n, int(rng.integers(1 << 30))) for n in lengths)
-        request = ScoreRequest(seeded_tokens(query, query), items, ((0, 1),) * len(items))
-        base = fresh(large, request)
-        assert fresh(engine, request) == base
-        assert sum(lengths) <= small_tokens
-        assert bits(engine, request) == base  # items alone, on a known query: a small step
+    sizes = {"page_tokens": 128, "step_lanes": 4, "kv_cache_bytes": 16 << 20}
+    engine = make_engine(**case, **sizes)
+    large = make_engine(**case, **sizes, skip_self_check=True)
+    ran: list[StepShape] = []
+    step = Programs.step
+
+    def noting(self: Programs, batch: StepBatch) -> jax.Array:
+        if self is engine._programs:
+            ran.append(batch.shape)
+        return step(self, batch)
+
+    monkeypatch.setattr(Programs, "step", noting)
+    # Contexts of single pages, of a block, of both, and lanes that fill the beginning of a page.
+    for query in (20, 33, 290, 700):
+        for lengths in ((5, 6, 0), (4, 20, 33), (60,), (2,) * 40):
+            items = tuple(seeded_tokens(n, 7 * n + i) for i, n in enumerate(lengths))
+            request = ScoreRequest(seeded_tokens(query, query), items, ((0, 1),) * len(items))
+            base = fresh(large, request)
+            assert fresh(engine, request) == base
+            assert bits(engine, request) == base  # on a known query
+    assert set(ran) == set(engine._programs.shapes)
+    assert len(engine._programs.shapes) == 3
+    assert len(large._programs.shapes) == 1

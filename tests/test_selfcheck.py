@@ -37,6 +37,8 @@ class FakeScorer:
                 scores[0] = np.nan
             elif self.fault == "few":
                 scores += len(request.items) == 4
+            elif self.fault == "one":
+                scores += len(request.items) == 1 and len(request.items[0]) == 5
             elif self.fault == "small":
                 scores += len(requests) == 1 and len(request.query) < 10
             elif self.fault == "constant":
@@ -70,6 +72,7 @@ def test_exact_scores_pass() -> None:
         ("nan", "finite"),
         ("constant", "items_differ"),
         ("few", "a_few_on_cached_prefix"),
+        ("one", "one_on_cached_prefix"),
         ("small", "other_request_alone"),
     ],
 )

@@ -41,7 +41,7 @@ class EngineOptions:
         option(
             "dtype",
             "Type of weights and activations. auto takes bfloat16 unless the checkpoint is "
-            "float32; float32 costs speed and memory and is closer to the reference.",
+            "float32. On processors without bfloat16 instructions activations are float32 anyhow.",
         ),
     ] = "auto"
     multi_item_algorithm: Annotated[
@@ -66,8 +66,8 @@ class EngineOptions:
         int,
         option(
             "multi-item-scoring-chunk-size",
-            "Most items of a packed sequence; 0 for no bound, the fastest. Changes last bits there. "
-            "Without effect on the other algorithms, which are exact at any size.",
+            "Most items of a packed sequence; 0 for no bound, the fastest. Other algorithms are "
+            "exact at any size, and ignore it.",
         ),
     ] = 0
     multi_item_mask_impl: Annotated[

@@ -9,10 +9,10 @@ BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def multiplies_bfloat16(platform: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether a device multiplies bfloat16 faster than float32.
+    """Whether a device has bfloat16 instructions.
 
-    Accelerators do. Of processors those that say so; XLA emulates it on others, which on two cores
-    with AVX2 runs at 110 GFLOP/s where float32 runs at 180.
+    Accelerators count as having them, processors where they say so. XLA emulates them on others,
+    which on two cores with AVX2 runs at 110 GFLOP/s where float32 runs at 180.
 
     Args:
         platform: JAX's name of the kind of device: `cpu`, `gpu`, `tpu`.

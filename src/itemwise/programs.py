@@ -332,6 +332,7 @@ class Programs:
     def drop_small_steps(self) -> None:
         """Keeps the largest step alone."""
         self.shapes = self.shapes[-1:]
+        self._steps = {self.shape: self._steps[self.shape]}
 
     def _new_pages(self) -> Pages:
         pages: Pages = jax.tree.map(

@@ -147,6 +147,7 @@ class Batcher:
         logits, logsumexp = self._read(hidden, self._filling)
         for segment in self._filling:
             segment.work.after_step()
+        tokens = self._programs.shape.tokens
         return _Flight(
             self._filling,
             hidden,
@@ -154,8 +155,8 @@ class Batcher:
             logsumexp,
             sent_at,
             batch.num_tokens,
-            batch.num_tokens / batch.shape.tokens,
-            batch.num_lanes / batch.shape.lanes,
+            batch.num_tokens / tokens,
+            batch.num_lanes * batch.shape.lane_tokens / tokens,
         )
 
     def _fill(self, works: Iterable[Work]) -> None:

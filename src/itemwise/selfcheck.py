@@ -34,6 +34,10 @@ class SelfCheck:
         return [name for name, held in self.checks.items() if not held]
 
 
+# What runs in small steps, where there are any.
+SMALL_CHECKS = frozenset({"a_few_on_cached_prefix", "one_on_cached_prefix", "other_request_alone"})
+
+
 def run_self_check(
     score: Score,
     forget: Callable[[], None],
@@ -48,7 +52,7 @@ def run_self_check(
         score: scores requests together.
         forget: empties the prefix cache.
         vocab_size: ids to draw the probe from.
-        page_tokens: tokens of a page; the probe's query crosses a page.
+        page_tokens: tokens of a page; the probe's query fills two, and a part of a third.
         max_tokens: longest sequence allowed.
     """
     start = time.perf_counter()
@@ -57,7 +61,7 @@ def run_self_check(
     def draw(count: int) -> tuple[int, ...]:
         return tuple(rng.integers(0, vocab_size, count).tolist())
 
-    query = draw(max(1, min(page_tokens * 5 // 4, max_tokens // 2)))
+    query = draw(max(1, min(page_tokens * 9 // 4, max_tokens // 2)))
     room = max(1, max_tokens - len(query))
     items = tuple(draw(min(n, room)) for n in (20, 5, 1, 33, 7))
     labels = tuple({0, vocab_size - 1})
@@ -74,8 +78,8 @@ def run_self_check(
         return [np.asarray(result.scores) for result in score(requests)]
 
     # Few calls, since each costs steps of the real model: from nothing; permuted, beside another
-    # request, on the cached prefix; alone, with the prefix computed again in other pages; a few;
-    # the other request alone. The last two run in small steps, where there are any.
+    # request, on the cached prefix; alone, with the prefix computed again in other pages; a few,
+    # one, and the other request alone, which run in small steps where there are any.
     forget()
     (base,) = run(probe(everything))
     company, in_company = run(other, probe(everything[::-1]))
@@ -84,6 +88,7 @@ def run_self_check(
     (alone,) = run(probe([3]))
     few = [1, 3, 4, 0]
     (in_few,) = run(probe(few))
+    (single,) = run(probe([1]))
     (other_alone,) = run(other)
     checks = {
         "finite": bool(np.isfinite(base).all()),
@@ -91,6 +96,7 @@ def run_self_check(
         "permuted_in_company_on_cached_prefix": _same_bits(in_company, base),
         "alone_after_eviction": _same_bits(alone[0], base[3]),
         "a_few_on_cached_prefix": _same_bits(in_few, base[few]),
+        "one_on_cached_prefix": _same_bits(single[0], base[1]),
         "other_request_alone": _same_bits(other_alone, company),
     }
     status: Literal["passed", "failed"] = "passed" if all(checks.values()) else "failed"

@@ -8,7 +8,8 @@ Axis letters, used in shape annotations and, in lower case, in einsum equations:
     S  context tokens             V  vocabulary                D  model width
     L  layers                     F  MLP width
 
-A page holds as many tokens as a lane (R), so that a prefix chunk is one lane that fills one page.
+and `page`, the tokens of a page: as many as a lane of the largest step has, so that a chunk of a
+prefix is one lane that fills one page.
 """
 
 from __future__ import annotations
@@ -180,10 +181,10 @@ class Context:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """A run of at most R tokens that sees a context and, causally, itself.
+    """A run of at most a page's tokens that sees a context and, causally, itself.
 
     Attributes:
-        tokens: token ids, at least one and at most R.
+        tokens: token ids, at least one and at most a page's.
         first_position: position of the first token in its sequence.
         context: the pages it reads.
         write_page: page that receives its keys and values, or None. Such a row has its own lane.
@@ -294,8 +295,8 @@ class StepStats:
     Attributes:
         seconds: from when the device could begin it until its results were here.
         num_tokens: tokens computed, padding left out.
-        token_share: of its token places, the share in use.
-        lane_share: of its lanes, the share in use.
+        token_share: its tokens, as a share of the token places of the largest step.
+        lane_share: its lanes in use, as a share of those of the largest step.
         num_items: items scored.
     """
 

@@ -23,7 +23,7 @@ Tokens = tuple[int, ...]
 
 
 def num_temporary_pages(num_tokens: int, page_tokens: int) -> int:
-    """Pages that an item longer than a lane needs while it runs: all its lanes but the last."""
+    """Pages that an item longer than a page needs while it runs: all it fills but the last."""
     return max(0, -(-num_tokens // page_tokens) - 1)
 
 
@@ -176,7 +176,7 @@ class Work:
         return self._rows[0] if self._rows else None
 
     def _item_rows(self, prefix: Prefix, index: int, cache: PageCache) -> deque[RowPlan]:
-        """The rows of an item; all but the last lane of a long one go to temporary pages."""
+        """The rows of an item; all but the last of a long one go to temporary pages."""
         _, row = self._sequence(index)
         page_tokens, start, context = cache.page_tokens, len(prefix.tokens), self._context
         if not row:  # an empty item is the last prefix token, run again

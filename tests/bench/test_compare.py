@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from itemwise import checkpoint
-from itemwise.bench import compare, workloads
+from itemwise.bench import compare
 from itemwise.bench.compare import Measured, run_compare
-from itemwise.bench.ways import first_items
-from itemwise.bench.workloads import WORKLOADS, Workload
+from itemwise.bench.ways import few_items, first_items
+from itemwise.bench.workloads import WORKLOADS
 from itemwise.config import ModelConfig
 from itemwise.errors import CheckpointError, ConfigError, ItemwiseError
 from itemwise.models.decoder import describe_weights
@@ -88,7 +88,7 @@ def test_every_way_is_measured_and_agrees(
     for part, items in zip(report["workloads"], (8, 13), strict=True):
         assert list(part["ways"]) == ways
         for name, way in part["ways"].items():
-            assert way["items"] == (2 if name == "torch-serial" else items)
+            assert way["items"] == items, name
             assert len(way["seconds"]) == 2
             assert way["peak_rss_bytes"] > 1 << 20
             # transformers in bfloat16 itself is up to 0.033 off float32 on this model.
@@ -165,8 +165,25 @@ def test_useful_work_is_that_of_the_contract() -> None:
 
 
 def test_rate_is_that_of_the_median_turn() -> None:
-    one = Measured(seconds=[4.0, 1.0, 2.0])
-    one.scores = one.scores.reshape(0, 2).repeat(0, 0)
-    assert one.items_per_s == 0
-    assert workloads.Workload("one", 3, (4, 4)).num_items == 2
-    assert Workload("two", 3, (4, 4), num_requests=3).num_items == 6
+    one = Measured(seconds=[4.0, 1.0, 2.0], scores=np.zeros((8, 2), np.float32))
+    assert one.items_per_s == 4
+
+
+def test_a_few_items_tell_the_speed_where_all_are_alike() -> None:
+    assert few_items(WORKLOADS["contract"]) == 4
+    assert few_items(WORKLOADS["long"]) == 2
+    assert few_items(WORKLOADS["runbook-128"]) > 128
+    assert few_items(WORKLOADS["mixed"]) == 200
+
+
+def test_batches_take_rows_alike_in_length() -> None:
+    pytest.importorskip("torch")
+    from itemwise.bench.batching import batches, pad, runs
+
+    rows = [[1] * n for n in (3, 9, 4, 1, 20, 4)]
+    found = batches(rows, 9)
+    assert found == [[4], [1], [2, 5], [3, 0]]
+    tokens, last = pad([rows[3], rows[0]])
+    assert tokens.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert last.tolist() == [0, 2]
+    assert [len(run) for run in runs(rows, 13)] == [2, 2, 1, 1]

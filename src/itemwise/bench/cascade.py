@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, rms_norm, silu
 
+from itemwise.bench.batching import batches, pad
+
 TOKENS_PER_FORWARD = 2048
 flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -34,18 +36,10 @@ class Cascade:
         prefix: list[tuple[Any, Any]] = []
         places = torch.arange(len(query))
         self._forward(torch.tensor([list(query)]), places, prefix, keep=True)
-        # Of similar lengths side by side, so that little is padding.
-        order = sorted(range(len(items)), key=lambda i: len(items[i]))
         found: dict[int, Any] = {}
-        while order:
-            longest = len(items[order[-1]])
-            size = max(1, TOKENS_PER_FORWARD // longest)
-            chosen, order = order[-size:], order[:-size]
-            tokens = torch.zeros(len(chosen), longest, dtype=torch.long)
-            last = torch.tensor([len(items[i]) - 1 for i in chosen])
-            for row, i in enumerate(chosen):
-                tokens[row, : len(items[i])] = torch.tensor(items[i])
-            positions = len(query) + torch.arange(longest)
+        for chosen in batches(items, TOKENS_PER_FORWARD):
+            tokens, last = pad([items[i] for i in chosen])
+            positions = len(query) + torch.arange(tokens.shape[1])
             out = self._forward(tokens, positions, prefix, last=last)
             found.update(zip(chosen, out, strict=True))
         return torch.stack([found[i] for i in range(len(items))])

@@ -105,7 +105,7 @@ class Measured:
         seconds: of each turn.
         scores: label probabilities, float32 [items, labels]; of the first items where a way takes
             no more.
-        peak_rss_bytes: the most memory that its process had held by then.
+        peak_rss_bytes: the most memory that its process held since it took up the workload.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -155,6 +155,8 @@ def run_compare(
     """
     chosen = find_workloads(workloads)
     _check(ways, rounds, warmup, max_items)
+    if chart is not None:
+        pyplot()  # which tells at once if it is not there
     folder = checkpoint.locate(model)
     failed: dict[str, str] = {}
     with ExitStack() as stack:
@@ -182,6 +184,9 @@ def run_compare(
         **environment(),
         "model": model,
         "rounds": rounds,
+        "warmup": warmup,
+        "max_items": max_items,
+        "torch_environment": TORCH_ENVIRONMENT,
         "ceilings": ceilings,
         "ways": {
             one.name: {"activations": one.dtype, "ready_s": one.ready_s, **one.details}
@@ -227,7 +232,10 @@ def _probe(processes: Sequence[WayProcess], failed: dict[str, str]) -> dict[str,
     }
     found: dict[str, float] = {}
     for process in libraries.values():
-        found |= process.ask(do="probe")
+        try:
+            found |= process.ask(do="probe")
+        except ItemwiseError as error:
+            failed[process.name] = f"probe: {error}"
     return found
 
 
@@ -306,7 +314,10 @@ def _print_report(report: dict[str, Any]) -> None:
     ceilings = report["ceilings"]
     best = max((speed for name, speed in ceilings.items() if "GFLOP" in name), default=0.0)
     for part in report["workloads"]:
-        title = f"{part['workload']}: {part['items']} items, {part['useful_tflop']:.2f} TFLOP"
+        most = min(part["items"], report["max_items"] or part["items"])
+        title = f"{part['workload']}: {most} items"
+        if most == part["items"]:
+            title += f", {part['useful_tflop']:.2f} TFLOP"
         table = Table(title=title)
         table.add_column("way", no_wrap=True)
         table.add_column("type", no_wrap=True)

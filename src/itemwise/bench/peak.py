@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
 
+def forget_peak() -> None:
+    """Lets `peak_rss_bytes` count from now on, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_rss_bytes() -> int:
-    """The most memory this process held.
+    """The most memory this process held, since it began or since `forget_peak`.
 
     Linux counts it anew for each program (`VmHWM`); `ru_maxrss` would count the parent's too.
     """

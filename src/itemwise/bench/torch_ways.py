@@ -6,6 +6,7 @@ are read, as Itemwise does. Loaded only in the process that measures one of them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from itemwise.bench.batching import batches, pad, runs
 from itemwise.bench.cascade import Cascade
 from itemwise.bench.probe import (
     PROBE_IN,
@@ -26,6 +28,9 @@ from itemwise.types import Float32Array
 from itemwise.validation.reference import PackedTorch, TorchDType, load_torch
 
 COPY_BYTES = 1 << 28
+# Tokens of a forward: of rows padded to one length, and of items packed into a sequence, where more
+# would be masked work. Copies of the query in memory count as EXPANDED_TOKENS.
+FORWARD_TOKENS, PACKED_TOKENS, EXPANDED_TOKENS = 4096, 1280, 32000
 TYPES: tuple[TorchDType, ...] = ("bfloat16", "float32")
 Tokens = Sequence[int]
 Items = Sequence[Tokens]
@@ -36,12 +41,12 @@ class TorchWay:
 
     Attributes:
         dtype: type of weights and activations.
-        max_items: items after which its items/s does not change any more, or None.
+        repeats_query: whether it computes the query for each item.
         details: speeds of both types, and threads.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        self._hidden, self.max_items = HIDDEN[name]
+        self._hidden, self.repeats_query = HIDDEN[name]
         speeds = {dtype: _gflops(dtype) for dtype in TYPES}
         best = max(TYPES, key=lambda dtype: speeds[dtype])
         self.dtype: str = best
@@ -78,35 +83,40 @@ def serial(model: Any, query: Tokens, items: Items) -> Any:
 
 def padded(model: Any, query: Tokens, items: Items) -> Any:
     """Full sequences side by side in a batch, padded on the right."""
-    found = []
-    for batch in batches(items, 8):
-        tokens, last = pad([[*query, *item] for item in batch])
+    found: dict[int, Any] = {}
+    for chosen in batches([[*query, *item] for item in items], FORWARD_TOKENS):
+        tokens, last = pad([[*query, *items[i]] for i in chosen])
         out = model.model(tokens, use_cache=False)[0]
-        found.append(out[torch.arange(len(batch)), last])
-    return torch.cat(found)
+        found.update(zip(chosen, out[torch.arange(len(chosen)), last], strict=True))
+    return torch.stack([found[i] for i in range(len(items))])
 
 
 def expanded(model: Any, query: Tokens, items: Items) -> Any:
     """Keys and values of the query kept, and repeated over a batch of items."""
     cache = DynamicCache(config=model.config)
     model.model(torch.tensor([list(query)]), past_key_values=cache, use_cache=True)
-    width = min(16, len(items))
+    # As many copies as memory for 32,000 tokens holds, and batches of even size.
+    most = max(1, min(64, EXPANDED_TOKENS // len(query)))
+    width = math.ceil(len(items) / math.ceil(len(items) / most))
     cache.batch_repeat_interleave(width)
-    found = []
-    for batch in batches(items, width):
+    order = sorted(range(len(items)), key=lambda i: len(items[i]))
+    found: dict[int, Any] = {}
+    for first in range(0, len(items), width):
+        chosen = order[first : first + width]
         # The last batch is filled up, so that it fits the cache.
-        tokens, last = pad([*batch, *[batch[-1]] * (width - len(batch))])
+        tokens, last = pad([items[i] for i in [*chosen, *chosen[-1:] * (width - len(chosen))]])
         positions = torch.arange(len(query), len(query) + tokens.shape[1])[None]
         out = model.model(tokens, past_key_values=cache, use_cache=True, position_ids=positions)[0]
         cache.crop(-tokens.shape[1])
-        found.append(out[torch.arange(width), last][: len(batch)])
-    return torch.cat(found)
+        rows = out[torch.arange(width), last][: len(chosen)]
+        found.update(zip(chosen, rows, strict=True))
+    return torch.stack([found[i] for i in range(len(items))])
 
 
 def packed(model: Any, query: Tokens, items: Items) -> Any:
     """Items side by side under a 4-D mask, after the query's kept keys and values."""
     one = PackedTorch(model, query)
-    return torch.cat([one.hidden(batch) for batch in batches(items, 64)])
+    return torch.cat([one.hidden(batch) for batch in runs(items, PACKED_TOKENS)])
 
 
 def flex(model: Any, query: Tokens, items: Items) -> Any:
@@ -124,7 +134,7 @@ def flex(model: Any, query: Tokens, items: Items) -> Any:
     ids = torch.tensor([list(query)])
     model.model(ids, past_key_values=cache, use_cache=True, attention_mask=mask)
     found = []
-    for batch in batches(items, 64):
+    for batch in runs(items, PACKED_TOKENS):
         lengths = torch.tensor([len(item) for item in batch])
         last = lengths.cumsum(0) - 1
         item_of = torch.repeat_interleave(torch.arange(len(batch)), lengths)
@@ -156,29 +166,15 @@ def cascade(model: Any, query: Tokens, items: Items) -> Any:
 
 
 Hidden = Callable[[Any, Tokens, Items], Any]
-# With the number of items after which items/s does not change any more.
-HIDDEN: dict[str, tuple[Hidden, int | None]] = {
-    "torch-serial": (serial, 2),
-    "torch-padded": (padded, 16),
-    "torch-expanded": (expanded, None),
-    "torch-packed": (packed, None),
-    "torch-flex": (flex, None),
-    "torch-cascade": (cascade, None),
+# With whether it computes the query for each item: then a few items tell its items/s.
+HIDDEN: dict[str, tuple[Hidden, bool]] = {
+    "torch-serial": (serial, True),
+    "torch-padded": (padded, True),
+    "torch-expanded": (expanded, False),
+    "torch-packed": (packed, False),
+    "torch-flex": (flex, False),
+    "torch-cascade": (cascade, False),
 }
-
-
-def batches(items: Items, size: int) -> list[Items]:
-    """Consecutive items, up to `size` at a time."""
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def pad(rows: Items) -> tuple[Any, Any]:
-    """Rows padded on the right, [rows, longest], and the place of each one's last token."""
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-    return tokens, lengths - 1
 
 
 def _gflops(dtype: str) -> float:

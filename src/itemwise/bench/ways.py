@@ -22,11 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from itemwise import checkpoint
-from itemwise.bench.peak import peak_rss_bytes
+from itemwise.bench.peak import forget_peak, peak_rss_bytes
 from itemwise.bench.probe import PROBE_IN, PROBE_OUT, PROBE_ROWS, probe_gflops
-from itemwise.bench.workloads import LABELS, WORKLOADS, BenchRequest
+from itemwise.bench.workloads import LABELS, WORKLOADS, BenchRequest, Workload
 from itemwise.types import Float32Array, ScoreRequest
 
+FEW_TOKENS = 8192  # of sequences, see `few_items`
 # Fields of `EngineConfig` that make a way.
 ITEMWISE_WAYS: dict[str, dict[str, Any]] = {
     "itemwise": {"multi_item_algorithm": "prefill_extend"},
@@ -40,12 +41,12 @@ class Way(Protocol):
 
     Attributes:
         dtype: type of its activations.
-        max_items: items after which its items/s does not change any more, or None.
+        repeats_query: whether it computes the query for each item.
         details: what else it tells about itself, as JSON values.
     """
 
     dtype: str
-    max_items: int | None
+    repeats_query: bool
     details: dict[str, Any]
 
     def score(self, requests: Sequence[BenchRequest]) -> Float32Array:
@@ -63,7 +64,7 @@ class Way(Protocol):
 class ItemwiseWay:
     """Itemwise from Python; all requests are there at once."""
 
-    max_items: int | None = None
+    repeats_query = False
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         from itemwise.scorer import Scorer
@@ -71,7 +72,7 @@ class ItemwiseWay:
         self._engine = Scorer.from_pretrained(str(folder), **settings).engine
         info = self._engine.info()
         self.dtype = info["activations"]
-        names = ("startup_s", "step_shape", "weight_bytes", "device", "attention")
+        names = ("startup_s", "step_shape", "small_steps", "weight_bytes", "device", "attention")
         self.details = {name: info[name] for name in names}
         self.details["page_bytes"] = info["pages"]["bytes"]
         self.details["self_check"] = info["self_check"]["status"]
@@ -120,6 +121,17 @@ def first_items(requests: Sequence[BenchRequest], count: int | None) -> list[Ben
     return kept
 
 
+def few_items(workload: Workload) -> int:
+    """Items of equal length that tell the speed of a way which computes the query for each.
+
+    Any number of them for short sequences; all items where lengths differ much.
+    """
+    shortest, longest = min(workload.item_tokens), max(workload.item_tokens)
+    if longest > 2 * shortest:
+        return workload.num_items
+    return max(2, FEW_TOKENS // (workload.query_tokens + longest))
+
+
 def make_way(name: str, folder: Path, settings: dict[str, Any]) -> Way:
     """The way of a name; `settings` are fields of `EngineConfig`, for Itemwise."""
     if name in ITEMWISE_WAYS:
@@ -143,14 +155,20 @@ def serve_way(name: str, folder: Path, settings: dict[str, Any]) -> None:
     ready_s = time.perf_counter() - start
     answer(dtype=way.dtype, details=way.details, ready_s=ready_s)
     vocab_size = checkpoint.read_config(folder).vocab_size
+    workload = ""
     for line in sys.stdin:
         command = json.loads(line)
         if command["do"] == "probe":
             answer(**way.probe())
             continue
-        limits = [n for n in (way.max_items, command["max_items"]) if n is not None]
+        limits = [command["max_items"]] if command["max_items"] else []
+        if way.repeats_query:
+            limits.append(few_items(WORKLOADS[command["workload"]]))
         requests = WORKLOADS[command["workload"]].requests(vocab_size)
         requests = first_items(requests, min(limits, default=None))
+        if command["workload"] != workload:
+            workload = command["workload"]
+            forget_peak()
         start = time.perf_counter()
         scores = way.score(requests)
         seconds = time.perf_counter() - start

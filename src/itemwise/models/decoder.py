@@ -33,8 +33,8 @@ LSE_ROWS, LSE_VOCAB = 32, 8192
 class Pages(NamedTuple):
     """Cached keys and values in storage form, one array per layer, each updated in place."""
 
-    k: tuple[Shaped[Array, "P K R H"], ...]
-    v: tuple[Shaped[Array, "P K R H"], ...]
+    k: tuple[Shaped[Array, "P K page H"], ...]
+    v: tuple[Shaped[Array, "P K page H"], ...]
 
 
 class PageWrites(NamedTuple):
@@ -131,7 +131,7 @@ def forward(
             from itemwise.ops.tpu_step import attend_tpu  # loads Pallas, which others do without
 
             return attend_tpu(q, k, v, k_pages[i], v_pages[i], layout, shape)
-        return attend(q, k, v, k_pages[i], v_pages[i], layout, shape)
+        return attend(q, k, v, k_pages[i], v_pages[i], layout, shape, dot_sums)
 
     norm = Norm(config.norm_eps, dtype, dot_sums)
     hidden = _decode(weights, tokens, positions, score_tokens, attend_layer, config, norm, axis)
@@ -232,9 +232,10 @@ def _write(
 ) -> Shaped[Array, "P K page H"]:
     """The pool with the keys or values of the writing lanes in their pages, updated in place.
 
-    A lane may be shorter than a page, which then keeps what it held at its end.
+    A lane may be shorter than a page, whose end then holds zeros.
     """
     lanes = to_storage(new).reshape(-1, lane_tokens, *new.shape[1:]).transpose(0, 2, 1, 3)
+    lanes = jnp.pad(lanes, ((0, 0), (0, 0), (0, pool.shape[2] - lane_tokens), (0, 0)))
 
     def one(i: Array, pool: Array) -> Array:
         lane = lax.dynamic_index_in_dim(lanes, writes.lanes[i], 0)

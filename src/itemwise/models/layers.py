@@ -11,9 +11,7 @@ from jax import Array, lax
 from jaxtyping import Float, Float32, Int32
 
 from itemwise.config import ModelConfig
-from itemwise.ops.online import product
-
-SUM_COLUMNS = 16
+from itemwise.ops.online import dot_sum, product
 
 
 class Norm(NamedTuple):
@@ -22,7 +20,7 @@ class Norm(NamedTuple):
     Attributes:
         eps: added to the mean square.
         dtype: type of their results.
-        dot_sums: whether they sum in an order that does not depend on the number of rows.
+        dot_sums: whether they sum by `dot_sum`.
     """
 
     eps: float
@@ -47,7 +45,8 @@ def _widened(
 
     XLA would else widen the matrices of all layers first, and hold them all.
     """
-    never = (x[0, 0] > 3e38).astype(jnp.uint32)  # which XLA cannot know
+    # Bits that no arithmetic gives, which XLA cannot know.
+    never = (lax.bitcast_convert_type(x[0, 0], jnp.int32) == -1).astype(jnp.uint32)
     bits = lax.bitcast_convert_type(weight, jnp.uint16).astype(jnp.uint32) << 16
     wide: Array = lax.bitcast_convert_type(bits | never, jnp.float32)
     return wide
@@ -59,25 +58,13 @@ def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], norm: Norm) -
     Rounded to its type before the gain is applied, as in transformers.
     """
     wide = x.astype(jnp.float32)
-    mean = (_dot_sums if norm.dot_sums else _sums)(wide * wide) / x.shape[-1]
-    normed: Array = (wide * lax.rsqrt(mean + norm.eps)).astype(norm.dtype)
+    squares = wide * wide
+    if norm.dot_sums:
+        total = dot_sum(squares.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], 1)
+    else:
+        total = squares.sum(-1, keepdims=True)
+    normed: Array = (wide * lax.rsqrt(total / x.shape[-1] + norm.eps)).astype(norm.dtype)
     return normed * gain.astype(norm.dtype)
-
-
-def _sums(x: Float32[Array, "*rows D"]) -> Float32[Array, "*rows 1"]:
-    return x.sum(-1, keepdims=True)
-
-
-def _dot_sums(x: Float32[Array, "*rows D"]) -> Float32[Array, "*rows 1"]:
-    """`_sums` by a matrix product, whose order of adding does not depend on the number of rows.
-
-    That of XLA's own sums does, on CPU. So does that of a product with few columns: one is kept
-    of SUM_COLUMNS equal ones. The barriers keep what is around out of it.
-    """
-    rows = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
-    sums = product("td,dn->tn", rows, jnp.ones((x.shape[-1], SUM_COLUMNS), jnp.float32))
-    first: Array = lax.optimization_barrier(sums[:, :1])
-    return first.reshape(*x.shape[:-1], 1)
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int32, Shaped
 
-from itemwise.ops.online import Sums, accumulate, own_rows, scaled_scores
+from itemwise.ops.online import Sums, accumulate, dot_sum, own_rows, scaled_scores
 from itemwise.types import StepShape
 
 
@@ -54,14 +54,16 @@ def attend(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    k_pages: Shaped[Array, "P K R H"],
-    v_pages: Shaped[Array, "P K R H"],
+    k_pages: Shaped[Array, "P K page H"],
+    v_pages: Shaped[Array, "P K page H"],
     layout: StepLayout,
     shape: StepShape,
+    dot_sums: bool = False,
 ) -> Float[Array, "T N H"]:
     """Attention output of every token place; places outside rows hold finite garbage.
 
-    Pages are given in storage form, see `to_storage`.
+    Pages are given in storage form, see `to_storage`. With `dot_sums`, bits do not depend on the
+    tokens of a lane on CPU, see `dot_sum`.
     """
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[1]
@@ -69,17 +71,18 @@ def attend(
     # Heads first, the query heads of one kv head side by side: every slice below is contiguous.
     q = q.reshape(num_tokens, num_kv_heads, group, head_dim).transpose(1, 0, 2, 3)
     sums = own_rows(q, k.transpose(1, 0, 2), v.transpose(1, 0, 2), layout, shape.granule_tokens)
-    out = _contexts(q, sums, k_pages, v_pages, layout, shape)
+    out = _contexts(q, sums, k_pages, v_pages, layout, shape, dot_sums)
     return out.transpose(1, 0, 2, 3).reshape(num_tokens, num_heads, head_dim)
 
 
 def _contexts(
     q: Float[Array, "K T group H"],
     sums: Sums,
-    k_pages: Shaped[Array, "P K R H"],
-    v_pages: Shaped[Array, "P K R H"],
+    k_pages: Shaped[Array, "P K page H"],
+    v_pages: Shaped[Array, "P K page H"],
     layout: StepLayout,
     shape: StepShape,
+    dot_sums: bool,
 ) -> Float[Array, "K T group H"]:
     """Adds each lane's context to the sums and divides: the attention output.
 
@@ -90,6 +93,7 @@ def _contexts(
     num_kv_heads, num_tokens, group, head_dim = q.shape
     lane, page, pages = shape.lane_tokens, k_pages.shape[2], shape.block_pages
     rows = lane * group
+    take_in = functools.partial(accumulate, sum_keys=dot_sum) if dot_sums else accumulate
     num_pages = (layout.context_lens > 0).sum(1)
     num_blocks = (num_pages + pages // 4) // pages  # one page short of a block is one, too
 
@@ -115,7 +119,7 @@ def _contexts(
             k_b, v_b = read(k_pages), read(v_pages)
             valid = (jnp.arange(page) < lens[:, None]).reshape(-1)
             scores = jnp.where(valid, scaled_scores("th,sh->ts", q_g, k_b), -jnp.inf)
-            return accumulate(lane_sums, scores, v_b, "ts,sh->th")
+            return take_in(lane_sums, scores, v_b, "ts,sh->th")
 
         lane_sums = Sums(*(own(a) for a in sums))
         block, single = (functools.partial(one_block, pages=size) for size in (pages, 1))

@@ -7,6 +7,7 @@ running maximum keeps its value and zero is added.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Float, Float32, Int32
 
 # Finite, so that the difference of two running maxima is never "inf - inf"; any score exceeds it.
 LOWEST = -1e30
+SUM_COLUMNS = 16  # of `dot_sum`
 
 
 class Granules(Protocol):
@@ -49,6 +51,10 @@ def dot_precision(dtype: jnp.dtype) -> lax.Precision | None:
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
+def _sum(x: Array) -> Array:
+    return x.sum(-1)
+
+
 def product(equation: str, a: Array, b: Array) -> Array:
     """`einsum` of two arrays in the wider of their types, summed and returned in float32.
 
@@ -71,13 +77,28 @@ def scaled_scores(equation: str, q: Array, k: Array) -> Array:
     return scores
 
 
-def accumulate(sums: Sums, scores: Array, v: Array, equation: str) -> Sums:
+def dot_sum(x: Float32[Array, "rows n"]) -> Float32[Array, " rows"]:
+    """Sums over the last axis by a matrix product.
+
+    On CPU the order in which it adds does not depend on the number of rows. That of XLA's own sums
+    does, and so does that of a product with few columns: of SUM_COLUMNS equal ones, one is kept.
+    The barriers keep what is around out of it.
+    """
+    ones = jnp.ones((x.shape[-1], SUM_COLUMNS), jnp.float32)
+    sums = product("tn,ns->ts", lax.optimization_barrier(x), ones)
+    first: Array = lax.optimization_barrier(sums[:, 0])
+    return first
+
+
+def accumulate(
+    sums: Sums, scores: Array, v: Array, equation: str, sum_keys: Callable[[Array], Array] = _sum
+) -> Sums:
     """Takes one block of keys into the sums. `scores` [..., keys], masked with minus infinity."""
     top = jnp.maximum(sums.top, scores.max(-1))
     p, shrink = jnp.exp(scores - top[..., None]), jnp.exp(sums.top - top)
     seen = product(equation, p.astype(v.dtype), v)
     total = sums.total * shrink[..., None] + seen
-    return Sums(top, sums.weight * shrink + p.sum(-1), total)
+    return Sums(top, sums.weight * shrink + sum_keys(p), total)
 
 
 def own_rows(

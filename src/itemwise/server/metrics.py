@@ -67,8 +67,12 @@ class Metrics:
         self._stages = {name: stage.labels(name) for name in STAGES}
         self._items = histogram("request_items", "Items of a scored request.", COUNTS)
         self._step_seconds = histogram("step_seconds", "Time of a step.", SECONDS)
-        self._step_lanes = histogram("step_lane_share", "Lanes of a step in use.", SHARES)
-        self._step_tokens = histogram("step_token_share", "Token places of a step in use.", SHARES)
+        self._step_lanes = histogram(
+            "step_lane_share", "Lanes in use, as a share of those of the largest step.", SHARES
+        )
+        self._step_tokens = histogram(
+            "step_token_share", "Tokens, as a share of the places of the largest step.", SHARES
+        )
         self._registry.register(_Snapshot(service))
         ProcessCollector(registry=self._registry)
 

@@ -1,0 +1,42 @@
+"""Rows of token ids into batches, for the ways of PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Tokens = Sequence[int]
+
+
+def batches(rows: Sequence[Tokens], max_tokens: int) -> list[list[int]]:
+    """Numbers of rows that are alike in length, to be padded to one; the longest come first.
+
+    A batch has `max_tokens` at most, padding counted, or a single row.
+    """
+    left, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), []
+    while left:
+        size = max(1, max_tokens // len(rows[left[-1]]))
+        found.append(left[-size:])
+        del left[-size:]
+    return found
+
+
+def runs(items: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
+    """Consecutive items that follow each other in a sequence: `max_tokens` at most, or an item."""
+    found: list[list[Tokens]] = [[]]
+    for item in items:
+        if found[-1] and sum(map(len, found[-1])) + len(item) > max_tokens:
+            found.append([])
+        found[-1].append(item)
+    return found
+
+
+def pad(rows: Sequence[Tokens]) -> tuple[Any, Any]:
+    """Rows padded on the right, [rows, longest], and the place of each one's last token."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    return tokens, lengths - 1
