@@ -75,28 +75,25 @@ class PackedWork:
         chosen = self._todo.pop(0)
         items = self.request.items[chosen.start : chosen.stop]
         num_tokens = len(self._prefix) + sum(map(len, items))
+        step = self._programs.shape
+        shape = packed_shape(num_tokens, len(items), step.max_rows, step.granule_tokens)
         try:
-            self._run(chosen, items, num_tokens)
+            self._run(chosen, items, shape)
         except Exception as error:
             outcome.failed.append((self, error))
             return outcome
         seconds = time.perf_counter() - start
         self._seconds += seconds
         self.remaining_tokens = max(0, self.remaining_tokens - num_tokens)
-        share = num_tokens / self._shape(num_tokens, len(items)).tokens
+        share = num_tokens / shape.tokens
         outcome.landed.append(StepStats(seconds, num_tokens, share, 1.0, len(items)))
         if self.done:
             outcome.finished.append(self)
         return outcome
 
-    def _shape(self, num_tokens: int, num_items: int) -> PackedShape:
-        step = self._programs.shape
-        return packed_shape(num_tokens, num_items, step.max_rows, step.granule_tokens)
-
-    def _run(self, chosen: range, items: Sequence[tuple[int, ...]], num_tokens: int) -> None:
+    def _run(self, chosen: range, items: Sequence[tuple[int, ...]], shape: PackedShape) -> None:
         programs, request = self._programs, self.request
         rows = programs.shape.max_rows
-        shape = self._shape(num_tokens, len(items))
         batch = pack(self._prefix, items, shape)
         hidden = programs.packed(batch, shape, mask_of(self._config))
         # As many parts as the shape's rows fill; those past the items hold nothing.

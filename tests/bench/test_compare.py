@@ -11,8 +11,8 @@ import pytest
 
 from itemwise import checkpoint
 from itemwise.bench import compare
-from itemwise.bench.compare import Measured, run_compare
-from itemwise.bench.ways import few_items, first_items
+from itemwise.bench.compare import WAYS, Measured, run_compare
+from itemwise.bench.ways import ITEMWISE_WAYS, few_items, first_items
 from itemwise.bench.workloads import WORKLOADS
 from itemwise.config import ModelConfig
 from itemwise.errors import CheckpointError, ConfigError, ItemwiseError
@@ -52,6 +52,7 @@ def test_ways_of_pytorch_agree(like: str, tmp_path: Path) -> None:
     query = rng.integers(0, VOCAB_SIZE, 37).tolist()
     items = [rng.integers(0, VOCAB_SIZE, n).tolist() for n in (5, 1, 20, 3, *[4] * 90, 33)]
     with torch.inference_mode():
+        assert set(HIDDEN) == set(WAYS) - set(ITEMWISE_WAYS)
         truth = HIDDEN["torch-serial"][0](model, query, items)
         for name, (hidden, _) in HIDDEN.items():
             if name == "torch-flex":
