@@ -317,7 +317,7 @@ def test_a_planted_fault_is_seen(
     fault: str, model: str, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(*args: Any) -> jax.Array:
-        q, k, v, k_pages, v_pages, layout, shape = args
+        q, k, v, k_pages, v_pages, layout, shape, dot_sums = args
         assert isinstance(layout, StepLayout)
         if fault == "context one too long":
             layout = layout._replace(context_lens=layout.context_lens + 1)
@@ -327,7 +327,7 @@ def test_a_planted_fault_is_seen(
         else:  # granules counted over the lane: items see the items before them
             index = layout.granule_start // shape.granule_tokens
             layout = layout._replace(granule_index=index)
-        return attend(q, k, v, k_pages, v_pages, layout, shape)
+        return attend(q, k, v, k_pages, v_pages, layout, shape, dot_sums)
 
     monkeypatch.setattr(decoder, "attend", faulty)
     engine = make_engine(model, skip_self_check=True)
@@ -373,7 +373,7 @@ def test_small_steps_change_no_bit(
     monkeypatch.setattr(Programs, "step", noting)
     # Contexts of single pages, of a block, of both, and lanes that fill the beginning of a page.
     for query in (33, 290, 700):
-        for lengths in ((5, 6, 0), (4, 20, 33), (60,), (2,) * 40):
+        for lengths in ((5, 6, 0), (4, 20, 33), (60,), (3,) * 30):
             items = tuple(seeded_tokens(n, 7 * n + i) for i, n in enumerate(lengths))
             request = ScoreRequest(seeded_tokens(query, query), items, ((0, 1),) * len(items))
             base = fresh(large, request)

@@ -303,13 +303,14 @@ class Programs:
         dtypes: DTypes,
         mesh: Mesh | None = None,
         kernels: bool = False,
+        dot_sums: bool = False,
     ) -> None:
         self.shapes = tuple(shapes)
         self.num_pages = num_pages
         self.packed_compile_s: dict[tuple[int, Mask], float] = {}
         self._weights = weights
         self._programs = ProgramSet(
-            model, shapes[-1], num_pages, dtypes, mesh, kernels, dot_sums=len(shapes) > 1
+            model, shapes[-1], num_pages, dtypes, mesh, kernels, dot_sums=dot_sums
         )
         self._pages = self._new_pages()
         *steps, self._labels, self._vocab = with_whole_cache(self._compile)

@@ -34,10 +34,6 @@ class SelfCheck:
         return [name for name, held in self.checks.items() if not held]
 
 
-# What runs in small steps, where there are any.
-SMALL_CHECKS = frozenset({"a_few_on_cached_prefix", "one_on_cached_prefix", "other_request_alone"})
-
-
 def run_self_check(
     score: Score,
     forget: Callable[[], None],
