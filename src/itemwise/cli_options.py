@@ -141,8 +141,8 @@ class EngineOptions:
         bool,
         option(
             "skip-self-check",
-            "Start without comparing scores in different company. Saves seconds; only for "
-            "development.",
+            "Start without comparing scores in different company, and without small steps. Saves "
+            "seconds; only for development.",
         ),
     ] = False
     compilation_cache_dir: Annotated[

@@ -230,7 +230,8 @@ class EngineConfig:
         kv_cache_bytes: bytes for pages, in place of `mem_fraction_static`.
         step_lanes: lanes of a step (G); None for a default by device.
         page_tokens: tokens of a page, and of a lane of the largest step.
-        skip_self_check: serve without having compared scores in different company.
+        skip_self_check: serve without having compared scores in different company, and without
+            small steps, which nobody would have compared with large ones.
         compilation_cache_dir: where compiled programs are kept; None for the user's cache
             folder, an empty string for nowhere.
     """
