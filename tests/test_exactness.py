@@ -20,7 +20,7 @@ from itemwise.config import DEMO_MODEL
 from itemwise.demo import LISTS
 from itemwise.engine import Engine
 from itemwise.models import decoder
-from itemwise.ops.attention import StepLayout, attend
+from itemwise.ops.attention import StepLayout
 from itemwise.packed_run import AnyWork
 from itemwise.programs import Programs
 from itemwise.types import ScoreRequest, StepBatch, StepShape
@@ -56,17 +56,22 @@ def garbage_in_padding() -> Iterator[None]:
 @pytest.fixture(
     scope="module",
     params=[
-        (RANDOM, "bfloat16", True),
-        (RANDOM, "bfloat16", False),
-        (RANDOM, "float32", False),
-        (DEMO_MODEL, "bfloat16", False),
+        (RANDOM, "bfloat16", True, "native"),
+        (RANDOM, "bfloat16", False, "fa"),
+        (RANDOM, "float32", False, "native"),
+        (DEMO_MODEL, "bfloat16", False, "fa"),
     ],
-    ids=lambda case: f"{case[0]}-{case[1]}-{'native' if case[2] else 'widened'}",
+    ids=lambda case: f"{case[0]}-{case[1]}-{'native' if case[2] else 'widened'}-{case[3]}",
 )
 def case(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Arguments of `make_engine`: a model, its type, and what the processor counts as."""
-    name, dtype, native = request.param
-    return {"name": name, "dtype": dtype, "native_bfloat16": native}
+    """Arguments of `make_engine`: a model, its type, what the processor counts as, attention."""
+    name, dtype, native, backend = request.param
+    return {
+        "name": name,
+        "dtype": dtype,
+        "native_bfloat16": native,
+        "attention_backend": backend,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -311,26 +316,38 @@ def test_items_differ(engine: Engine) -> None:
     assert len(set(bits(engine, request))) == 20
 
 
-@pytest.mark.parametrize("model", [RANDOM, DEMO_MODEL])
+@pytest.mark.parametrize(
+    ("model", "backend", "name"), [(RANDOM, "native", "attend"), (DEMO_MODEL, "fa", "attend_cpu")]
+)
 @pytest.mark.parametrize("fault", ["context one too long", "granule starts early", "same lane"])
 def test_a_planted_fault_is_seen(
-    fault: str, model: str, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    fault: str,
+    model: str,
+    backend: str,
+    name: str,
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    attend = getattr(decoder, name)
+
     def faulty(*args: Any) -> jax.Array:
-        q, k, v, k_pages, v_pages, layout, shape, dot_sums = args
+        q, k, v, k_pages, v_pages, layout, shape, *more = args
         assert isinstance(layout, StepLayout)
         if fault == "context one too long":
-            layout = layout._replace(context_lens=layout.context_lens + 1)
+            longer = jax.numpy.minimum(layout.context_lens + 1, shape.page_tokens)
+            longer = jax.numpy.where(layout.context_lens > 0, longer, 0)
+            layout = layout._replace(context_lens=longer)
         elif fault == "granule starts early":
             start = jax.numpy.maximum(layout.granule_start - 1, 0)
             layout = layout._replace(granule_start=start)
         else:  # granules counted over the lane: items see the items before them
             index = layout.granule_start // shape.granule_tokens
             layout = layout._replace(granule_index=index)
-        return attend(q, k, v, k_pages, v_pages, layout, shape, dot_sums)
+        seen: jax.Array = attend(q, k, v, k_pages, v_pages, layout, shape, *more)
+        return seen
 
-    monkeypatch.setattr(decoder, "attend", faulty)
-    engine = make_engine(model, skip_self_check=True)
+    monkeypatch.setattr(decoder, name, faulty)
+    engine = make_engine(model, skip_self_check=True, attention_backend=backend)
     rng = np.random.default_rng(0)
     items = tuple(tuple(rng.integers(0, VOCAB_SIZE, n).tolist()) for n in (20, 5, 31, 12))
     request = ScoreRequest(tuple(range(40)), items, ((1, 2),) * 4, apply_softmax=True)
@@ -371,14 +388,14 @@ def test_small_steps_change_no_bit(
         return step(self, batch)
 
     monkeypatch.setattr(Programs, "step", noting)
-    # Contexts of single pages, of a block, of both, and lanes that fill the beginning of a page.
+    # Contexts of single pages, of a block, of both, and rows that fill the beginning of a page.
     for query in (33, 290, 700):
-        for lengths in ((5, 6, 0), (4, 20, 33), (60,), (3,) * 30):
+        for lengths in ((5, 6, 0), (4, 20, 33), (60,), (3,) * 30, (40,) * 5):
             items = tuple(seeded_tokens(n, 7 * n + i) for i, n in enumerate(lengths))
             request = ScoreRequest(seeded_tokens(query, query), items, ((0, 1),) * len(items))
             base = fresh(large, request)
             assert fresh(engine, request) == base
             assert bits(engine, request) == base  # on a known query
     assert set(ran) == set(engine._programs.shapes)
-    assert len(engine._programs.shapes) == 3
+    assert len(engine._programs.shapes) == 4
     assert len(large._programs.shapes) == 1

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import pytest
 
-from itemwise.engine import Engine
+from itemwise import engine as engine_module
+from itemwise.engine import Engine, step_shapes
 from itemwise.errors import EngineLostError
 from itemwise.packed_run import AnyWork
-from itemwise.types import ScoreRequest, StepBatch
+from itemwise.types import ScoreRequest, StepBatch, StepShape
 
 PAGE = 32
 
@@ -95,12 +97,10 @@ def test_query_is_shared_while_it_is_being_computed(engine: Engine) -> None:
 
 
 def test_first_in_line_is_served_first_and_others_fill_the_step(engine: Engine) -> None:
-    works = opened(engine, request(1, query=PAGE, items=1), request(2, query=PAGE, items=1))
+    works = opened(engine, *(request(i, query=PAGE, items=2, item=12) for i in (1, 2)))
     third = opened(engine, request(3, query=PAGE, items=30, item=PAGE))
-    engine.step([*works, *third])
-    assert [work.remaining_tokens for work in works] == [9, 0] or [
-        work.remaining_tokens for work in works
-    ] == [0, 9]
+    engine.step([*works, *third])  # of 96 tokens
+    assert [work.remaining_tokens for work in works] == [0, 24]
     assert run(engine, [*works, *third]) == {}
 
 
@@ -255,8 +255,18 @@ def test_device_that_runs_nothing_more_is_lost(
         engine.step(opened(engine, request(1)))
 
 
-def test_rest_of_a_lane_goes_to_the_same_query_out_of_turn(engine: Engine) -> None:
+def test_rest_of_a_tile_goes_to_the_same_query_out_of_turn(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another request lies between two with one query; the second fills the first one's lane."""
+
+    def tiled(*arguments: Any) -> list[StepShape]:
+        return [
+            replace(shape, lane_alignment=shape.lane_tokens) for shape in step_shapes(*arguments)
+        ]
+
+    monkeypatch.setattr(engine_module, "step_shapes", tiled)
+    engine = make_engine(skip_self_check=True)
     first = request(1, query=PAGE, items=1, item=PAGE // 2)
     works = opened(engine, first)
     assert run(engine, works) == {}  # its query is known from here on

@@ -92,8 +92,8 @@ class EngineOptions:
         Literal["auto", "fa", "native"],
         option(
             "attention-backend",
-            "fa runs attention as a kernel where the device has one (TPU), native as XLA makes it. "
-            "auto is fa.",
+            "fa runs attention as a kernel where there is one (TPU; on CPU with a C++ compiler, "
+            "where activations are float32), native as XLA makes it. auto is fa.",
         ),
     ] = "auto"
     tp_size: Annotated[

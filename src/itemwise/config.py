@@ -221,8 +221,8 @@ class EngineConfig:
             the model's `max_position_embeddings`. Also most tokens of a packed sequence, for
             which None means 16384.
         max_multi_item_count: most items of a request; None for no bound.
-        attention_backend: `fa` (kernels, where the device has them: TPU), `native` (XLA) or `auto`
-            (fa).
+        attention_backend: `fa` (kernels, where there are: TPU, and processors with a C++ compiler
+            whose activations are float32), `native` (XLA) or `auto` (fa).
         tp_size: devices that share the model.
         disable_radix_cache: forget a query's pages when its request ends.
         mem_fraction_static: share of the device's memory for weights and pages; None for a

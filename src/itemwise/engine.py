@@ -8,7 +8,9 @@ or cache.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,29 +18,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib.version
 import numpy as np
 
 from itemwise import checkpoint
 from itemwise.config import EngineConfig, ModelConfig, cache_dir
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
-from itemwise.hardware import multiplies_bfloat16
-from itemwise.memory import plan_pages
+from itemwise.hardware import multiplies_bfloat16, processor
+from itemwise.memory import device_memory_bytes, plan_pages, weights_bytes
 from itemwise.models.decoder import describe_weights
+from itemwise.ops.cpu_step import load_kernel
 from itemwise.packed import DEFAULT_MAX_TOKENS
 from itemwise.packed_run import AnyWork, PackedWork
 from itemwise.pages import PageCache
 from itemwise.parallel import make_mesh, place
 from itemwise.programs import Programs, compile_counter, use_compilation_cache
 from itemwise.run import Batcher, Progress
-from itemwise.selfcheck import SelfCheck, run_self_check
-from itemwise.types import DTypes, ScoreRequest, ScoreResult, StepOutcome, StepShape
+from itemwise.selfcheck import SelfCheck, recall, remember, run_self_check
+from itemwise.types import DTypes, Kernel, ScoreRequest, ScoreResult, StepOutcome, StepShape
 from itemwise.work import Work, num_computed_tokens
 
 GRANULE_TOKENS = 32
 BLOCK_TOKENS = 512  # context tokens of one product
 DEFAULT_LANES = {"cpu": 4, "gpu": 32, "tpu": 16}
-# Lanes of a granule's size: steps for a few short rows, where time goes by the number of rows.
-SMALL_LANES = {"cpu": (2, 4)}
+# Tokens of smaller steps, whose lanes have a granule's: there time goes by the number of tokens.
+SMALL_STEPS = {"cpu": (64, 128, 256)}
+# Shortest lane to have on average: bounds the lanes of a step.
+MIN_LANE_TOKENS = 16
+WIDE_WEIGHTS_SHARE = 1 / 4  # of the memory, that weights may take where they are widened
 logger = logging.getLogger("itemwise.engine")
 
 
@@ -68,7 +75,7 @@ class Engine:
         self.model_config = checkpoint.read_config(folder)
         mesh = make_mesh(self.model_config, _devices(config.tp_size))
         self.device = jax.devices()[0]
-        self.dtypes = _dtypes(config, self.model_config, self.device.platform)
+        self.dtypes = _dtypes(config, self.model_config, self.device)
         self.max_seq_len = (
             config.max_multi_item_seq_len or self.model_config.max_position_embeddings
         )
@@ -78,7 +85,8 @@ class Engine:
         self._plan = plan_pages(
             config, self.model_config, self.dtypes, shapes[-1], self.device, config.tp_size
         )
-        use_compilation_cache(_compilation_cache(config))
+        self._compilation_cache = _compilation_cache(config)
+        use_compilation_cache(self._compilation_cache)
 
         def told(done: int, total: int) -> None:
             if on_progress:
@@ -87,13 +95,15 @@ class Engine:
         weights = checkpoint.read_weights(
             folder,
             describe_weights(self.model_config),
-            self.dtypes.weights,
-            lambda array, spec: place(array, spec, self.model_config, mesh),
+            self.dtypes.rounded,
+            lambda array, spec: place(
+                array.astype(self.dtypes.weights), spec, self.model_config, mesh
+            ),
             told,
         )
         weights_read = time.perf_counter()
-        kernels = _has_kernels(self.device) and config.attention_backend != "native"
-        self._attention = "tpu kernel" if kernels else "xla"
+        kernel, self._library = self._find_kernel()
+        self._attention = f"{kernel} kernel" if kernel else "xla"
         self._programs = Programs(
             self.model_config,
             shapes,
@@ -101,7 +111,7 @@ class Engine:
             self._plan.num_pages,
             self.dtypes,
             mesh,
-            kernels,
+            kernel,
             dot_sums=self.device.platform == "cpu",
         )
         self._batcher = Batcher(self._programs, self._new_cache)
@@ -114,16 +124,33 @@ class Engine:
         }
         self._compiled_at_ready = counter.count
 
+    def _find_kernel(self) -> tuple[Kernel | None, Path | None]:
+        """The kind of attention for the device, and the library that was compiled for it."""
+        if self.config.attention_backend == "native":
+            return None, None
+        if self.device.platform == "tpu":
+            return "tpu", None
+        if self.device.platform == "cpu" and self.dtypes.activations == np.float32:
+            library = load_kernel()
+            return ("cpu" if library else None), library
+        return None, None
+
     def _new_cache(self) -> PageCache:
         reuse = not self.config.disable_radix_cache
         return PageCache(self._plan.num_pages, self.shape.page_tokens, reuse=reuse)
 
     def _check_self(self) -> SelfCheck:
         if self.config.skip_self_check:
-            # One step all the same, so that the first request meets warm memory.
-            self._score_exactly([ScoreRequest(query=(0,), items=((0,),), labels=((0,),))])
+            self._run_one_step()
             return SelfCheck(status="skipped")
+        path = self._verdict_path()
+        known = recall(path) if path else None
+        if known is not None:
+            self._run_one_step()
+            return known
         verdict = self._run_self_check()
+        if path and verdict.status == "passed":
+            remember(verdict, path)
         if verdict.failures and len(self._programs.shapes) > 1:
             # On some processor a small product may add in another order than a large one.
             logger.warning("small steps are left out: %s", ", ".join(verdict.failures))
@@ -137,6 +164,26 @@ class Engine:
             )
         self.forget_prefixes()
         return verdict
+
+    def _verdict_path(self) -> Path | None:
+        """Where a verdict on these very programs is kept, beside the compiled ones if those are.
+
+        Its name stands for all that the bits may depend on, except the weights.
+        """
+        if self._compilation_cache is None:
+            return None
+        digest = hashlib.sha256(self._programs.fingerprint.encode())
+        for path in sorted(Path(__file__).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+        versions = jax.__version__, jaxlib.version.__version__, np.__version__
+        machine = self.device.device_kind, processor(), os.environ.get("XLA_FLAGS", "")
+        digest.update(repr((versions, machine, self._library)).encode())
+        return self._compilation_cache / "self-checks" / f"{digest.hexdigest()}.json"
+
+    def _run_one_step(self) -> None:
+        """Lets the first request meet warm memory."""
+        self._score_exactly([ScoreRequest(query=(0,), items=((0,),), labels=((0,),))])
+        self.forget_prefixes()
 
     def _run_self_check(self) -> SelfCheck:
         page_tokens = self.shape.page_tokens
@@ -271,11 +318,12 @@ class Engine:
             "device": {"platform": self.device.platform, "kind": self.device.device_kind},
             "attention": self._attention,
             "jax_version": jax.__version__,
-            "dtype": self.dtypes.weights.name,
+            "dtype": self.dtypes.rounded.name,
+            "weights": self.dtypes.weights.name,
             "activations": self.dtypes.activations.name,
-            "step_shape": {**asdict(shape), "tokens": shape.tokens, "max_rows": shape.max_rows},
+            "step_shape": {**asdict(shape), "max_rows": shape.max_rows},
             "small_steps": [
-                {"lanes": small.lanes, "lane_tokens": small.lane_tokens}
+                {"tokens": small.tokens, "lane_tokens": small.lane_tokens}
                 for small in self._programs.shapes[:-1]
             ],
             "self_check": asdict(self.self_check),
@@ -305,10 +353,6 @@ class Engine:
         }
 
 
-def _has_kernels(device: jax.Device) -> bool:
-    return bool(device.platform == "tpu")
-
-
 def _devices(count: int) -> list[jax.Device]:
     devices = jax.devices()
     if count > len(devices):
@@ -316,12 +360,16 @@ def _devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def _dtypes(config: EngineConfig, model: ModelConfig, platform: str) -> DTypes:
+def _dtypes(config: EngineConfig, model: ModelConfig, device: jax.Device) -> DTypes:
     name = config.dtype
     if name == "auto":
         name = "float32" if model.dtype == "float32" else "bfloat16"
-    weights = np.dtype(jax.numpy.dtype(name))
-    return DTypes(weights, weights if multiplies_bfloat16(platform) else np.dtype(np.float32))
+    rounded, wide = np.dtype(jax.numpy.dtype(name)), np.dtype(np.float32)
+    if multiplies_bfloat16(device.platform):
+        return DTypes(rounded, rounded, rounded)
+    # Where there is room, weights are widened once, and not by every step.
+    fits = weights_bytes(model, wide) <= device_memory_bytes(device) * WIDE_WEIGHTS_SHARE
+    return DTypes(rounded, wide if fits else rounded, wide)
 
 
 def step_shapes(config: EngineConfig, platform: str, max_seq_len: int) -> tuple[StepShape, ...]:
@@ -330,19 +378,29 @@ def step_shapes(config: EngineConfig, platform: str, max_seq_len: int) -> tuple[
     block_pages = max(1, BLOCK_TOKENS // page)
     # A prefix's part-full last page and a long item's temporary pages may add one to the quotient.
     max_pages = -(-max_seq_len // page) + 1
+    tokens = page * (config.step_lanes or DEFAULT_LANES.get(platform, DEFAULT_LANES["gpu"]))
+    tiled = platform == "tpu"  # whose kernel takes lanes as tiles
     largest = StepShape(
-        lanes=config.step_lanes or DEFAULT_LANES.get(platform, DEFAULT_LANES["gpu"]),
+        tokens=tokens,
+        lanes=tokens // page if tiled else max(tokens // MIN_LANE_TOKENS, tokens // page),
         lane_tokens=page,
+        lane_alignment=page if tiled else 1,
         page_tokens=page,
         granule_tokens=min(GRANULE_TOKENS, page),
         block_pages=block_pages,
         max_context_pages=-(-max_pages // block_pages) * block_pages,
     )
-    granule = largest.granule_tokens
     smaller = [
-        replace(largest, lanes=n, lane_tokens=granule) for n in SMALL_LANES.get(platform, ())
+        replace(
+            largest,
+            tokens=tokens,
+            lanes=tokens // MIN_LANE_TOKENS,
+            lane_tokens=largest.granule_tokens,
+        )
+        for tokens in SMALL_STEPS.get(platform, ())
+        if tokens < largest.tokens
     ]
-    return (*(shape for shape in smaller if shape.tokens < largest.tokens), largest)
+    return *smaller, largest
 
 
 def _compilation_cache(config: EngineConfig) -> Path | None:

@@ -19,7 +19,7 @@ class StepPacker:
     """Fills steps with rows, densely: rows that share a context follow without a gap.
 
     Such rows may straddle lanes of one context; a row never straddles two steps. A new context
-    starts a new lane, and a row that writes a page has a lane of its own.
+    starts a new lane, at the next place that the alignment of lanes allows.
 
         packer = StepPacker(shape)
         for row in rows:
@@ -43,8 +43,9 @@ class StepPacker:
         self._batch = _empty_batch(self._shape)
         self._rows: list[RowPlan] = []
         self._place = 0  # next free token place
-        self._num_granules = self._num_writes = 0
-        self._lane_context: Context | None = None  # context of the lane being filled, if open
+        self._lane_end = 0  # of the last lane
+        self._num_lanes = self._num_granules = self._num_writes = 0
+        self._context: Context | None = None  # of the last lane
 
     def __bool__(self) -> bool:
         """Whether a row waits in the step."""
@@ -58,12 +59,12 @@ class StepPacker:
 
     @property
     def lane_room(self) -> int:
-        """Token places left in the open lane, for rows that share its context."""
-        return 0 if self._lane_context is None else -self._place % self._shape.lane_tokens
+        """Token places after the last row that no row of another context can take."""
+        return -self._place % self._shape.lane_alignment
 
     def fits_lane(self, row: RowPlan) -> bool:
-        """Whether `add` can take the row into the rest of the open lane."""
-        shares = row.write_page is None and row.context == self._lane_context
+        """Whether `add` can take the row where no row of another context could go."""
+        shares = row.context == self._context
         return shares and len(row.tokens) <= self.lane_room and self.fits(row)
 
     def fits(self, row: RowPlan) -> bool:
@@ -75,18 +76,22 @@ class StepPacker:
             raise ValueError(
                 f"`row` reads {len(row.context.pages)} pages, at most {shape.max_context_pages}"
             )
-        if row.write_page is not None and len(row.tokens) > shape.lane_tokens:
-            return False
         if row.score_id is not None and len(self._batch.score_ids) == shape.max_rows:
             return False
-        return self._start_of(row) + len(row.tokens) <= shape.tokens
+        if row.write_page is not None and self._num_writes == shape.lanes:
+            return False
+        end = self._start_of(row) + len(row.tokens)
+        return end <= shape.tokens and self._num_lanes + len(self._new_lanes(row)) <= shape.lanes
 
     def _start_of(self, row: RowPlan) -> int:
-        """Where the row would begin: here if it shares the open lane's context, else a new lane."""
-        if row.write_page is None and row.context == self._lane_context:
-            return self._place
-        lane = self._shape.lane_tokens
-        return -(-self._place // lane) * lane
+        """Where the row would begin: here if it shares the last lane's context, else a new lane."""
+        return self._place if row.context == self._context else self._place + self.lane_room
+
+    def _new_lanes(self, row: RowPlan) -> range:
+        """First places of the lanes that the row would be the first to enter."""
+        start = self._start_of(row)
+        first = self._lane_end if row.context == self._context else start
+        return range(first, start + len(row.tokens), self._shape.lane_tokens)
 
     def add(self, row: RowPlan) -> None:
         """Places the row. Only after `fits`."""
@@ -96,9 +101,8 @@ class StepPacker:
         end = start + num_tokens
         batch.tokens[start:end] = row.tokens
         batch.positions[start:end] = np.arange(row.first_position, row.first_position + num_tokens)
-        # Lanes the row is the first to enter; a lane entered before has the same context.
-        for lane in range(-(-start // shape.lane_tokens), -(-end // shape.lane_tokens)):
-            self._open_lane(lane, row)
+        for lane_start in self._new_lanes(row):
+            self._open_lane(lane_start, row.context)
         granules = -(-num_tokens // shape.granule_tokens)
         index = np.arange(granules, dtype=np.int32)
         into = slice(self._num_granules, self._num_granules + granules)
@@ -109,20 +113,21 @@ class StepPacker:
             batch.score_tokens[len(batch.score_ids)] = end - 1
             batch.score_ids.append(row.score_id)
         batch.num_tokens += num_tokens
-        self._rows.append(row)
-        self._place = end
-        self._lane_context = row.context if row.write_page is None else None
-
-    def _open_lane(self, lane: int, row: RowPlan) -> None:
-        num_slots = len(row.context.pages)
-        batch = self._batch
-        batch.context_pages[lane, :num_slots] = row.context.pages
-        batch.context_lens[lane, :num_slots] = row.context.lens
-        batch.num_blocks[lane] = -(-num_slots // self._shape.block_pages)
         if row.write_page is not None:
-            batch.write_lanes[self._num_writes] = lane
+            batch.write_starts[self._num_writes] = start
             batch.write_pages[self._num_writes] = row.write_page
             self._num_writes += 1
+        self._rows.append(row)
+        self._place, self._context = end, row.context
+
+    def _open_lane(self, start: int, context: Context) -> None:
+        batch, lane, num_slots = self._batch, self._num_lanes, len(context.pages)
+        batch.lane_start[lane] = start
+        batch.context_pages[lane, :num_slots] = context.pages
+        batch.context_lens[lane, :num_slots] = context.lens
+        batch.num_blocks[lane] = -(-num_slots // self._shape.block_pages)
+        self._lane_end = start + self._shape.lane_tokens
+        self._num_lanes += 1
 
     def take(self) -> StepBatch:
         """The step as it stands, as small as may be; the packer starts an empty one."""
@@ -145,7 +150,8 @@ class StepPacker:
         batch = self._batch
         batch.num_granules = np.asarray(self._num_granules, np.int32)
         batch.num_writes = np.asarray(self._num_writes, np.int32)
-        batch.num_lanes = -(-self._place // self._shape.lane_tokens)
+        batch.num_lanes = np.asarray(self._num_lanes, np.int32)
+        batch.num_places = self._place + self.lane_room
         self._start_step()
         return batch
 
@@ -158,10 +164,12 @@ def _empty_batch(shape: StepShape) -> StepBatch:
         shape=shape,
         tokens=zeros(shape.tokens),
         positions=zeros(shape.tokens),
+        lane_start=zeros(shape.lanes),
+        num_lanes=zeros(),
         context_pages=zeros(shape.lanes, shape.max_context_pages),
         context_lens=zeros(shape.lanes, shape.max_context_pages),
         num_blocks=zeros(shape.lanes),
-        write_lanes=zeros(shape.lanes),
+        write_starts=zeros(shape.lanes),
         write_pages=zeros(shape.lanes),
         num_writes=zeros(),
         granule_start=zeros(shape.max_granules),

@@ -9,11 +9,13 @@ again.
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +52,7 @@ from itemwise.types import (
     DTypes,
     Float32Array,
     Int32Array,
+    Kernel,
     Mask,
     PackedBatch,
     PackedShape,
@@ -137,7 +140,7 @@ class ProgramSet:
         dtypes: types of weights and activations.
         mesh: the devices that share the model, or None for a single one.
         device: the single one; None for the default device.
-        kernels: whether attention runs as a TPU kernel.
+        kernel: the kind of attention, None for XLA's.
         dot_sums: whether steps of different size shall have the same bits on CPU.
     """
 
@@ -148,13 +151,13 @@ class ProgramSet:
         num_pages: int,
         dtypes: DTypes,
         mesh: Mesh | None = None,
-        kernels: bool = False,
+        kernel: Kernel | None = None,
         device: jax.Device | None = None,
         dot_sums: bool = False,
     ) -> None:
         self._model = model
         self._device = device
-        self._kernels = kernels
+        self._kernel = kernel
         self._dot_sums = dot_sums
         self._shape = shape
         self._num_pages = num_pages
@@ -209,7 +212,7 @@ class ProgramSet:
             shape=shape,
             dtype=self._dtypes.activations,
             axis=self._axis,
-            kernels=self._kernels,
+            kernel=self._kernel,
             dot_sums=self._dot_sums,
         )
         padding = self._shape.max_rows - shape.max_rows
@@ -233,7 +236,7 @@ class ProgramSet:
             mask=mask,
             dtype=self._dtypes.activations,
             axis=self._axis,
-            kernels=self._kernels,
+            kernel=self._kernel,
         )
 
         def packed(*arguments: Any) -> tuple[jax.Array, ...]:
@@ -291,6 +294,7 @@ class Programs:
     Attributes:
         shapes: sizes of the steps, ascending.
         num_pages: P, pages of the pool, the null page included.
+        fingerprint: a digest of the steps as XLA was given them.
         packed_compile_s: seconds that each packed program took to compile, by length and mask.
     """
 
@@ -302,15 +306,16 @@ class Programs:
         num_pages: int,
         dtypes: DTypes,
         mesh: Mesh | None = None,
-        kernels: bool = False,
+        kernel: Kernel | None = None,
         dot_sums: bool = False,
     ) -> None:
         self.shapes = tuple(shapes)
         self.num_pages = num_pages
+        self.fingerprint = ""
         self.packed_compile_s: dict[tuple[int, Mask], float] = {}
         self._weights = weights
         self._programs = ProgramSet(
-            model, shapes[-1], num_pages, dtypes, mesh, kernels, dot_sums=dot_sums
+            model, shapes[-1], num_pages, dtypes, mesh, kernel, dot_sums=dot_sums
         )
         self._pages = self._new_pages()
         *steps, self._labels, self._vocab = with_whole_cache(self._compile)
@@ -318,12 +323,18 @@ class Programs:
         self._packed: dict[tuple[int, Mask], jax.stages.Compiled] = {}
 
     def _compile(self) -> tuple[jax.stages.Compiled, ...]:
-        programs, weights = self._programs, self._weights
-        return (
-            *(programs.lower_step(weights, shape).compile() for shape in self.shapes),
-            programs.lower_labels(weights).compile(),
-            programs.lower_vocab(weights).compile(),
-        )
+        """Steps, reading of labels and log-sum-exp, compiled side by side."""
+        programs, weights, digest = self._programs, self._weights, hashlib.sha256()
+        with ThreadPoolExecutor() as pool:
+            compiling: list[Future[jax.stages.Compiled]] = []
+            for shape in reversed(self.shapes):  # the one that takes longest first
+                lowered = programs.lower_step(weights, shape)
+                compiling.insert(0, pool.submit(lowered.compile))
+                digest.update(lowered.as_text().encode())
+            compiling.append(pool.submit(programs.lower_labels(weights).compile))
+            compiling.append(pool.submit(programs.lower_vocab(weights).compile))
+            self.fingerprint = digest.hexdigest()
+            return tuple(one.result() for one in compiling)
 
     @property
     def shape(self) -> StepShape:
@@ -396,7 +407,7 @@ class Programs:
 def _step_arguments(batch: StepBatch) -> tuple[Any, ...]:
     """The batch in the order in which `forward` takes it."""
     layout = StepLayout(*(getattr(batch, name) for name in StepLayout._fields))
-    writes: tuple[Any, ...] = (batch.write_lanes, batch.write_pages, batch.num_writes)
+    writes: tuple[Any, ...] = (batch.write_starts, batch.write_pages, batch.num_writes)
     return batch.tokens, batch.positions, PageWrites(*writes), batch.score_tokens, layout
 
 

@@ -149,7 +149,7 @@ def _segment_pairs(model: ModelConfig, packed: PackedShape, workload: Workload) 
 
 def _exact_pairs(shape: StepShape, workload: Workload) -> tuple[int, int]:
     """Steps, and pairs of reader and key in all blocks and granules that they compute."""
-    page, query = shape.lane_tokens, workload.query_tokens
+    page, query = shape.page_tokens, workload.query_tokens
     pages = -(-query // page)
     lens = (page,) * (pages - 1) + (query - page * (pages - 1),)
     rows = [

@@ -145,10 +145,10 @@ def compile_for_tpu(
     dtype = np.dtype(jnp.bfloat16)
     config = EngineConfig(step_lanes=DEFAULT_LANES["tpu"])
     (shape,) = step_shapes(config, "tpu", model.max_position_embeddings)
-    dtypes = DTypes(dtype, dtype)
+    dtypes = DTypes(dtype, dtype, dtype)
     plan = plan_pages_in(config, model, dtypes, shape, chip.hbm_bytes, tp_size)
     cut = replace(model, num_layers=min(layers or model.num_layers, model.num_layers))
-    programs = ProgramSet(cut, shape, plan.num_pages, dtypes, mesh, kernels=True, device=devices[0])
+    programs = ProgramSet(cut, shape, plan.num_pages, dtypes, mesh, kernel="tpu", device=devices[0])
     missing_weights = plan.weight_bytes - weights_bytes(cut, dtype, tp_size)
     missing_pages = plan.page_bytes * plan.num_pages
     missing_pages -= missing_pages // model.num_layers * cut.num_layers
@@ -232,7 +232,7 @@ def _compile(form: str, programs: ProgramSet, packed: PackedShape) -> Compiled:
         xla_flops=cost.get("flops", 0.0),
         xla_bytes=cost.get("bytes accessed", 0.0),
         optimal_s=optimal if optimal > 0 else None,
-        kernels=text.count("@tpu_custom_call"),
+        kernels=(compiled.as_text() or "").count('custom_call_target="tpu_custom_call"'),
         masks_pairs=f"{packed.tokens}x{packed.tokens}x" in text,
     )
 

@@ -28,16 +28,19 @@ MIN_SCORED_ROWS = 32
 WorkT = TypeVar("WorkT")  # what the engine calls an open request
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
+Kernel = Literal["cpu", "tpu"]  # attention that is not XLA's: C++, or Pallas
 
 
 class DTypes(NamedTuple):
     """The types of arrays on the device.
 
     Attributes:
-        weights: of weights.
+        rounded: that weights are rounded to.
+        weights: that weights are kept in; it holds all values of `rounded`.
         activations: of what enters a matrix product beside them, and of pages.
     """
 
+    rounded: np.dtype[Any]
     weights: np.dtype[Any]
     activations: np.dtype[Any]
 
@@ -137,28 +140,28 @@ class RankedItem:
 class StepShape:
     """The fixed sizes of a step; what is compiled for it depends on these alone.
 
-    An engine may have steps of several sizes, which differ in lanes and their tokens alone.
+    An engine may have steps of several sizes, which differ in tokens and lanes alone.
 
     Attributes:
-        lanes: G.
-        lane_tokens: R.
-        page_tokens: tokens of a page; as many as R, or more in a small step.
+        tokens: T, token places of a step.
+        lanes: G, lanes at most.
+        lane_tokens: R, token places of a lane.
+        lane_alignment: a lane begins at a multiple of this: 1, or R for a kernel that takes lanes
+            as tiles.
+        page_tokens: tokens of a page, the most a row may have.
         granule_tokens: tokens of a granule; rows attend to themselves granule by granule.
         block_pages: pages that one context product covers.
         max_context_pages: C, the longest context in pages, a multiple of `block_pages`.
     """
 
+    tokens: int
     lanes: int
     lane_tokens: int
+    lane_alignment: int
     page_tokens: int
     granule_tokens: int
     block_pages: int
     max_context_pages: int
-
-    @property
-    def tokens(self) -> int:
-        """T, token places of a step."""
-        return self.lanes * self.lane_tokens
 
     @property
     def max_rows(self) -> int:
@@ -187,7 +190,7 @@ class RowPlan:
         tokens: token ids, at least one and at most a page's.
         first_position: position of the first token in its sequence.
         context: the pages it reads.
-        write_page: page that receives its keys and values, or None. Such a row has its own lane.
+        write_page: page that receives its keys and values, or None.
         score_id: the caller's name for the row whose last token is scored, or None.
     """
 
@@ -206,10 +209,14 @@ class StepBatch:
         shape: sizes of the step; host only.
         tokens: int32 [T], token ids; padding holds 0.
         positions: int32 [T], positions in the sequence; padding holds 0.
+        lane_start: int32 [G], first token place of each lane, increasing; lanes may overlap, and
+            a place belongs to the last lane that has it. Padding holds 0.
+        num_lanes: int32 [], lanes in use.
         context_pages: int32 [G,C], pages each lane reads, in order; padding holds the null page 0.
         context_lens: int32 [G,C], valid tokens of those pages; padding holds 0.
         num_blocks: int32 [G], blocks of context slots each lane reads; 0 for a lane without.
-        write_lanes: int32 [G], the lanes whose keys and values are kept; padding holds 0.
+        write_starts: int32 [G], the place of the first token of each row whose keys and values
+            are kept; padding holds 0.
         write_pages: int32 [G], the page that takes them; padding holds 0.
         num_writes: int32 [], writes in use.
         granule_start: int32 [max_granules], first token place of each granule, increasing.
@@ -218,16 +225,18 @@ class StepBatch:
         score_tokens: int32 [I], token places that are scored; padding holds 0.
         score_ids: the `score_id` of each scored row, in the order of `score_tokens`; host only.
         num_tokens: tokens in use; host only.
-        num_lanes: lanes in use; host only.
+        num_places: token places in use, those that no other lane can take included; host only.
     """
 
     shape: StepShape
     tokens: Int32Array
     positions: Int32Array
+    lane_start: Int32Array
+    num_lanes: Int32Array
     context_pages: Int32Array
     context_lens: Int32Array
     num_blocks: Int32Array
-    write_lanes: Int32Array
+    write_starts: Int32Array
     write_pages: Int32Array
     num_writes: Int32Array
     granule_start: Int32Array
@@ -236,7 +245,7 @@ class StepBatch:
     score_tokens: Int32Array
     score_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
-    num_lanes: int = 0
+    num_places: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,14 @@ from itemwise.packing import StepPacker
 from itemwise.types import Context, RowPlan, StepShape
 
 SHAPE = StepShape(
-    lanes=4, lane_tokens=32, page_tokens=32, granule_tokens=8, block_pages=2, max_context_pages=4
+    tokens=128,
+    lanes=8,
+    lane_tokens=32,
+    lane_alignment=1,
+    page_tokens=32,
+    granule_tokens=8,
+    block_pages=2,
+    max_context_pages=4,
 )
 NUM_PAGES = 6
 ROWS = [

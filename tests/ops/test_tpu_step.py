@@ -25,7 +25,14 @@ from itemwise.packing import StepPacker
 from itemwise.types import Context, RowPlan, StepBatch, StepShape
 
 SHAPE = StepShape(
-    lanes=4, lane_tokens=64, page_tokens=64, granule_tokens=32, block_pages=2, max_context_pages=6
+    tokens=256,
+    lanes=4,
+    lane_tokens=64,
+    lane_alignment=64,
+    page_tokens=64,
+    granule_tokens=32,
+    block_pages=2,
+    max_context_pages=6,
 )
 NUM_PAGES = 9
 INTERPRET = pltpu.InterpretParams(detect_races=True)

@@ -4,15 +4,17 @@ Each weight is described once, in `describe_weights`: its name in the checkpoint
 its axes count. Reading, checking and drawing random weights all go by that description.
 
 The forward pass works on a whole step of fixed shape. Layers are unrolled, not scanned: a scan
-slices stacked weights, which XLA copies in every layer of every step.
+slices stacked weights, which XLA copies in every layer of every step. They are traced once all the
+same, as a function that is called for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Float32, Int32, Shaped
@@ -21,9 +23,10 @@ from itemwise.config import ModelConfig
 from itemwise.models.layers import Norm, linear, mlp, rms_norm, rope, rope_table, summed_linear
 from itemwise.ops.api import attend_packed
 from itemwise.ops.attention import StepLayout, attend, from_storage, to_storage
+from itemwise.ops.cpu_step import attend_cpu
 from itemwise.ops.online import LOWEST, product
 from itemwise.ops.packed import PackedLayout
-from itemwise.types import Mask, PackedShape, StepShape, WeightSpec
+from itemwise.types import Kernel, Mask, PackedShape, StepShape, WeightSpec
 
 Weights = dict[str, Any]
 # Output rows that `vocab_logsumexp` takes at a time: bounds its memory whatever the request.
@@ -38,9 +41,9 @@ class Pages(NamedTuple):
 
 
 class PageWrites(NamedTuple):
-    """Which lanes fill which pages; entries from `num_writes` on are padding."""
+    """Which rows fill which pages; entries from `num_writes` on are padding."""
 
-    lanes: Int32[Array, " G"]
+    starts: Int32[Array, " G"]
     pages: Int32[Array, " G"]
     num_writes: Int32[Array, ""]
 
@@ -112,30 +115,45 @@ def forward(
     shape: StepShape,
     dtype: jnp.dtype,
     axis: str | None = None,
-    kernels: bool = False,
+    kernel: Kernel | None = None,
     dot_sums: bool = False,
 ) -> tuple[Pages, Float[Array, "I D"]]:
     """Runs one step. Returns the pages with new keys and values, and the scored hidden states.
 
     Keys and values are written before they are read, so a lane may read a page that another lane
     of the same step writes. Hidden states come after the final norm, in the order of
-    `score_tokens`. `dtype` is that of activations, `axis` as in `_decode`; with `kernels`,
-    attention is a TPU kernel; with `dot_sums`, steps of any size have the same bits on CPU.
+    `score_tokens`. `dtype` is that of activations, `axis` as in `_decode`; `kernel` is the
+    kind of attention, None for XLA's; with `dot_sums`, steps of any size have the same bits on CPU.
     """
-    k_pages, v_pages = list(pages.k), list(pages.v)
 
-    def attend_layer(i: int, q: Array, k: Array, v: Array) -> Array:
-        k_pages[i] = _write(k_pages[i], k, writes, shape.lane_tokens)
-        v_pages[i] = _write(v_pages[i], v, writes, shape.lane_tokens)
-        if kernels:
+    def attend_layer(
+        q: Array, k: Array, v: Array, kept: tuple[Array, Array], *given: Any
+    ) -> tuple[Array, tuple[Array, Array]]:
+        writes, layout = given
+        k_pages, v_pages = _write(kept[0], k, writes), _write(kept[1], v, writes)
+        arrays = q, k, v, k_pages, v_pages, layout, shape
+        if kernel == "tpu":
             from itemwise.ops.tpu_step import attend_tpu  # loads Pallas, which others do without
 
-            return attend_tpu(q, k, v, k_pages[i], v_pages[i], layout, shape)
-        return attend(q, k, v, k_pages[i], v_pages[i], layout, shape, dot_sums)
+            return attend_tpu(*arrays), (k_pages, v_pages)
+        if kernel == "cpu":
+            return attend_cpu(*arrays), (k_pages, v_pages)
+        return attend(*arrays, dot_sums), (k_pages, v_pages)
 
     norm = Norm(config.norm_eps, dtype, dot_sums)
-    hidden = _decode(weights, tokens, positions, score_tokens, attend_layer, config, norm, axis)
-    return Pages(tuple(k_pages), tuple(v_pages)), hidden
+    kept, hidden = _decode(
+        weights,
+        tokens,
+        positions,
+        score_tokens,
+        attend_layer,
+        tuple(zip(pages.k, pages.v, strict=True)),
+        (writes, layout),
+        config,
+        norm,
+        axis,
+    )
+    return Pages(*zip(*kept, strict=True)), hidden
 
 
 def forward_packed(
@@ -149,15 +167,30 @@ def forward_packed(
     mask: Mask,
     dtype: jnp.dtype,
     axis: str | None = None,
-    kernels: bool = False,
+    kernel: Kernel | None = None,
 ) -> Float[Array, "I D"]:
     """Runs one packed sequence. Returns the hidden states of `score_tokens`, in their order."""
 
-    def attend_layer(_: int, q: Array, k: Array, v: Array) -> Array:
-        return attend_packed(q, k, v, layout, shape, mask, kernels=kernels)
+    def attend_layer(
+        q: Array, k: Array, v: Array, kept: tuple[()], layout: PackedLayout
+    ) -> tuple[Array, tuple[()]]:
+        return attend_packed(q, k, v, layout, shape, mask, kernel=kernel), kept
 
     norm = Norm(config.norm_eps, dtype, dot_sums=False)
-    return _decode(weights, tokens, positions, score_tokens, attend_layer, config, norm, axis)
+    nothing = ((),) * config.num_layers
+    _, hidden = _decode(
+        weights,
+        tokens,
+        positions,
+        score_tokens,
+        attend_layer,
+        nothing,
+        (layout,),
+        config,
+        norm,
+        axis,
+    )
+    return hidden
 
 
 def _decode(
@@ -165,14 +198,17 @@ def _decode(
     tokens: Int32[Array, " T"],
     positions: Int32[Array, " T"],
     score_tokens: Int32[Array, " I"],
-    attend_layer: Callable[[int, Array, Array, Array], Array],
+    attend_layer: Callable[..., tuple[Array, Any]],
+    kept: Sequence[Any],
+    given: tuple[Any, ...],
     config: ModelConfig,
     norm: Norm,
     axis: str | None,
-) -> Float[Array, "I D"]:
+) -> tuple[list[Any], Float[Array, "I D"]]:
     """All layers. In the last, only scored tokens pass the output projection and the MLP.
 
-    `attend_layer` gives the attention [T,N,H] of a layer from its number and its q, k and v.
+    `attend_layer(q, k, v, kept, *given)` gives a layer's attention [T,N,H] and what the layer
+    keeps; `kept` is what each kept before, `given` what all of them are given.
     `norm` has the type of activations: of what enters a matrix product.
     `axis` is the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
     then has its own heads, and sums over devices follow the two projections.
@@ -180,16 +216,28 @@ def _decode(
     What the layers add up stays in float32: rounding every sum to bfloat16 is most of a deep
     model's error.
     """
-    x = _embed(weights["embed"], tokens, axis).astype(jnp.float32)
-    table = rope_table(positions, config)
-    for i, w in enumerate(weights["layers"]):
+
+    # Traced once and inlined by XLA for each layer: tracing them all takes longer than loading the
+    # compiled program.
+    @jax.jit
+    def layer(
+        x: Array, w: dict[str, Array], kept: Any, table: Any, given: Any, scored: Array | None
+    ) -> tuple[Array, Any]:
         q, k, v = _project(rms_norm(x, w["attn_norm"], norm), w, table, config, norm)
-        seen = attend_layer(i, q, k, v).reshape(x.shape[0], -1)
-        if i == config.num_layers - 1:
-            x, seen = x[score_tokens], seen[score_tokens]
+        seen, kept = attend_layer(q, k, v, kept, *given)
+        seen = seen.reshape(x.shape[0], -1)
+        if scored is not None:
+            x, seen = x[scored], seen[scored]
         x = x + summed_linear(seen, w["out"], w.get("out_bias"), axis)
-        x = x + mlp(rms_norm(x, w["mlp_norm"], norm), w, axis)
-    return rms_norm(x, weights["norm"], norm)
+        return x + mlp(rms_norm(x, w["mlp_norm"], norm), w, axis), kept
+
+    x = _embed(weights["embed"], tokens, axis).astype(jnp.float32)
+    table, kept = rope_table(positions, config), list(kept)
+    last = config.num_layers - 1
+    for i, w in enumerate(weights["layers"]):
+        scored = score_tokens if i == last else None
+        x, kept[i] = layer(x, w, kept[i], table, given, scored)
+    return kept, rms_norm(x, weights["norm"], norm)
 
 
 def _embed(
@@ -228,18 +276,18 @@ def _write(
     pool: Shaped[Array, "P K page H"],
     new: Float[Array, "T K H"],
     writes: PageWrites,
-    lane_tokens: int,
 ) -> Shaped[Array, "P K page H"]:
-    """The pool with the keys or values of the writing lanes in their pages, updated in place.
+    """The pool with the keys or values of the writing rows in their pages, updated in place.
 
-    A lane may be shorter than a page, whose end then holds zeros.
+    A row may be shorter than a page, whose end then holds what follows the row in the step.
     """
-    lanes = to_storage(new).reshape(-1, lane_tokens, *new.shape[1:]).transpose(0, 2, 1, 3)
-    lanes = jnp.pad(lanes, ((0, 0), (0, 0), (0, pool.shape[2] - lane_tokens), (0, 0)))
+    page_tokens = pool.shape[2]
+    stored = jnp.pad(to_storage(new), ((0, page_tokens), (0, 0), (0, 0)))
 
     def one(i: Array, pool: Array) -> Array:
-        lane = lax.dynamic_index_in_dim(lanes, writes.lanes[i], 0)
-        return lax.dynamic_update_slice_in_dim(pool, lane, writes.pages[i], 0)
+        page = lax.dynamic_slice_in_dim(stored, writes.starts[i], page_tokens)
+        page = page.transpose(1, 0, 2)[None]
+        return lax.dynamic_update_slice_in_dim(pool, page, writes.pages[i], 0)
 
     written: Array = lax.fori_loop(0, writes.num_writes, one, pool)
     return written

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from itemwise.ops.dense import attend_dense
 from itemwise.ops.packed import PackedLayout
 from itemwise.ops.segment import attend_segment
-from itemwise.types import Mask, PackedShape
+from itemwise.types import Kernel, Mask, PackedShape
 
 
 def attend_packed(
@@ -18,15 +18,15 @@ def attend_packed(
     layout: PackedLayout,
     shape: PackedShape,
     mask: Mask,
-    kernels: bool = False,
+    kernel: Kernel | None = None,
 ) -> Float[Array, "T N H"]:
     """Attention of a packed sequence; places of padding hold finite garbage.
 
-    With `kernels`, `segment` is a TPU kernel; `dense` has none.
+    On TPU `segment` is a kernel; `dense` has none, and processors have none for either.
     """
     if mask == "dense":
         return attend_dense(q, k, v, layout)
-    if kernels:
+    if kernel == "tpu":
         from itemwise.ops.tpu_packed import attend_packed_tpu  # loads Pallas
 
         return attend_packed_tpu(q, k, v, layout)

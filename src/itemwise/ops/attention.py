@@ -20,13 +20,22 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int32, Shaped
 
-from itemwise.ops.online import Sums, accumulate, dot_sum, own_rows, scaled_scores
+from itemwise.ops.online import (
+    Sums,
+    accumulate,
+    dot_sum,
+    own_rows,
+    scaled_scores,
+    with_places,
+)
 from itemwise.types import StepShape
 
 
 class StepLayout(NamedTuple):
     """The arrays of `StepBatch` that say who sees whom; shapes and padding are given there."""
 
+    lane_start: Int32[Array, " G"]
+    num_lanes: Int32[Array, ""]
     context_pages: Int32[Array, "G C"]
     context_lens: Int32[Array, "G C"]
     num_blocks: Int32[Array, " G"]
@@ -68,29 +77,31 @@ def attend(
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[1]
     group = num_heads // num_kv_heads
+    # The last lane and granule may reach past the step's end.
+    q, k, v = (with_places(a, max(shape.lane_tokens, shape.granule_tokens)) for a in (q, k, v))
     # Heads first, the query heads of one kv head side by side: every slice below is contiguous.
-    q = q.reshape(num_tokens, num_kv_heads, group, head_dim).transpose(1, 0, 2, 3)
+    q = q.reshape(-1, num_kv_heads, group, head_dim).transpose(1, 0, 2, 3)
     sums = own_rows(q, k.transpose(1, 0, 2), v.transpose(1, 0, 2), layout, shape.granule_tokens)
-    out = _contexts(q, sums, k_pages, v_pages, layout, shape, dot_sums)
+    out = _contexts(q, sums, k_pages, v_pages, layout, shape, dot_sums)[:, :num_tokens]
     return out.transpose(1, 0, 2, 3).reshape(num_tokens, num_heads, head_dim)
 
 
 def _contexts(
-    q: Float[Array, "K T group H"],
+    q: Float[Array, "K places group H"],
     sums: Sums,
     k_pages: Shaped[Array, "P K page H"],
     v_pages: Shaped[Array, "P K page H"],
     layout: StepLayout,
     shape: StepShape,
     dot_sums: bool,
-) -> Float[Array, "K T group H"]:
+) -> Float[Array, "K places group H"]:
     """Adds each lane's context to the sums and divides: the attention output.
 
     Lane by lane and head by head, so that a block's scores stay in cache and a lane pays for its
     own context alone: whole blocks first, then one or two single pages. The length of the context
-    alone decides which.
+    alone decides which. Places of a lane that belong to the next one are overwritten by it.
     """
-    num_kv_heads, num_tokens, group, head_dim = q.shape
+    num_kv_heads, _, group, head_dim = q.shape
     lane, page, pages = shape.lane_tokens, k_pages.shape[2], shape.block_pages
     rows = lane * group
     take_in = functools.partial(accumulate, sum_keys=dot_sum) if dot_sums else accumulate
@@ -99,11 +110,10 @@ def _contexts(
 
     def one_lane_head(i: Array, out: Array) -> Array:
         g, head = i // num_kv_heads, i % num_kv_heads
+        start = layout.lane_start[g]
 
         def own(a: Array) -> Array:
-            a = lax.dynamic_slice(
-                a, (head, g * lane) + (0,) * (a.ndim - 2), (1, lane, *a.shape[2:])
-            )
+            a = lax.dynamic_slice(a, (head, start) + (0,) * (a.ndim - 2), (1, lane, *a.shape[2:]))
             return a.reshape(rows, *a.shape[3:])
 
         q_g = own(q)
@@ -128,7 +138,7 @@ def _contexts(
         # A place outside every row has no weight; it gets zero instead of NaN.
         result = lane_sums.total / jnp.maximum(lane_sums.weight, 1e-30)[:, None]
         result = result.astype(q.dtype).reshape(1, lane, group, head_dim)
-        return lax.dynamic_update_slice(out, result, (head, g * lane, 0, 0))
+        return lax.dynamic_update_slice(out, result, (head, start, 0, 0))
 
-    out: Array = lax.fori_loop(0, shape.lanes * num_kv_heads, one_lane_head, jnp.zeros_like(q))
+    out: Array = lax.fori_loop(0, layout.num_lanes * num_kv_heads, one_lane_head, jnp.zeros_like(q))
     return out

@@ -102,20 +102,19 @@ def accumulate(
 
 
 def own_rows(
-    q: Float[Array, "K T group H"],
-    k: Float[Array, "K T H"],
-    v: Float[Array, "K T H"],
+    q: Float[Array, "K places group H"],
+    k: Float[Array, "K places H"],
+    v: Float[Array, "K places H"],
     layout: Granules,
     granule: int,
 ) -> Sums:
-    """Sums over each token's own row up to itself. Returns arrays [K, T, group(, H)].
+    """Sums over each token's own row up to itself. Returns arrays [K, places, group(, H)].
 
     A granule may hold fewer tokens than it has places: what lies past them belongs to a later
-    granule, which overwrites it, or to nobody. Granules come in the order of their start.
+    granule, which overwrites it, or to nobody. Granules come in the order of their start. There
+    are at least a granule's places behind the last token, for the last granule to end in.
     """
-    num_kv_heads, num_tokens, group, head_dim = q.shape
-    # The last granule may reach past the step's end.
-    q, k, v = (jnp.pad(a, [(0, 0), (0, granule)] + [(0, 0)] * (a.ndim - 2)) for a in (q, k, v))
+    num_kv_heads, num_places, group, head_dim = q.shape
     rows = (num_kv_heads, granule * group)
     # Place t sees place s <= t of its granule; the heads of a group sit side by side.
     causal = jnp.arange(granule * group)[:, None] // group >= jnp.arange(granule)
@@ -138,9 +137,14 @@ def own_rows(
 
         return Sums(*map(put, sums, own))
 
-    empty = no_sums((num_kv_heads, num_tokens + granule, group), head_dim)
-    sums = lax.fori_loop(0, layout.num_granules, one_granule, empty)
-    return Sums(*(a[:, :num_tokens] for a in sums))
+    empty = no_sums((num_kv_heads, num_places, group), head_dim)
+    sums: Sums = lax.fori_loop(0, layout.num_granules, one_granule, empty)
+    return sums
+
+
+def with_places(a: Float[Array, "T ..."], count: int) -> Float[Array, "places ..."]:
+    """The array with so many places of zeros behind its first axis."""
+    return jnp.pad(a, [(0, count)] + [(0, 0)] * (a.ndim - 1))
 
 
 def no_sums(rows: tuple[int, ...], head_dim: int) -> Sums:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from itemwise.ops.online import Sums, accumulate, own_rows, scaled_scores
+from itemwise.ops.online import Sums, accumulate, own_rows, scaled_scores, with_places
 from itemwise.ops.packed import PackedLayout
 
 # Readers and keys of a tile; scores of a tile stay in a CPU's cache (decision 0006).
@@ -32,22 +32,24 @@ def attend_segment(
     """
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[1]
-    q = q.reshape(num_tokens, num_kv_heads, -1, head_dim).transpose(1, 0, 2, 3)
+    q, k, v = (with_places(a, granule_tokens) for a in (q, k, v))
+    q = q.reshape(q.shape[0], num_kv_heads, -1, head_dim).transpose(1, 0, 2, 3)
     k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
     sums = own_rows(q, k, v, layout, granule_tokens)
-    out = _prefix(q, k, v, sums, layout)
+    out = _prefix(q, k, v, sums, layout, num_tokens)[:, :num_tokens]
     return out.transpose(1, 0, 2, 3).reshape(num_tokens, num_heads, head_dim)
 
 
 def _prefix(
-    q: Float[Array, "K T group H"],
-    k: Float[Array, "K T H"],
-    v: Float[Array, "K T H"],
+    q: Float[Array, "K places group H"],
+    k: Float[Array, "K places H"],
+    v: Float[Array, "K places H"],
     sums: Sums,
     layout: PackedLayout,
-) -> Float[Array, "K T group H"]:
+    num_tokens: int,
+) -> Float[Array, "K places group H"]:
     """Adds to each token's sums what it sees of the prefix, and divides."""
-    num_kv_heads, num_tokens, group, head_dim = q.shape
+    num_kv_heads, _, group, head_dim = q.shape
     readers, keys = min(TILE_READERS, num_tokens), min(TILE_KEYS, num_tokens)
     assert num_tokens % readers == num_tokens % keys == 0  # what `bucket_tokens` gives
     rows = readers * group

@@ -1,0 +1,378 @@
+// The exact step's attention on a processor: own rows and the paged context, fused. See
+// cpu_step.py for what it computes and who calls it.
+//
+// Queries lie side by side in the vector registers, keys come one after the other. So a query's
+// sums never meet another query's, and the order of its keys is the only order there is: the place
+// of a row, and beside whom it lies, cannot enter. A masked place is an exact no-op: its weight is
+// zero.
+//
+// A unit of work is a lane and a key/value head with all its query heads. Its queries are laid out
+// in panels of PANEL columns, [head_dim, PANEL], which stay in cache while blocks of keys pass by:
+//
+//     scores [keys, PANEL] = K [keys, head_dim]  * Q [head_dim, PANEL]
+//     total [head_dim, PANEL] += V^T [head_dim, keys] * exp(scores - top) [keys, PANEL]
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+// Vectors of floats
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+
+inline Floats load(const float* from) {
+  Floats x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+inline Floats all(float x) { return x - Floats{}; }
+
+// a * b + c, rounded once. Named, so that no compiler decides place by place.
+inline Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  Floats y;
+  for (int i = 0; i < WIDTH; ++i) y[i] = std::fma(a[i], b[i], c[i]);
+  return y;
+#endif
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// exp of numbers up to zero, to 2 units in the last place; exactly 1 at 0, and 0 below -87.
+// Range reduction and polynomial as in Cephes' expf (Moshier, 1992).
+inline Floats exp_of_nonpositive(Floats x) {
+  const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Ints vanishes = x < -87.0f;
+  x = larger(x, all(-87.0f));
+  const Floats n = fma(x, all(1.44269504088896341f), magic) - magic;
+  Floats r = fma(n, all(-0.693359375f), x);
+  r = fma(n, all(2.12194440e-4f), r);
+  Floats y = all(1.9875691500e-4f);
+  y = fma(y, r, all(1.3981999507e-3f));
+  y = fma(y, r, all(8.3334519073e-3f));
+  y = fma(y, r, all(4.1665795894e-2f));
+  y = fma(y, r, all(1.6666665459e-1f));
+  y = fma(y, r, all(5.0000001201e-1f));
+  y = fma(y, r * r, r) + 1.0f;
+  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+  Floats scale;
+  std::memcpy(&scale, &power, sizeof scale);
+  return vanishes ? Floats{} : y * scale;
+}
+
+// Blocks of keys
+
+constexpr int PANEL = 2 * WIDTH;  // queries side by side
+constexpr int BLOCK = 128;        // keys of a block
+constexpr int TILE = 6;           // rows of a product held in registers, each of two vectors
+constexpr float LOWEST = -1e30f;  // finite, below any score
+constexpr float NEVER = -std::numeric_limits<float>::infinity();
+
+// rows[i][k] * columns[k][PANEL], summed over k in order: N rows of `out` [., PANEL].
+// `next_row` and `next_k` say how far apart the elements of `rows` lie.
+template <int N>
+inline void product(const float* rows, int64_t next_row, int64_t next_k, const float* columns,
+                    int64_t count, float* out) {
+  Floats sums[N][2] = {};
+  for (int64_t k = 0; k < count; ++k) {
+    const Floats left = load(columns + k * PANEL), right = load(columns + k * PANEL + WIDTH);
+    for (int i = 0; i < N; ++i) {
+      const Floats a = all(rows[i * next_row + k * next_k]);
+      sums[i][0] = fma(a, left, sums[i][0]);
+      sums[i][1] = fma(a, right, sums[i][1]);
+    }
+  }
+  for (int i = 0; i < N; ++i) {
+    store(out + i * PANEL, sums[i][0]);
+    store(out + i * PANEL + WIDTH, sums[i][1]);
+  }
+}
+
+// As `product`, for any number of rows.
+inline void products(int64_t num_rows, const float* rows, int64_t next_row, int64_t next_k,
+                     const float* columns, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + TILE <= num_rows; i += TILE)
+    product<TILE>(rows + i * next_row, next_row, next_k, columns, count, out + i * PANEL);
+  rows += i * next_row, out += i * PANEL;
+  switch (num_rows - i) {
+    case 5: return product<5>(rows, next_row, next_k, columns, count, out);
+    case 4: return product<4>(rows, next_row, next_k, columns, count, out);
+    case 3: return product<3>(rows, next_row, next_k, columns, count, out);
+    case 2: return product<2>(rows, next_row, next_k, columns, count, out);
+    case 1: return product<1>(rows, next_row, next_k, columns, count, out);
+  }
+}
+
+// Running state of the online softmax of a panel's queries.
+struct Panel {
+  float* queries;  // [head_dim, PANEL]
+  float* total;    // [head_dim, PANEL]
+  float* top;      // [PANEL]
+  float* weight;   // [PANEL]
+};
+
+// Keys and values one after the other, so many floats apart.
+struct Keys {
+  const float* k;
+  const float* v;
+  int64_t stride;
+  int64_t count;  // at most BLOCK
+};
+
+// Takes one block of keys into a panel. `hide(key, vector)` masks a vector of scores.
+template <typename Hide>
+inline void take_in(const Panel& panel, const Keys& keys, int64_t head_dim, float scale,
+                    float* scores, float* seen, Hide hide) {
+  products(keys.count, keys.k, keys.stride, 1, panel.queries, head_dim, scores);
+  Floats shrink[2];
+  for (int half = 0; half < 2; ++half) {
+    float* column = scores + half * WIDTH;
+    const Floats before = load(panel.top + half * WIDTH);
+    Floats top = before, weight = {};
+    for (int64_t s = 0; s < keys.count; ++s) {
+      const Floats score = hide(s, half, load(column + s * PANEL) * scale);
+      store(column + s * PANEL, score);
+      top = larger(score, top);
+    }
+    for (int64_t s = 0; s < keys.count; ++s) {
+      const Floats p = exp_of_nonpositive(load(column + s * PANEL) - top);
+      store(column + s * PANEL, p);
+      weight = weight + p;
+    }
+    shrink[half] = exp_of_nonpositive(before - top);
+    store(panel.top + half * WIDTH, top);
+    weight = fma(load(panel.weight + half * WIDTH), shrink[half], weight);
+    store(panel.weight + half * WIDTH, weight);
+  }
+  products(head_dim, keys.v, 1, keys.stride, scores, keys.count, seen);
+  for (int64_t d = 0; d < head_dim; ++d) {
+    for (int half = 0; half < 2; ++half) {
+      float* total = panel.total + d * PANEL + half * WIDTH;
+      store(total, fma(load(total), shrink[half], load(seen + d * PANEL + half * WIDTH)));
+    }
+  }
+}
+
+// The step
+
+struct Step {
+  const float *q, *k, *v, *k_pages, *v_pages;
+  const int32_t *lane_start, *context_pages, *context_lens;
+  float* out;
+  std::vector<int32_t> row_start;  // [T], the first place of the row that holds a place
+  int64_t num_tokens, num_heads, num_kv_heads, head_dim, page_tokens, max_context_pages;
+  int64_t num_lanes, lane_tokens;
+  int64_t end;  // of the last row, or a little behind
+
+  int64_t lane_end(int64_t lane) const {
+    const int64_t end = std::min<int64_t>(lane_start[lane] + lane_tokens, this->end);
+    return lane + 1 < num_lanes ? std::min<int64_t>(end, lane_start[lane + 1]) : end;
+  }
+};
+
+// A lane and a key/value head: lays the queries out in panels, takes in each row's own keys, then
+// the context, and writes the result.
+void run_unit(const Step& step, int64_t lane, int64_t head) {
+  const int64_t group = step.num_heads / step.num_kv_heads, head_dim = step.head_dim;
+  const int64_t first = step.lane_start[lane], end = step.lane_end(lane);
+  const int64_t num_queries = (end - first) * group;
+  const int64_t num_panels = (num_queries + PANEL - 1) / PANEL;
+  const int64_t panel_floats = (2 * head_dim + 2) * PANEL;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+
+  thread_local std::vector<float> memory;
+  memory.assign(num_panels * panel_floats + (BLOCK + head_dim) * PANEL, 0.0f);
+  std::vector<Panel> panels(num_panels);
+  for (int64_t p = 0; p < num_panels; ++p) {
+    float* base = memory.data() + p * panel_floats;
+    panels[p] = {base, base + head_dim * PANEL, base + 2 * head_dim * PANEL,
+                 base + (2 * head_dim + 1) * PANEL};
+    std::fill_n(panels[p].top, PANEL, LOWEST);
+  }
+  float* scores = memory.data() + num_panels * panel_floats;
+  float* seen = scores + BLOCK * PANEL;
+
+  // Where the vector of query n begins in q and out.
+  auto place_of = [&](int64_t n) {
+    const int64_t query_head = head * group + n % group;
+    return ((first + n / group) * step.num_heads + query_head) * head_dim;
+  };
+  for (int64_t n = 0; n < num_queries; ++n) {
+    const float* from = step.q + place_of(n);
+    float* to = panels[n / PANEL].queries + n % PANEL;
+    for (int64_t d = 0; d < head_dim; ++d) to[d * PANEL] = from[d];
+  }
+
+  // Own rows. A panel may hold queries of several rows: each row's keys pass by all of them.
+  const int64_t own_stride = step.num_kv_heads * head_dim;
+  for (int64_t p = 0; p < num_panels; ++p) {
+    int32_t place[PANEL], row[PANEL];  // of each query; padding sees nothing
+    for (int c = 0; c < PANEL; ++c) {
+      const int64_t n = p * PANEL + c;
+      place[c] = n < num_queries ? first + n / group : -1;
+      row[c] = n < num_queries ? step.row_start[place[c]] : -1;
+    }
+    for (int c = 0; c < PANEL; ++c) {
+      if (row[c] < 0 || (c + 1 < PANEL && row[c + 1] == row[c])) continue;
+      // The last query of a row here.
+      for (int64_t s = row[c]; s <= place[c]; s += BLOCK) {
+        const int64_t from = s * own_stride + head * head_dim;
+        const int64_t count = std::min<int64_t>(BLOCK, place[c] + 1 - s);
+        auto causal = [&](int64_t key, int half, Floats score) {
+          Ints places, rows;
+          std::memcpy(&places, place + half * WIDTH, sizeof places);
+          std::memcpy(&rows, row + half * WIDTH, sizeof rows);
+          const int32_t at = static_cast<int32_t>(s + key);
+          return (places >= at) & (rows == row[c]) ? score : all(NEVER);
+        };
+        take_in(panels[p], {step.k + from, step.v + from, own_stride, count}, head_dim, scale,
+                scores, seen, causal);
+      }
+    }
+  }
+
+  // Context, page by page; all queries of the lane see all of it.
+  auto open = [](int64_t, int, Floats score) { return score; };
+  const int64_t slots = lane * step.max_context_pages;
+  for (int64_t i = slots; i < slots + step.max_context_pages && step.context_lens[i] > 0; ++i) {
+    const int64_t page = (step.context_pages[i] * step.num_kv_heads + head) * step.page_tokens;
+    for (int64_t s = 0; s < step.context_lens[i]; s += BLOCK) {
+      const int64_t from = (page + s) * head_dim;
+      const int64_t count = std::min<int64_t>(BLOCK, step.context_lens[i] - s);
+      for (const Panel& panel : panels)
+        take_in(panel, {step.k_pages + from, step.v_pages + from, head_dim, count}, head_dim,
+                scale, scores, seen, open);
+    }
+  }
+
+  for (int64_t n = 0; n < num_queries; ++n) {
+    const Panel& panel = panels[n / PANEL];
+    const float weight = panel.weight[n % PANEL];
+    float* to = step.out + place_of(n);
+    for (int64_t d = 0; d < head_dim; ++d) to[d] = panel.total[d * PANEL + n % PANEL] / weight;
+  }
+}
+
+// Runs `count` units on the pool's threads and this one. A task that comes too late finds none left.
+template <typename Run>
+void run_units(ffi::ThreadPool& pool, int64_t count, Run run) {
+  struct Progress {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto progress = std::make_shared<Progress>();
+  auto work = [progress, count, run] {
+    for (int64_t i; (i = progress->next.fetch_add(1)) < count;) {
+      run(i);
+      progress->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));
+  work();
+  while (progress->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+}
+
+ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k,
+                  ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::F32> k_pages,
+                  ffi::Buffer<ffi::F32> v_pages, ffi::Buffer<ffi::S32> lane_start,
+                  ffi::Buffer<ffi::S32> num_lanes, ffi::Buffer<ffi::S32> context_pages,
+                  ffi::Buffer<ffi::S32> context_lens, ffi::Buffer<ffi::S32> granule_start,
+                  ffi::Buffer<ffi::S32> granule_index, ffi::Buffer<ffi::S32> num_granules,
+                  ffi::ResultBuffer<ffi::F32> out, int64_t lane_tokens, int64_t granule_tokens) {
+  Step step;
+  step.q = q.typed_data(), step.k = k.typed_data(), step.v = v.typed_data();
+  step.k_pages = k_pages.typed_data(), step.v_pages = v_pages.typed_data();
+  step.lane_start = lane_start.typed_data();
+  step.context_pages = context_pages.typed_data();
+  step.context_lens = context_lens.typed_data();
+  step.out = out->typed_data();
+  step.num_tokens = q.dimensions()[0], step.num_heads = q.dimensions()[1];
+  step.num_kv_heads = k.dimensions()[1], step.head_dim = k.dimensions()[2];
+  step.page_tokens = k_pages.dimensions()[2];
+  step.max_context_pages = context_pages.dimensions()[1];
+  step.num_lanes = num_lanes.typed_data()[0], step.lane_tokens = lane_tokens;
+
+  // Granules come in the order of their start; one of index 0 begins a row.
+  const int32_t last = num_granules.typed_data()[0] - 1;
+  step.end = last < 0 ? 0 : granule_start.typed_data()[last] + granule_tokens;
+  step.end = std::min(step.end, step.num_tokens);
+  step.row_start.resize(step.num_tokens);
+  int32_t granule = 0, row = 0;
+  for (int32_t t = 0; t < step.num_tokens; ++t) {
+    for (; granule < num_granules.typed_data()[0] && granule_start.typed_data()[granule] == t;
+         ++granule)
+      if (granule_index.typed_data()[granule] == 0) row = t;
+    step.row_start[t] = row;
+  }
+
+  // Places of no lane get zero.
+  const int64_t floats = step.num_heads * step.head_dim;
+  int64_t written = 0;
+  for (int64_t lane = 0; lane <= step.num_lanes; ++lane) {
+    const int64_t start = lane < step.num_lanes ? step.lane_start[lane] : step.num_tokens;
+    std::fill(step.out + written * floats, step.out + start * floats, 0.0f);
+    if (lane < step.num_lanes) written = step.lane_end(lane);
+  }
+  run_units(pool, step.num_lanes * step.num_kv_heads, [&step](int64_t i) {
+    run_unit(step, i / step.num_kv_heads, i % step.num_kv_heads);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(itemwise_attend, attend,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("lane_tokens")
+                                  .Attr<int64_t>("granule_tokens"));
