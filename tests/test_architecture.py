@@ -41,6 +41,8 @@ ORDER = (
     "pages",
     "parallel",
     "hardware",
+    "native",
+    "weights",
     "memory",
     "programs",
     "work",
@@ -82,6 +84,7 @@ HOST_ONLY = (
     *("validation", "cli_options", "commands", "cli_validation", "cli_programs", "cli"),
     *ENTRY_POINTS,
 )
+JIT_ALLOWED = {Path("models/decoder.py"): "inside a program: a layer is traced once"}
 JAX_IN_HOST_ONLY = {"run": "device arrays of steps under way"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
 LATE_LIBRARIES = {"torch", "transformers", "matplotlib"}
@@ -209,7 +212,8 @@ def library_problems(files: list[File]) -> Iterator[str]:
 def jit_problems(files: list[File]) -> Iterator[str]:
     for file in files:
         for name, line in file.attributes():
-            if name.split(".")[-1] in ("jit", "pjit", "pmap") and file.module != "programs":
+            allowed = file.module == "programs" or file.path in JIT_ALLOWED
+            if name.split(".")[-1] in ("jit", "pjit", "pmap") and not allowed:
                 yield f"{file.path}:{line} has {name}, expected in programs.py alone"
 
 
@@ -258,7 +262,7 @@ def test_source_keeps_the_rule(rule: Callable[[list[File]], Iterator[str]]) -> N
         (library_problems, "pages.py", "import jax.numpy as jnp"),
         (library_problems, "scorer.py", "from fastapi import FastAPI"),
         (jit_problems, "engine.py", "step = jax.jit(print)"),
-        (jit_problems, "models/decoder.py", "@jax.jit\ndef f(): ..."),
+        (jit_problems, "models/layers.py", "@jax.jit\ndef f(): ..."),
         (jit_problems, "ops/attention.py", "from jax import jit"),
         (environment_problems, "engine.py", "x = os.environ['HOME']"),
         (environment_problems, "checkpoint.py", "x = os.getenv('HOME')"),

@@ -35,10 +35,10 @@ class FakeScorer:
                 scores += self.cached
             elif self.fault == "nan":
                 scores[0] = np.nan
-            elif self.fault == "few":
-                scores += len(request.items) == 4
-            elif self.fault == "one":
-                scores += len(request.items) == 1 and len(request.items[0]) == 5
+            elif self.fault == "step":
+                tokens = sum(len(r.query) * (len(r.query) == 1) for r in requests)
+                tokens += sum(len(item) for r in requests for item in r.items)
+                scores += tokens == 40
             elif self.fault == "small":
                 scores += len(requests) == 1 and len(request.query) < 10
             elif self.fault == "constant":
@@ -52,7 +52,12 @@ class FakeScorer:
 
     def check(self) -> SelfCheck:
         return run_self_check(
-            self.score, self.forget, vocab_size=1000, page_tokens=32, max_tokens=500
+            self.score,
+            self.forget,
+            vocab_size=1000,
+            page_tokens=32,
+            max_tokens=500,
+            step_tokens=(8, 40, 200),
         )
 
 
@@ -71,8 +76,7 @@ def test_exact_scores_pass() -> None:
         ("cache", "permuted_in_company_on_cached_prefix"),
         ("nan", "finite"),
         ("constant", "items_differ"),
-        ("few", "a_few_on_cached_prefix"),
-        ("one", "one_on_cached_prefix"),
+        ("step", "in_a_step_of_40_tokens"),
         ("small", "other_request_alone"),
     ],
 )
@@ -92,5 +96,6 @@ def test_probe_fits_short_limits(max_tokens: int) -> None:
             longest = max(longest, len(request.query) + max(map(len, request.items)))
         return FakeScorer().score(requests)
 
-    run_self_check(score, lambda: None, vocab_size=1000, page_tokens=32, max_tokens=max_tokens)
+    sizes = {"vocab_size": 1000, "page_tokens": 32, "max_tokens": max_tokens}
+    run_self_check(score, lambda: None, **sizes, step_tokens=(8, 40))
     assert longest <= max_tokens

@@ -162,8 +162,8 @@ def read_weights(
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
         specs: dicts, lists and tuples with `WeightSpec` leaves.
         dtype: type that `put` receives; on disk, F32, F16 and BF16 are read.
-        put: takes one array at a time, and what it is. The array is its own: it shares no memory
-            with a file.
+        put: takes an array and what it is; called from several threads. The array is its own: it
+            shares no memory with a file.
         on_tensor: told after each tensor how many are done, and how many there are.
 
     Raises:
@@ -172,17 +172,18 @@ def read_weights(
     leaves = list(_leaves(specs))
     found = _read_headers(folder)
     _check_tensors(folder, leaves, found)
-    done = 0
 
     def load(spec: WeightSpec) -> Any:
-        nonlocal done
-        loaded = put(_read_tensor(found[spec.name], spec.name, np.dtype(dtype)), spec)
-        done += 1
-        if on_tensor:
-            on_tensor(done, len(leaves))
-        return loaded
+        return put(_read_tensor(found[spec.name], spec.name, np.dtype(dtype)), spec)
 
-    return _map_leaves(load, specs)
+    loaded: list[Any] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for one in pool.map(load, leaves):
+            loaded.append(one)
+            if on_tensor:
+                on_tensor(len(loaded), len(leaves))
+    in_order = iter(loaded)
+    return _map_leaves(lambda _: next(in_order), specs)
 
 
 def _leaves(tree: Any) -> Iterator[WeightSpec]:

@@ -18,6 +18,7 @@ DType = Literal["auto", "bfloat16", "float32"]
 LogFormat = Literal["text", "json"]
 Family = Literal["qwen3", "qwen2", "llama"]
 AttentionBackend = Literal["auto", "fa", "native"]
+Quantization = Literal["none", "int8"]
 MaskSetting = Literal["auto", "dense", "segment"]
 DEMO_MODEL = "itemwise/demo"  # the model that comes with the package
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -27,6 +28,16 @@ def cache_dir() -> Path:
     """The user's cache folder for Itemwise, `$XDG_CACHE_HOME/itemwise` or `~/.cache/itemwise`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "itemwise"
+
+
+def chosen_compiler() -> str | None:
+    """The C++ compiler that the environment names, `$CXX`."""
+    return os.environ.get("CXX") or None
+
+
+def xla_flags() -> str:
+    """What the environment tells XLA, `$XLA_FLAGS`."""
+    return os.environ.get("XLA_FLAGS", "")
 
 
 def prepare_tpu_compiler() -> None:
@@ -222,7 +233,10 @@ class EngineConfig:
             which None means 16384.
         max_multi_item_count: most items of a request; None for no bound.
         attention_backend: `fa` (kernels, where there are: TPU, and processors with a C++ compiler
-            whose activations are float32), `native` (XLA) or `auto` (fa).
+            whose activations are float32: there matrix products, too), `native` (XLA) or `auto`
+            (fa).
+        quantization: `int8` keeps the matrices of the layers in eight bits, with a scale for each
+            output; `none`.
         tp_size: devices that share the model.
         disable_radix_cache: forget a query's pages when its request ends.
         mem_fraction_static: share of the device's memory for weights and pages; None for a
@@ -244,6 +258,7 @@ class EngineConfig:
     max_multi_item_seq_len: int | None = None
     max_multi_item_count: int | None = None
     attention_backend: AttentionBackend = "auto"
+    quantization: Quantization = "none"
     tp_size: int = 1
     disable_radix_cache: bool = False
     mem_fraction_static: float | None = None
@@ -261,6 +276,7 @@ class EngineConfig:
             ("multi_item_algorithm", Algorithm),
             ("multi_item_mask_impl", MaskSetting),
             ("attention_backend", AttentionBackend),
+            ("quantization", Quantization),
         )
         for name, allowed in choices:
             if getattr(self, name) not in get_args(allowed):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -22,30 +21,29 @@ import jaxlib.version
 import numpy as np
 
 from itemwise import checkpoint
-from itemwise.config import EngineConfig, ModelConfig, cache_dir
+from itemwise.config import EngineConfig, ModelConfig, cache_dir, xla_flags
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.hardware import multiplies_bfloat16, processor
-from itemwise.memory import device_memory_bytes, plan_pages, weights_bytes
-from itemwise.models.decoder import describe_weights
-from itemwise.ops.cpu_step import load_kernel
+from itemwise.memory import plan_pages
+from itemwise.native import Kernels, load_kernels
 from itemwise.packed import DEFAULT_MAX_TOKENS
 from itemwise.packed_run import AnyWork, PackedWork
 from itemwise.pages import PageCache
-from itemwise.parallel import make_mesh, place
+from itemwise.parallel import make_mesh
 from itemwise.programs import Programs, compile_counter, use_compilation_cache
 from itemwise.run import Batcher, Progress
 from itemwise.selfcheck import SelfCheck, recall, remember, run_self_check
 from itemwise.types import DTypes, Kernel, ScoreRequest, ScoreResult, StepOutcome, StepShape
+from itemwise.weights import load_weights
 from itemwise.work import Work, num_computed_tokens
 
 GRANULE_TOKENS = 32
 BLOCK_TOKENS = 512  # context tokens of one product
 DEFAULT_LANES = {"cpu": 4, "gpu": 32, "tpu": 16}
 # Tokens of smaller steps, whose lanes have a granule's: there time goes by the number of tokens.
-SMALL_STEPS = {"cpu": (64, 128, 256)}
+SMALL_STEPS = {"cpu": (64, 256)}
 # Shortest lane to have on average: bounds the lanes of a step.
-MIN_LANE_TOKENS = 16
-WIDE_WEIGHTS_SHARE = 1 / 4  # of the memory, that weights may take where they are widened
+MIN_LANE_TOKENS = 8
 logger = logging.getLogger("itemwise.engine")
 
 
@@ -75,10 +73,12 @@ class Engine:
         self.model_config = checkpoint.read_config(folder)
         mesh = make_mesh(self.model_config, _devices(config.tp_size))
         self.device = jax.devices()[0]
-        self.dtypes = _dtypes(config, self.model_config, self.device)
+        self.dtypes = _dtypes(config, self.model_config, self.device.platform)
         self.max_seq_len = (
             config.max_multi_item_seq_len or self.model_config.max_position_embeddings
         )
+        if config.quantization != "none" and mesh is not None:
+            raise ConfigError("`quantization` is int8, expected none where `tp_size` is above 1")
         shapes = step_shapes(config, self.device.platform, self.max_seq_len)
         if config.skip_self_check:
             shapes = shapes[-1:]  # nobody would have compared small steps with large ones
@@ -92,17 +92,18 @@ class Engine:
             if on_progress:
                 on_progress("weights", done, total)
 
-        weights = checkpoint.read_weights(
+        kernel, self._kernels = self._find_kernel()
+        panels = self._kernels is not None and mesh is None
+        weights = load_weights(
             folder,
-            describe_weights(self.model_config),
-            self.dtypes.rounded,
-            lambda array, spec: place(
-                array.astype(self.dtypes.weights), spec, self.model_config, mesh
-            ),
-            told,
+            self.model_config,
+            self.dtypes,
+            mesh,
+            quantization=config.quantization,
+            panel_width=self._kernels.panel_width if self._kernels and panels else None,
+            on_tensor=told,
         )
         weights_read = time.perf_counter()
-        kernel, self._library = self._find_kernel()
         self._attention = f"{kernel} kernel" if kernel else "xla"
         self._programs = Programs(
             self.model_config,
@@ -124,15 +125,15 @@ class Engine:
         }
         self._compiled_at_ready = counter.count
 
-    def _find_kernel(self) -> tuple[Kernel | None, Path | None]:
-        """The kind of attention for the device, and the library that was compiled for it."""
+    def _find_kernel(self) -> tuple[Kernel | None, Kernels | None]:
+        """The kind of attention for the device; for a processor, also its compiled kernels."""
         if self.config.attention_backend == "native":
             return None, None
         if self.device.platform == "tpu":
             return "tpu", None
         if self.device.platform == "cpu" and self.dtypes.activations == np.float32:
-            library = load_kernel()
-            return ("cpu" if library else None), library
+            kernels = load_kernels()
+            return ("cpu" if kernels else None), kernels
         return None, None
 
     def _new_cache(self) -> PageCache:
@@ -176,8 +177,8 @@ class Engine:
         for path in sorted(Path(__file__).parent.rglob("*.py")):
             digest.update(path.read_bytes())
         versions = jax.__version__, jaxlib.version.__version__, np.__version__
-        machine = self.device.device_kind, processor(), os.environ.get("XLA_FLAGS", "")
-        digest.update(repr((versions, machine, self._library)).encode())
+        machine = self.device.device_kind, processor(), xla_flags()
+        digest.update(repr((versions, machine, self._kernels)).encode())
         return self._compilation_cache / "self-checks" / f"{digest.hexdigest()}.json"
 
     def _run_one_step(self) -> None:
@@ -193,6 +194,7 @@ class Engine:
             vocab_size=self.model_config.vocab_size,
             page_tokens=page_tokens,
             max_tokens=min(self.max_seq_len, self._batcher.cache.capacity * page_tokens),
+            step_tokens=[shape.tokens for shape in self._programs.shapes],
         )
 
     @property
@@ -318,8 +320,7 @@ class Engine:
             "device": {"platform": self.device.platform, "kind": self.device.device_kind},
             "attention": self._attention,
             "jax_version": jax.__version__,
-            "dtype": self.dtypes.rounded.name,
-            "weights": self.dtypes.weights.name,
+            "dtype": self.dtypes.weights.name,
             "activations": self.dtypes.activations.name,
             "step_shape": {**asdict(shape), "max_rows": shape.max_rows},
             "small_steps": [
@@ -360,16 +361,12 @@ def _devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def _dtypes(config: EngineConfig, model: ModelConfig, device: jax.Device) -> DTypes:
+def _dtypes(config: EngineConfig, model: ModelConfig, platform: str) -> DTypes:
     name = config.dtype
     if name == "auto":
         name = "float32" if model.dtype == "float32" else "bfloat16"
-    rounded, wide = np.dtype(jax.numpy.dtype(name)), np.dtype(np.float32)
-    if multiplies_bfloat16(device.platform):
-        return DTypes(rounded, rounded, rounded)
-    # Where there is room, weights are widened once, and not by every step.
-    fits = weights_bytes(model, wide) <= device_memory_bytes(device) * WIDE_WEIGHTS_SHARE
-    return DTypes(rounded, wide if fits else rounded, wide)
+    weights = np.dtype(jax.numpy.dtype(name))
+    return DTypes(weights, weights if multiplies_bfloat16(platform) else np.dtype(np.float32))
 
 
 def step_shapes(config: EngineConfig, platform: str, max_seq_len: int) -> tuple[StepShape, ...]:

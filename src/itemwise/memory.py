@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from itemwise.config import EngineConfig, ModelConfig
+from itemwise.config import EngineConfig, ModelConfig, Quantization
 from itemwise.errors import ConfigError
 from itemwise.models.decoder import describe_weights
 from itemwise.parallel import AXIS, partition, stored_kv_heads, stored_shape
 from itemwise.types import DTypes, StepShape
+from itemwise.weights import is_layer_matrix
 
 GIB = 1 << 30
 # The host's memory is not the engine's alone: by default pages take an eighth of it, and no more
@@ -68,7 +69,7 @@ def plan_pages_in(
     """As `plan_pages`, on devices of `total` bytes; `is_host`: the memory is the host's."""
     layer_heads = model.num_layers * stored_kv_heads(model, tp) // tp
     page_bytes = 2 * layer_heads * shape.page_tokens * model.head_dim * dtypes.activations.itemsize
-    weight_bytes = weights_bytes(model, dtypes.weights, tp)
+    weight_bytes = weights_bytes(model, dtypes.weights, tp, config.quantization)
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
     elif config.mem_fraction_static is not None:
@@ -93,11 +94,15 @@ def plan_pages_in(
     return PagePlan(num_pages, page_bytes, weight_bytes)
 
 
-def weights_bytes(model: ModelConfig, dtype: np.dtype[Any], tp: int = 1) -> int:
+def weights_bytes(
+    model: ModelConfig, dtype: np.dtype[Any], tp: int = 1, quantization: Quantization = "none"
+) -> int:
     """Bytes of the weights on each of `tp` devices."""
     total = 0
     for spec in jax.tree.leaves(describe_weights(model)):
         size = math.prod(stored_shape(spec, model, tp)) * dtype.itemsize
+        if quantization == "int8" and is_layer_matrix(spec):
+            size = math.prod(spec.shape) + spec.shape[0] * np.dtype(np.float32).itemsize
         total += size // tp if AXIS in partition(spec) else size
     return total
 

@@ -115,7 +115,7 @@ def pack(prefix: Tokens, items: Sequence[Tokens], shape: PackedShape) -> PackedB
         granule_index=_padded(index, shape.max_granules),
         num_granules=np.asarray(len(index), np.int32),
         score_tokens=_padded(np.where(lengths > 0, ends - 1, len(prefix) - 1), shape.max_rows),
-        num_items=len(items),
+        num_scored=np.asarray(len(items), np.int32),
     )
 
 

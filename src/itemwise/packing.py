@@ -151,7 +151,8 @@ class StepPacker:
         batch.num_granules = np.asarray(self._num_granules, np.int32)
         batch.num_writes = np.asarray(self._num_writes, np.int32)
         batch.num_lanes = np.asarray(self._num_lanes, np.int32)
-        batch.num_places = self._place + self.lane_room
+        batch.num_places = np.asarray(self._place + self.lane_room, np.int32)
+        batch.num_scored = np.asarray(len(batch.score_ids), np.int32)
         self._start_step()
         return batch
 
@@ -176,4 +177,6 @@ def _empty_batch(shape: StepShape) -> StepBatch:
         granule_index=zeros(shape.max_granules),
         num_granules=zeros(),
         score_tokens=zeros(shape.max_rows),
+        num_places=zeros(),
+        num_scored=zeros(),
     )

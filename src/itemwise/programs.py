@@ -29,6 +29,7 @@ from itemwise.config import ModelConfig
 from itemwise.models.decoder import (
     Pages,
     PageWrites,
+    Used,
     Weights,
     describe_weights,
     forward,
@@ -408,10 +409,19 @@ def _step_arguments(batch: StepBatch) -> tuple[Any, ...]:
     """The batch in the order in which `forward` takes it."""
     layout = StepLayout(*(getattr(batch, name) for name in StepLayout._fields))
     writes: tuple[Any, ...] = (batch.write_starts, batch.write_pages, batch.num_writes)
-    return batch.tokens, batch.positions, PageWrites(*writes), batch.score_tokens, layout
+    used: tuple[Any, ...] = (batch.num_places, batch.num_scored)
+    return (
+        batch.tokens,
+        batch.positions,
+        PageWrites(*writes),
+        batch.score_tokens,
+        Used(*used),
+        layout,
+    )
 
 
 def _packed_arguments(batch: PackedBatch) -> tuple[Any, ...]:
     """The batch in the order in which `forward_packed` takes it."""
     layout = PackedLayout(*(getattr(batch, name) for name in PackedLayout._fields))
-    return batch.tokens, batch.positions, batch.score_tokens, layout
+    used: tuple[Any, ...] = (batch.num_tokens, batch.num_scored)
+    return batch.tokens, batch.positions, batch.score_tokens, Used(*used), layout

@@ -156,7 +156,7 @@ class Batcher:
             sent_at,
             batch.num_tokens,
             batch.num_tokens / tokens,
-            batch.num_places / tokens,
+            int(batch.num_places) / tokens,
         )
 
     def _fill(self, works: Iterable[Work]) -> None:

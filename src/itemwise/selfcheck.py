@@ -64,6 +64,7 @@ def run_self_check(
     vocab_size: int,
     page_tokens: int,
     max_tokens: int,
+    step_tokens: Sequence[int],
 ) -> SelfCheck:
     """Scores a probe in several ways and compares bits.
 
@@ -73,6 +74,7 @@ def run_self_check(
         vocab_size: ids to draw the probe from.
         page_tokens: tokens of a page; the probe's query fills two, and a part of a third.
         max_tokens: longest sequence allowed.
+        step_tokens: token places of the steps of each size.
     """
     start = time.perf_counter()
     rng = np.random.default_rng(0)
@@ -85,9 +87,8 @@ def run_self_check(
     items = tuple(draw(min(n, room)) for n in (20, 5, 1, 33, 7))
     labels = tuple({0, vocab_size - 1})
     start_of_other = draw(min(3, max_tokens - 1))
-    first, long = (draw(min(n, max_tokens - len(start_of_other))) for n in (20, 90))
+    first = draw(min(20, max_tokens - len(start_of_other)))
     other = ScoreRequest(start_of_other, (draw(1), first), (labels,) * 2)
-    longer = ScoreRequest(start_of_other, (*other.items, long), (labels,) * 3)
 
     def probe(chosen: Sequence[int]) -> ScoreRequest:
         return ScoreRequest(query, tuple(items[i] for i in chosen), (labels,) * len(chosen))
@@ -97,27 +98,37 @@ def run_self_check(
     def run(*requests: ScoreRequest) -> list[Float32Array]:
         return [np.asarray(result.scores) for result in score(requests)]
 
+    def filling(tokens: int) -> list[ScoreRequest]:
+        """Another request of so many tokens."""
+        longest = min(page_tokens, max_tokens - 1)
+        lengths = [min(longest, tokens - 1 - start) for start in range(0, tokens - 1, longest)]
+        if not lengths:
+            return []
+        return [ScoreRequest(draw(1), tuple(map(draw, lengths)), (labels,) * len(lengths))]
+
     # Few calls, since each costs steps of the real model: from nothing; permuted, beside another
-    # request, on the cached prefix; alone, with the prefix computed again in other pages; a few,
-    # one, and the other request alone. Where there are small steps, each size has its turn.
+    # request, on the cached prefix; alone, with the prefix computed again in other pages; the other
+    # request alone; then an item in a full step of each size.
     forget()
     (base,) = run(probe(everything))
-    company, in_company = run(longer, probe(everything[::-1]))
+    company, in_company = run(other, probe(everything[::-1]))
     in_company = in_company[::-1]
     forget()
     (alone,) = run(probe([3]))
-    few = [1, 3, 4, 0]
-    (in_few,) = run(probe(few))
-    (single,) = run(probe([1]))
     (other_alone,) = run(other)
+    in_steps = {
+        tokens: run(probe([1]), *filling(tokens - len(items[1])))[0] for tokens in step_tokens
+    }
     checks = {
         "finite": bool(np.isfinite(base).all()),
         "items_differ": len(np.unique(base[:, 0])) > 1 or vocab_size == 1,
         "permuted_in_company_on_cached_prefix": _same_bits(in_company, base),
         "alone_after_eviction": _same_bits(alone[0], base[3]),
-        "a_few_on_cached_prefix": _same_bits(in_few, base[few]),
-        "one_on_cached_prefix": _same_bits(single[0], base[1]),
-        "other_request_alone": _same_bits(other_alone, company[:2]),
+        "other_request_alone": _same_bits(other_alone, company),
+        **{
+            f"in_a_step_of_{tokens}_tokens": _same_bits(single[0], base[1])
+            for tokens, single in in_steps.items()
+        },
     }
     status: Literal["passed", "failed"] = "passed" if all(checks.values()) else "failed"
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -145,7 +145,7 @@ def compile_for_tpu(
     dtype = np.dtype(jnp.bfloat16)
     config = EngineConfig(step_lanes=DEFAULT_LANES["tpu"])
     (shape,) = step_shapes(config, "tpu", model.max_position_embeddings)
-    dtypes = DTypes(dtype, dtype, dtype)
+    dtypes = DTypes(dtype, dtype)
     plan = plan_pages_in(config, model, dtypes, shape, chip.hbm_bytes, tp_size)
     cut = replace(model, num_layers=min(layers or model.num_layers, model.num_layers))
     programs = ProgramSet(cut, shape, plan.num_pages, dtypes, mesh, kernel="tpu", device=devices[0])

@@ -35,12 +35,10 @@ class DTypes(NamedTuple):
     """The types of arrays on the device.
 
     Attributes:
-        rounded: that weights are rounded to.
-        weights: that weights are kept in; it holds all values of `rounded`.
+        weights: of weights.
         activations: of what enters a matrix product beside them, and of pages.
     """
 
-    rounded: np.dtype[Any]
     weights: np.dtype[Any]
     activations: np.dtype[Any]
 
@@ -223,9 +221,10 @@ class StepBatch:
         granule_index: int32 [max_granules], granules of the same row before it; padding holds 0.
         num_granules: int32 [], granules in use.
         score_tokens: int32 [I], token places that are scored; padding holds 0.
+        num_places: int32 [], token places up to the last one in use, gaps between lanes included.
+        num_scored: int32 [], rows that are scored.
         score_ids: the `score_id` of each scored row, in the order of `score_tokens`; host only.
         num_tokens: tokens in use; host only.
-        num_places: token places in use, those that no other lane can take included; host only.
     """
 
     shape: StepShape
@@ -243,9 +242,10 @@ class StepBatch:
     granule_index: Int32Array
     num_granules: Int32Array
     score_tokens: Int32Array
+    num_places: Int32Array
+    num_scored: Int32Array
     score_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
-    num_places: int = 0
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class PackedBatch:
         granule_index: int32 [max_granules], as in `StepBatch`.
         num_granules: int32 [], granules in use.
         score_tokens: int32 [I], the place at which each item is scored; padding holds 0.
-        num_items: items in use; host only.
+        num_scored: int32 [], items in use.
     """
 
     tokens: Int32Array
@@ -294,7 +294,7 @@ class PackedBatch:
     granule_index: Int32Array
     num_granules: Int32Array
     score_tokens: Int32Array
-    num_items: int
+    num_scored: Int32Array
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from itemwise.ops import cpu_step
+from itemwise.native import load_kernels
 from itemwise.ops.attention import StepLayout, attend
-from itemwise.ops.cpu_step import attend_cpu, load_kernel
+from itemwise.ops.cpu_step import attend_cpu
 from itemwise.packing import StepPacker
 from itemwise.types import Context, RowPlan, StepShape
 
@@ -51,7 +49,7 @@ HEADS = [(16, 8, 128), (4, 4, 64), (12, 2, 64), (8, 1, 16), (6, 2, 24)]
 
 @pytest.fixture(scope="module", autouse=True)
 def kernel() -> None:
-    if load_kernel() is None:
+    if load_kernels() is None:
         pytest.skip("no C++ compiler")
 
 
@@ -108,36 +106,6 @@ def test_a_step_without_rows_runs() -> None:
     assert run([], (4, 2, 16)) == []
 
 
-@pytest.fixture
-def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No kernel was built in this process, and none lies in the cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    load_kernel.cache_clear()
-    yield
-    load_kernel.cache_clear()
-
-
-@pytest.mark.usefixtures("forgotten")
-def test_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    library = cpu_step._build("c++", tmp_path)
-    made = library.stat().st_mtime_ns
-    assert cpu_step._build("c++", tmp_path) == library
-    assert library.stat().st_mtime_ns == made
-    monkeypatch.setattr(cpu_step, "FLAGS", (*cpu_step.FLAGS, "-DOTHER"))
-    assert cpu_step._build("c++", tmp_path) != library
-
-
-@pytest.mark.usefixtures("forgotten")
-@pytest.mark.parametrize("compiler", ["/bin/false", "/nonexistent/c++"])
-def test_without_a_working_compiler_xla_serves(
-    compiler: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    with caplog.at_level(logging.INFO, "itemwise.engine"):
-        assert load_kernel() is None
-    assert "in XLA" in caplog.text
-
-
 def test_a_key_too_many_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = CASES["a long context"]
     base = run(rows, HEADS[0])
@@ -145,10 +113,10 @@ def test_a_key_too_many_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = attend_cpu
 
     def longer(*arguments: Any) -> jax.Array:
-        *arrays, layout, shape = arguments
+        q, k, v, k_pages, v_pages, layout, shape = arguments
         layout = layout._replace(context_lens=layout.context_lens + (layout.context_lens == 77))
-        return kernel(*arrays, layout, shape)
+        return kernel(q, k, v, k_pages, v_pages, layout, shape)
 
-    monkeypatch.setattr("tests.ops.test_cpu_step.attend_cpu", longer)
+    monkeypatch.setattr("tests.ops.test_native.attend_cpu", longer)
     for found, other in zip(run(rows, HEADS[0]), base, strict=True):
         assert np.abs(found - other).max() > 1e-5

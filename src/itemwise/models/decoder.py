@@ -20,7 +20,16 @@ from jax import Array, lax
 from jaxtyping import Float, Float32, Int32, Shaped
 
 from itemwise.config import ModelConfig
-from itemwise.models.layers import Norm, linear, mlp, rms_norm, rope, rope_table, summed_linear
+from itemwise.models.layers import (
+    Norm,
+    linear,
+    matmul,
+    mlp,
+    rms_norm,
+    rope,
+    rope_table,
+    summed_linear,
+)
 from itemwise.ops.api import attend_packed
 from itemwise.ops.attention import StepLayout, attend, from_storage, to_storage
 from itemwise.ops.cpu_step import attend_cpu
@@ -38,6 +47,13 @@ class Pages(NamedTuple):
 
     k: tuple[Shaped[Array, "P K page H"], ...]
     v: tuple[Shaped[Array, "P K page H"], ...]
+
+
+class Used(NamedTuple):
+    """How many token places and scored rows are in use; of others nothing need be computed."""
+
+    places: Int32[Array, ""]
+    scored: Int32[Array, ""]
 
 
 class PageWrites(NamedTuple):
@@ -110,6 +126,7 @@ def forward(
     positions: Int32[Array, " T"],
     writes: PageWrites,
     score_tokens: Int32[Array, " I"],
+    used: Used,
     layout: StepLayout,
     config: ModelConfig,
     shape: StepShape,
@@ -146,6 +163,7 @@ def forward(
         tokens,
         positions,
         score_tokens,
+        used,
         attend_layer,
         tuple(zip(pages.k, pages.v, strict=True)),
         (writes, layout),
@@ -161,6 +179,7 @@ def forward_packed(
     tokens: Int32[Array, " T"],
     positions: Int32[Array, " T"],
     score_tokens: Int32[Array, " I"],
+    used: Used,
     layout: PackedLayout,
     config: ModelConfig,
     shape: PackedShape,
@@ -183,6 +202,7 @@ def forward_packed(
         tokens,
         positions,
         score_tokens,
+        used,
         attend_layer,
         nothing,
         (layout,),
@@ -198,6 +218,7 @@ def _decode(
     tokens: Int32[Array, " T"],
     positions: Int32[Array, " T"],
     score_tokens: Int32[Array, " I"],
+    used: Used,
     attend_layer: Callable[..., tuple[Array, Any]],
     kept: Sequence[Any],
     given: tuple[Any, ...],
@@ -221,22 +242,29 @@ def _decode(
     # compiled program.
     @jax.jit
     def layer(
-        x: Array, w: dict[str, Array], kept: Any, table: Any, given: Any, scored: Array | None
+        x: Array,
+        w: dict[str, Array],
+        kept: Any,
+        table: Any,
+        given: Any,
+        used: Used,
+        scored: Array | None,
     ) -> tuple[Array, Any]:
-        q, k, v = _project(rms_norm(x, w["attn_norm"], norm), w, table, config, norm)
+        normed = rms_norm(x, w["attn_norm"], norm)
+        q, k, v = _project(normed, w, table, config, norm, used.places)
         seen, kept = attend_layer(q, k, v, kept, *given)
-        seen = seen.reshape(x.shape[0], -1)
+        seen, num_rows = seen.reshape(x.shape[0], -1), used.places
         if scored is not None:
-            x, seen = x[scored], seen[scored]
-        x = x + summed_linear(seen, w["out"], w.get("out_bias"), axis)
-        return x + mlp(rms_norm(x, w["mlp_norm"], norm), w, axis), kept
+            x, seen, num_rows = x[scored], seen[scored], used.scored
+        x = x + summed_linear(seen, w, "out", num_rows, axis)
+        return x + mlp(rms_norm(x, w["mlp_norm"], norm), w, num_rows, axis), kept
 
     x = _embed(weights["embed"], tokens, axis).astype(jnp.float32)
     table, kept = rope_table(positions, config), list(kept)
     last = config.num_layers - 1
     for i, w in enumerate(weights["layers"]):
         scored = score_tokens if i == last else None
-        x, kept[i] = layer(x, w, kept[i], table, given, scored)
+        x, kept[i] = layer(x, w, kept[i], table, given, used, scored)
     return kept, rms_norm(x, weights["norm"], norm)
 
 
@@ -259,11 +287,12 @@ def _project(
     table: tuple[Array, Array],
     config: ModelConfig,
     norm: Norm,
+    num_rows: Int32[Array, ""],
 ) -> tuple[Array, Array, Array]:
     """Queries [T,N,H], keys and values [T,K,H] of a layer, normalised and rotated."""
 
     def heads(key: str) -> Array:
-        y = linear(x, w[key], w.get(f"{key}_bias")).astype(x.dtype)
+        y = linear(x, w, key, num_rows).astype(x.dtype)
         return y.reshape(x.shape[0], -1, config.head_dim)
 
     q, k, v = heads("q"), heads("k"), heads("v")
@@ -339,7 +368,7 @@ def vocab_logsumexp(
             # The last block is moved back to end with the vocabulary; what it repeats is masked.
             start = jnp.minimum(b * block, matrix.shape[0] - block)
             rows = from_storage(lax.dynamic_slice_in_dim(matrix, start, block), dtype)
-            logits = linear(x, rows) * scale_r[:, None]
+            logits = matmul(x, rows) * scale_r[:, None]
             logits = jnp.where(start + jnp.arange(block) >= b * block, logits, -jnp.inf)
             top = jnp.maximum(sums[0], logits.max(-1))
             total = sums[1] * jnp.exp(sums[0] - top) + jnp.exp(logits - top[:, None]).sum(-1)

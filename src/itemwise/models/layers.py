@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Int32, Shaped
 
 from itemwise.config import ModelConfig
+from itemwise.ops.cpu_linear import linear_cpu
 from itemwise.ops.online import dot_sum, product
 
 
@@ -29,24 +30,46 @@ class Norm(NamedTuple):
 
 
 def linear(
-    x: Float[Array, "T inner"], weight: Float[Array, "outer inner"], bias: Array | None = None
+    x: Float[Array, "T inner"], w: dict[str, Array], name: str, num_rows: Int32[Array, ""]
 ) -> Float32[Array, "T outer"]:
-    """`x @ weight.T + bias` in float32; `weight` lies as checkpoints store it."""
-    if weight.dtype == jnp.bfloat16 and x.dtype == jnp.float32:
-        weight = _widened(weight, x)
-    y = product("ti,oi->to", x, weight)
+    """`x @ weight.T`, scaled and with its bias where it has one, in float32.
+
+    The weight lies as checkpoints store it, or in panels for C++, which computes `num_rows` rows.
+    """
+    y = unbiased(x, w, name, num_rows)
+    bias = w.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(jnp.float32)
 
 
+def unbiased(
+    x: Float[Array, "T inner"], w: dict[str, Array], name: str, num_rows: Int32[Array, ""]
+) -> Float32[Array, "T outer"]:
+    """`linear` without the bias."""
+    weight, scale = w[name], w.get(f"{name}_scale")
+    y = linear_cpu(x, weight, num_rows) if weight.ndim == 3 else matmul(x, weight)
+    return y if scale is None else y * scale
+
+
+def matmul(
+    x: Float[Array, "T inner"], weight: Shaped[Array, "outer inner"]
+) -> Float32[Array, "T outer"]:
+    """`x @ weight.T` in float32, by XLA."""
+    if weight.dtype != x.dtype and x.dtype == jnp.float32:
+        weight = _widened(weight, x)
+    return product("ti,oi->to", x, weight)
+
+
 def _widened(
-    weight: Float[Array, "outer inner"], x: Float32[Array, "T inner"]
+    weight: Shaped[Array, "outer inner"], x: Float32[Array, "T inner"]
 ) -> Float32[Array, "outer inner"]:
-    """A bfloat16 matrix in float32, made when `x` is there and not before.
+    """A bfloat16 or int8 matrix in float32, made when `x` is there and not before.
 
     XLA would else widen the matrices of all layers first, and hold them all.
     """
     # Bits that no arithmetic gives, which XLA cannot know.
     never = (lax.bitcast_convert_type(x[0, 0], jnp.int32) == -1).astype(jnp.uint32)
+    if weight.dtype == jnp.int8:
+        return (weight | never.astype(jnp.int8)).astype(jnp.float32)
     bits = lax.bitcast_convert_type(weight, jnp.uint16).astype(jnp.uint32) << 16
     wide: Array = lax.bitcast_convert_type(bits | never, jnp.float32)
     return wide
@@ -99,22 +122,23 @@ def rope(x: Float[Array, "T heads H"], table: tuple[Array, Array]) -> Array:
 
 def summed_linear(
     x: Float[Array, "T inner"],
-    weight: Float[Array, "outer inner"],
-    bias: Array | None,
+    w: dict[str, Array],
+    name: str,
+    num_rows: Int32[Array, ""],
     axis: str | None,
 ) -> Float32[Array, "T outer"]:
     """`linear`, whose inner axis is sharded over the mesh axis `axis`, or whole if that is None."""
     if axis is None:
-        return linear(x, weight, bias)
-    y: Array = lax.psum(linear(x, weight), axis)
+        return linear(x, w, name, num_rows)
+    y: Array = lax.psum(unbiased(x, w, name, num_rows), axis)
+    bias = w.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(jnp.float32)
 
 
 def mlp(
-    x: Float[Array, "T D"], w: dict[str, Array], axis: str | None = None
+    x: Float[Array, "T D"], w: dict[str, Array], num_rows: Int32[Array, ""], axis: str | None
 ) -> Float32[Array, "T D"]:
     """Gated MLP (Shazeer, 2020, "GLU Variants"): `down(silu(gate(x)) * up(x))`."""
-    gate = linear(x, w["gate"], w.get("gate_bias"))
-    up = linear(x, w["up"], w.get("up_bias"))
+    gate, up = linear(x, w, "gate", num_rows), linear(x, w, "up", num_rows)
     inner = (jax.nn.silu(gate) * up).astype(x.dtype)
-    return summed_linear(inner, w["down"], w.get("down_bias"), axis)
+    return summed_linear(inner, w, "down", num_rows, axis)

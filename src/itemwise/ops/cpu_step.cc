@@ -12,67 +12,20 @@
 //     scores [keys, PANEL] = K [keys, head_dim]  * Q [head_dim, PANEL]
 //     total [head_dim, PANEL] += V^T [head_dim, keys] * exp(scores - top) [keys, PANEL]
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
-#include <memory>
-#include <thread>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#elif defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
+#include "cpu.h"
 
 namespace {
 
-namespace ffi = xla::ffi;
+using namespace itemwise;
 
-// Vectors of floats
+// Blocks of keys
 
-#if defined(__AVX512F__)
-constexpr int WIDTH = 16;
-#elif defined(__AVX2__) && defined(__FMA__)
-constexpr int WIDTH = 8;
-#else
-constexpr int WIDTH = 4;
-#endif
-
-typedef float Floats __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
-
-inline Floats load(const float* from) {
-  Floats x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
-inline Floats all(float x) { return x - Floats{}; }
-
-// a * b + c, rounded once. Named, so that no compiler decides place by place.
-inline Floats fma(Floats a, Floats b, Floats c) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__AVX2__) && defined(__FMA__)
-  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__ARM_NEON)
-  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#else
-  Floats y;
-  for (int i = 0; i < WIDTH; ++i) y[i] = std::fma(a[i], b[i], c[i]);
-  return y;
-#endif
-}
-
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+constexpr int BLOCK = 128;        // keys of a block
+constexpr float LOWEST = -1e30f;  // finite, below any score
+constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
 // exp of numbers up to zero, to 2 units in the last place; exactly 1 at 0, and 0 below -87.
 // Range reduction and polynomial as in Cephes' expf (Moshier, 1992).
@@ -96,50 +49,6 @@ inline Floats exp_of_nonpositive(Floats x) {
   return vanishes ? Floats{} : y * scale;
 }
 
-// Blocks of keys
-
-constexpr int PANEL = 2 * WIDTH;  // queries side by side
-constexpr int BLOCK = 128;        // keys of a block
-constexpr int TILE = 6;           // rows of a product held in registers, each of two vectors
-constexpr float LOWEST = -1e30f;  // finite, below any score
-constexpr float NEVER = -std::numeric_limits<float>::infinity();
-
-// rows[i][k] * columns[k][PANEL], summed over k in order: N rows of `out` [., PANEL].
-// `next_row` and `next_k` say how far apart the elements of `rows` lie.
-template <int N>
-inline void product(const float* rows, int64_t next_row, int64_t next_k, const float* columns,
-                    int64_t count, float* out) {
-  Floats sums[N][2] = {};
-  for (int64_t k = 0; k < count; ++k) {
-    const Floats left = load(columns + k * PANEL), right = load(columns + k * PANEL + WIDTH);
-    for (int i = 0; i < N; ++i) {
-      const Floats a = all(rows[i * next_row + k * next_k]);
-      sums[i][0] = fma(a, left, sums[i][0]);
-      sums[i][1] = fma(a, right, sums[i][1]);
-    }
-  }
-  for (int i = 0; i < N; ++i) {
-    store(out + i * PANEL, sums[i][0]);
-    store(out + i * PANEL + WIDTH, sums[i][1]);
-  }
-}
-
-// As `product`, for any number of rows.
-inline void products(int64_t num_rows, const float* rows, int64_t next_row, int64_t next_k,
-                     const float* columns, int64_t count, float* out) {
-  int64_t i = 0;
-  for (; i + TILE <= num_rows; i += TILE)
-    product<TILE>(rows + i * next_row, next_row, next_k, columns, count, out + i * PANEL);
-  rows += i * next_row, out += i * PANEL;
-  switch (num_rows - i) {
-    case 5: return product<5>(rows, next_row, next_k, columns, count, out);
-    case 4: return product<4>(rows, next_row, next_k, columns, count, out);
-    case 3: return product<3>(rows, next_row, next_k, columns, count, out);
-    case 2: return product<2>(rows, next_row, next_k, columns, count, out);
-    case 1: return product<1>(rows, next_row, next_k, columns, count, out);
-  }
-}
-
 // Running state of the online softmax of a panel's queries.
 struct Panel {
   float* queries;  // [head_dim, PANEL]
@@ -160,7 +69,7 @@ struct Keys {
 template <typename Hide>
 inline void take_in(const Panel& panel, const Keys& keys, int64_t head_dim, float scale,
                     float* scores, float* seen, Hide hide) {
-  products(keys.count, keys.k, keys.stride, 1, panel.queries, head_dim, scores);
+  products(keys.count, keys.k, keys.stride, 1, panel.queries, head_dim, scores, PANEL, false);
   Floats shrink[2];
   for (int half = 0; half < 2; ++half) {
     float* column = scores + half * WIDTH;
@@ -181,7 +90,7 @@ inline void take_in(const Panel& panel, const Keys& keys, int64_t head_dim, floa
     weight = fma(load(panel.weight + half * WIDTH), shrink[half], weight);
     store(panel.weight + half * WIDTH, weight);
   }
-  products(head_dim, keys.v, 1, keys.stride, scores, keys.count, seen);
+  products(head_dim, keys.v, 1, keys.stride, scores, keys.count, seen, PANEL, false);
   for (int64_t d = 0; d < head_dim; ++d) {
     for (int half = 0; half < 2; ++half) {
       float* total = panel.total + d * PANEL + half * WIDTH;
@@ -288,25 +197,6 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
     float* to = step.out + place_of(n);
     for (int64_t d = 0; d < head_dim; ++d) to[d] = panel.total[d * PANEL + n % PANEL] / weight;
   }
-}
-
-// Runs `count` units on the pool's threads and this one. A task that comes too late finds none left.
-template <typename Run>
-void run_units(ffi::ThreadPool& pool, int64_t count, Run run) {
-  struct Progress {
-    std::atomic<int64_t> next{0}, done{0};
-  };
-  auto progress = std::make_shared<Progress>();
-  auto work = [progress, count, run] {
-    for (int64_t i; (i = progress->next.fetch_add(1)) < count;) {
-      run(i);
-      progress->done.fetch_add(1, std::memory_order_release);
-    }
-  };
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));
-  work();
-  while (progress->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
 }
 
 ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k,

@@ -1,0 +1,56 @@
+"""Products in C++ against NumPy's in float64, and their bits for any number of rows."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from itemwise.native import load_kernels
+from itemwise.ops.cpu_linear import linear_cpu, to_panels
+
+SIZES = [(32, 64), (1000, 96), (1024, 32), (1025, 160), (2500, 64)]  # inputs and outputs
+TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
+
+
+@pytest.fixture(scope="module")
+def width() -> int:
+    kernels = load_kernels()
+    if kernels is None:
+        pytest.skip("no C++ compiler")
+    return kernels.panel_width
+
+
+def draw(rng: np.random.Generator, *size: int) -> NDArray[np.float32]:
+    return rng.standard_normal(size, np.float32)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_product_is_right_in_the_rows_in_use(size: tuple[int, int], dtype: str, width: int) -> None:
+    inputs, outputs = size
+    rng = np.random.default_rng(0)
+    matrix = (draw(rng, outputs, inputs) * 20).astype(TYPES[dtype])
+    x = draw(rng, 300, inputs)
+    exact = x.astype(np.float64) @ matrix.astype(np.float64).T
+    panels = to_panels(matrix, width)
+    for num_rows in (0, 1, 5, 6, 47, 300):
+        y = np.asarray(linear_cpu(x, panels, np.int32(num_rows)))
+        error = np.abs(y[:num_rows] - exact[:num_rows])
+        assert error.max(initial=0) <= 2e-6 * np.sqrt(inputs) * np.abs(exact).max()
+        assert not y[num_rows:].any()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_row_has_the_same_bits_wherever_it_lies(size: tuple[int, int], width: int) -> None:
+    inputs, outputs = size
+    rng = np.random.default_rng(0)
+    panels = to_panels(draw(rng, outputs, inputs).astype(ml_dtypes.bfloat16), width)
+    row = draw(rng, inputs)
+    found = set()
+    for places, place, num_rows in ((1, 0, 1), (7, 6, 7), (64, 33, 40), (513, 512, 513)):
+        x = draw(rng, places, inputs)
+        x[place] = row
+        found.add(np.asarray(linear_cpu(x, panels, np.int32(num_rows)))[place].tobytes())
+    assert len(found) == 1
