@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from itemwise import checkpoint
 from itemwise import engine as engine_module
 from itemwise.config import DEMO_MODEL, EngineConfig, ModelConfig
-from itemwise.engine import Engine
+from itemwise.engine import Engine, step_shapes
 from itemwise.models.decoder import describe_weights
+from itemwise.types import StepShape
 
 VOCAB_SIZE = 500
 # A page of 32 tokens and two lanes: several pages, lanes and steps with few tokens.
@@ -24,6 +26,14 @@ SMALL: dict[str, Any] = {
     "kv_cache_bytes": 1 << 20,
     "compilation_cache_dir": "",
 }
+
+
+def tiled_step_shapes(*arguments: Any) -> list[StepShape]:
+    """As `step_shapes`, with lanes that lie side by side as on TPU."""
+    return [
+        replace(shape, lanes=shape.tokens // shape.lane_tokens, lane_alignment=shape.lane_tokens)
+        for shape in step_shapes(*arguments)
+    ]
 
 
 @pytest.fixture(scope="session")

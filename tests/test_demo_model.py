@@ -146,6 +146,13 @@ def test_unseen_words_are_ranked(
     assert found["accuracy"] >= MIN_ACCURACY
 
 
+def test_int8_ranks_as_well(some_queries: list[GradedQuery]) -> None:
+    scores = itemwise_scores(FOLDER, some_queries, "bfloat16", "int8")
+    found = quality(some_queries, scores)
+    assert found["ndcg_at_10"] >= MIN_NDCG
+    assert found["accuracy"] >= MIN_ACCURACY
+
+
 @pytest.fixture(scope="module")
 def exact_scores(some_queries: list[GradedQuery]) -> Any:
     pytest.importorskip("torch")

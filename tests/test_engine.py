@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -127,6 +128,19 @@ def test_a_leak_fails_the_self_check(
     monkeypatch.setattr(decoder, "attend", leaky)
     with pytest.raises(SelfCheckError, match="permuted_in_company"):
         make_engine(attention_backend="native")
+
+
+def test_a_start_of_the_same_programs_takes_the_verdict_over(
+    make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"compilation_cache_dir": str(tmp_path)}
+    first, second = make_engine(**settings), make_engine(**settings)
+    assert second.self_check == first.self_check
+    assert second.info()["steps"] < first.info()["steps"]
+    other = make_engine(**settings, step_lanes=2)
+    assert other.info()["steps"] > second.info()["steps"]
+    monkeypatch.setattr("itemwise.engine.processor", lambda: "another")
+    assert make_engine(**settings).info()["steps"] == first.info()["steps"]
 
 
 def test_small_steps_with_other_bits_are_left_out(

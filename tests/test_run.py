@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
 import pytest
 
 from itemwise import engine as engine_module
-from itemwise.engine import Engine, step_shapes
+from itemwise.engine import Engine
 from itemwise.errors import EngineLostError
 from itemwise.packed_run import AnyWork
-from itemwise.types import ScoreRequest, StepBatch, StepShape
+from itemwise.types import ScoreRequest, StepBatch
+from tests.conftest import tiled_step_shapes
 
 PAGE = 32
 
@@ -259,13 +259,7 @@ def test_rest_of_a_tile_goes_to_the_same_query_out_of_turn(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another request lies between two with one query; the second fills the first one's lane."""
-
-    def tiled(*arguments: Any) -> list[StepShape]:
-        return [
-            replace(shape, lane_alignment=shape.lane_tokens) for shape in step_shapes(*arguments)
-        ]
-
-    monkeypatch.setattr(engine_module, "step_shapes", tiled)
+    monkeypatch.setattr(engine_module, "step_shapes", tiled_step_shapes)
     engine = make_engine(skip_self_check=True)
     first = request(1, query=PAGE, items=1, item=PAGE // 2)
     works = opened(engine, first)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from itemwise.selfcheck import SelfCheck, run_self_check
+from itemwise.selfcheck import SelfCheck, recall, remember, run_self_check
 from itemwise.types import ScoreRequest, ScoreResult
 
 
@@ -99,3 +100,21 @@ def test_probe_fits_short_limits(max_tokens: int) -> None:
     sizes = {"vocab_size": 1000, "page_tokens": 32, "max_tokens": max_tokens}
     run_self_check(score, lambda: None, **sizes, step_tokens=(8, 40))
     assert longest <= max_tokens
+
+
+def test_a_verdict_is_recalled_if_it_passed(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts" / "one.json"
+    assert recall(path) is None
+    verdict = FakeScorer().check()
+    remember(verdict, path)
+    assert recall(path) == verdict
+    remember(FakeScorer("order").check(), path)
+    assert recall(path) is None
+    for damaged in ("", "{", '{"status": "passed"', '{"other": 1}', "[]"):
+        path.write_text(damaged)
+        assert recall(path) is None
+
+
+def test_a_verdict_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    remember(FakeScorer().check(), tmp_path / "file" / "one.json")

@@ -16,10 +16,16 @@ from jax.experimental.pallas import tpu as pltpu
 
 from itemwise import engine as engine_module
 from itemwise.engine import Engine
+from itemwise.types import Kernel
+from tests.conftest import tiled_step_shapes
 from tests.test_packed_run import difference, packed, request_of, scores
 
 ON_TPU = jax.devices()[0].platform == "tpu"
 REQUEST = request_of(0, 40, (5, 3, 20, 1), apply_softmax=True)
+
+
+def find_kernel(engine: Engine) -> tuple[Kernel | None, None]:
+    return (None if engine.config.attention_backend == "native" else "tpu"), None
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,8 @@ def engine_of(make_engine: Callable[..., Engine]) -> Iterator[Callable[..., Engi
     """Engines by attention backend; kernels run in the interpreter where there is no TPU."""
     interpreted = pltpu.InterpretParams()  # the kernels' own suites look for races
     with pytest.MonkeyPatch.context() as patch, pltpu.force_tpu_interpret_mode(interpreted):
-        patch.setattr(engine_module, "_has_kernels", lambda device: True)
+        patch.setattr(Engine, "_find_kernel", find_kernel)
+        patch.setattr(engine_module, "step_shapes", tiled_step_shapes)
 
         @functools.cache
         def make(backend: str) -> Engine:

@@ -41,9 +41,11 @@ def fill(template: dict[str, Any], graded: GradedQuery) -> tuple[str, list[str]]
     return query, [template["item"].format(item=item) for item in graded.items]
 
 
-def itemwise_scores(folder: Path, queries: Sequence[GradedQuery], dtype: DType) -> Probabilities:
+def itemwise_scores(
+    folder: Path, queries: Sequence[GradedQuery], dtype: DType, quantization: str = "none"
+) -> Probabilities:
     """P(match) of every item, as `itemwise.Scorer` gives it."""
-    scorer = Scorer.from_pretrained(str(folder), dtype=dtype)
+    scorer = Scorer.from_pretrained(str(folder), dtype=dtype, quantization=quantization)
     template = read_template(folder)
     found = []
     for graded in queries:
@@ -160,7 +162,9 @@ def parity(folder: Path, queries: Sequence[GradedQuery]) -> dict[str, dict[str, 
     ours = {dtype: itemwise_scores(folder, queries, dtype) for dtype in dtypes}
     theirs = {dtype: transformers_scores(folder, queries, dtype) for dtype in dtypes}
     exact = theirs["float32"]
+    int8 = itemwise_scores(folder, queries, "bfloat16", "int8")
     return {
+        "int8, transformers float32": compare(int8, exact),
         "float32, transformers float32": compare(ours["float32"], exact),
         "bfloat16, transformers bfloat16": compare(ours["bfloat16"], theirs["bfloat16"]),
         "bfloat16, transformers float32": compare(ours["bfloat16"], exact),

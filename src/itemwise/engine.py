@@ -93,14 +93,14 @@ class Engine:
                 on_progress("weights", done, total)
 
         kernel, self._kernels = self._find_kernel()
-        panels = self._kernels is not None and mesh is None
+        with_panels = self._kernels if mesh is None else None
         weights = load_weights(
             folder,
             self.model_config,
             self.dtypes,
             mesh,
             quantization=config.quantization,
-            panel_width=self._kernels.panel_width if self._kernels and panels else None,
+            panel_width=with_panels.panel_width if with_panels else None,
             on_tensor=told,
         )
         weights_read = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -41,11 +42,12 @@ class SelfCheck:
 
 
 def remember(verdict: SelfCheck, path: Path) -> None:
-    """Writes a verdict down, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
-    draft.replace(path)
+    """Writes a verdict down, whole or not at all: where that cannot be, it is reached anew."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        draft.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
+        draft.replace(path)
 
 
 def recall(path: Path) -> SelfCheck | None:
