@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from itemwise import native
-from itemwise.native import Kernels, build, load_kernels
+from itemwise.native import Kernels, build, find_compiler, load_kernels
 
 COMPILER = shutil.which("c++") or ""
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
@@ -18,19 +19,28 @@ def load_anew() -> Kernels | None:
     return load_kernels.__wrapped__()
 
 
+def test_sources_are_in_the_package() -> None:
+    """An installed package has them only where the list of its data names them."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["itemwise"]
+    root = Path(native.__file__).parent
+    for path in (*native.SOURCES, native.HEADER):
+        assert any(path.relative_to(root).match(pattern) for pattern in patterns)
+
+
 @needs_compiler
 def test_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = tmp_path / "empty.cc"
     source.write_text("int main() { return 0; }")
     monkeypatch.setattr(native, "SOURCES", (source,))
     folder = tmp_path / "kernels"
-    library = build(COMPILER, folder)
+    library = build([COMPILER], folder)
     made = library.stat().st_mtime_ns
-    assert build(COMPILER, folder) == library
+    assert build([COMPILER], folder) == library
     assert library.stat().st_mtime_ns == made
     assert list(folder.iterdir()) == [library]
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-DOTHER"))
-    assert build(COMPILER, folder) != library
+    assert build([COMPILER], folder) != library
 
 
 @pytest.mark.parametrize("compiler", ["/bin/false", "/nonexistent/c++"])
@@ -41,6 +51,22 @@ def test_without_a_working_compiler_xla_serves(
     with caplog.at_level(logging.INFO, "itemwise.engine"):
         assert load_anew() is None
     assert "in XLA" in caplog.text
+
+
+@needs_compiler
+def test_a_damaged_library_is_built_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", f"{COMPILER} -DSOMETHING")
+    source = tmp_path / "kernels.cc"
+    names = "itemwise_attend", "itemwise_linear", "itemwise_panel"
+    source.write_text("".join(f'extern "C" int {name}() {{ return 7; }}\n' for name in names))
+    monkeypatch.setattr(native, "SOURCES", (source,))
+    monkeypatch.setattr("jax.ffi.register_ffi_target", lambda *_, **__: None)
+    (folder := tmp_path / "itemwise" / "kernels").mkdir(parents=True)
+    library = build(find_compiler() or [], folder)
+    library.write_bytes(b"damaged")
+    assert load_anew() == Kernels(library, 7)
+    assert library.stat().st_size > 1000
 
 
 @needs_compiler

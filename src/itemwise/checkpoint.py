@@ -37,6 +37,7 @@ MAX_SHARD_BYTES = 2 * 1024**3
 _READABLE_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_LISTED = 10
+_READERS = 8  # tensors read at a time: bounds memory on machines with many cores
 _DRAW_CHUNK = 1 << 20  # numbers drawn at a time; bounds the float32 copy of a random tensor
 
 
@@ -177,7 +178,7 @@ def read_weights(
         return put(_read_tensor(found[spec.name], spec.name, np.dtype(dtype)), spec)
 
     loaded: list[Any] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _READERS)) as pool:
         for one in pool.map(load, leaves):
             loaded.append(one)
             if on_tensor:

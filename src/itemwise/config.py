@@ -35,9 +35,9 @@ def chosen_compiler() -> str | None:
     return os.environ.get("CXX") or None
 
 
-def xla_flags() -> str:
-    """What the environment tells XLA, `$XLA_FLAGS`."""
-    return os.environ.get("XLA_FLAGS", "")
+def xla_environment() -> tuple[str | None, ...]:
+    """What the environment tells XLA: flags, and how many threads to run."""
+    return tuple(os.environ.get(name) for name in ("XLA_FLAGS", "NPROC", "PJRT_NPROC"))
 
 
 def prepare_tpu_compiler() -> None:
@@ -213,9 +213,9 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
 class EngineConfig:
     """How the engine runs.
 
-    `dtype` changes scores; `step_lanes`, `page_tokens`, `tp_size` and `attention_backend` pick
-    another compiled program and may move last bits, and so does the `packed` algorithm with all
-    its settings. No other setting changes a bit.
+    `dtype` and `quantization` change scores; `step_lanes`, `page_tokens`, `tp_size` and
+    `attention_backend` pick another compiled program and may move last bits, and so does the
+    `packed` algorithm with all its settings. No other setting changes a bit.
 
     Attributes:
         dtype: type of weights; `auto` takes bfloat16 unless the checkpoint is float32. Activations
@@ -242,7 +242,7 @@ class EngineConfig:
         mem_fraction_static: share of the device's memory for weights and pages; None for a
             default by device.
         kv_cache_bytes: bytes for pages, in place of `mem_fraction_static`.
-        step_lanes: lanes of a step (G); None for a default by device.
+        step_lanes: token places of a step, in pages; None for a default by device.
         page_tokens: tokens of a page, and of a lane of the largest step.
         skip_self_check: serve without having compared scores in different company, and without
             small steps, which nobody would have compared with large ones.

@@ -21,7 +21,7 @@ import jaxlib.version
 import numpy as np
 
 from itemwise import checkpoint
-from itemwise.config import EngineConfig, ModelConfig, cache_dir, xla_flags
+from itemwise.config import EngineConfig, ModelConfig, cache_dir, xla_environment
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.hardware import multiplies_bfloat16, processor
 from itemwise.memory import plan_pages
@@ -169,15 +169,16 @@ class Engine:
     def _verdict_path(self) -> Path | None:
         """Where a verdict on these very programs is kept, beside the compiled ones if those are.
 
-        Its name stands for all that the bits may depend on, except the weights.
+        Its name stands for all that the bits may depend on, except the weights. On a processor
+        alone: elsewhere a compiler may pick another program for the same text.
         """
-        if self._compilation_cache is None:
+        if self._compilation_cache is None or self.device.platform != "cpu":
             return None
         digest = hashlib.sha256(self._programs.fingerprint.encode())
         for path in sorted(Path(__file__).parent.rglob("*.py")):
             digest.update(path.read_bytes())
         versions = jax.__version__, jaxlib.version.__version__, np.__version__
-        machine = self.device.device_kind, processor(), xla_flags()
+        machine = processor(), self.device.client.platform_version, xla_environment()
         digest.update(repr((versions, machine, self._kernels)).encode())
         return self._compilation_cache / "self-checks" / f"{digest.hexdigest()}.json"
 
@@ -379,7 +380,7 @@ def step_shapes(config: EngineConfig, platform: str, max_seq_len: int) -> tuple[
     tiled = platform == "tpu"  # whose kernel takes lanes as tiles
     largest = StepShape(
         tokens=tokens,
-        lanes=tokens // page if tiled else max(tokens // MIN_LANE_TOKENS, tokens // page),
+        lanes=tokens // (page if tiled else MIN_LANE_TOKENS),
         lane_tokens=page,
         lane_alignment=page if tiled else 1,
         page_tokens=page,

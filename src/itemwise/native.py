@@ -10,13 +10,16 @@ import ctypes
 import functools
 import hashlib
 import logging
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jaxlib.version
 
 from itemwise.config import cache_dir, chosen_compiler
 from itemwise.hardware import processor
@@ -28,6 +31,7 @@ COMPILERS = ("c++", "g++", "clang++")
 # Products are fused with sums where the source says so, and nowhere else.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-w")
 TIMEOUT_S = 120
+MAX_REASON = 2000  # characters of a compiler's message that are logged
 logger = logging.getLogger("itemwise.engine")
 
 
@@ -51,43 +55,64 @@ def load_kernels() -> Kernels | None:
     Returns:
         the kernels; None where there is no C++ compiler, or where it failed, which is logged.
     """
-    chosen = chosen_compiler()
-    names = (chosen,) if chosen else COMPILERS
-    compiler = next(filter(None, map(shutil.which, names)), None)
-    if compiler is None:
-        logger.info("no C++ compiler, all runs in XLA")
+    command = find_compiler()
+    if command is None:
         return None
     try:
-        path = build(compiler, cache_dir() / "kernels")
-        library = ctypes.cdll.LoadLibrary(str(path))
+        path = build(command, cache_dir() / "kernels")
+        try:
+            library = ctypes.cdll.LoadLibrary(str(path))
+        except OSError:  # damaged
+            path.unlink()
+            library = ctypes.cdll.LoadLibrary(str(build(command, path.parent)))
         targets = [(kernel.TARGET, library[kernel.TARGET]) for kernel in (cpu_step, cpu_linear)]
         kernels = Kernels(path, library.itemwise_panel())
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        logger.warning("all runs in XLA, as the C++ kernels cannot be built: %s", reason.strip())
+        reason = str(getattr(error, "stderr", None) or error).strip()[:MAX_REASON]
+        logger.warning("all runs in XLA, as the C++ kernels cannot be built: %s", reason)
         return None
     for target, handler in targets:
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
     return kernels
 
 
-def build(compiler: str, folder: Path) -> Path:
+def find_compiler() -> list[str] | None:
+    """The command of a C++ compiler: the one that the environment names, or one that is there."""
+    chosen = shlex.split(chosen_compiler() or "")
+    if chosen:
+        if shutil.which(chosen[0]):
+            return chosen
+        logger.warning("all runs in XLA, as the compiler `%s` is not there", chosen[0])
+        return None
+    found = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if found is None:
+        logger.info("all runs in XLA, as there is no C++ compiler")
+    return [found] if found else None
+
+
+def build(compiler: Sequence[str], folder: Path) -> Path:
     """The compiled library in the folder, made there if need be.
 
     Raises:
         OSError, subprocess.SubprocessError: the compiler cannot be run, or failed.
     """
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, HEADER)]
-    made_of = (texts, version.stdout, FLAGS, processor(), jax.__version__)
+    version = _run([*compiler, "--version"])
+    made_of = texts, list(compiler), version, FLAGS, processor(), jaxlib.version.__version__
     library = folder / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.so"
     if library.exists():
         return library
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as draft:
         made = Path(draft) / library.name
         include = f"-I{jax.ffi.include_dir()}"
-        command = [compiler, *FLAGS, include, *map(str, SOURCES), "-o", str(made)]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+        _run([*compiler, *FLAGS, include, *map(str, SOURCES), "-o", str(made)])
         made.replace(library)
     return library
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=TIMEOUT_S
+    )
+    return done.stdout

@@ -174,7 +174,8 @@ class Batcher:
     def _fill_lane(self, works: Iterable[Work]) -> None:
         """Fills the rest of the open lane, which is of use to rows of the same context alone.
 
-        So nobody loses a place to these works, though it is not their turn yet.
+        So nobody loses a place to these works, though it is not their turn yet. Where lanes begin
+        anywhere there is no such rest.
         """
         for work in works:
             if not self._packer.lane_room:

@@ -110,7 +110,7 @@ def run_self_check(
 
     # Few calls, since each costs steps of the real model: from nothing; permuted, beside another
     # request, on the cached prefix; alone, with the prefix computed again in other pages; the other
-    # request alone; then an item in a full step of each size.
+    # request alone; then an item at the end of a full step of each size.
     forget()
     (base,) = run(probe(everything))
     company, in_company = run(other, probe(everything[::-1]))
@@ -119,7 +119,7 @@ def run_self_check(
     (alone,) = run(probe([3]))
     (other_alone,) = run(other)
     in_steps = {
-        tokens: run(probe([1]), *filling(tokens - len(items[1])))[0] for tokens in step_tokens
+        tokens: run(*filling(tokens - len(items[1])), probe([1]))[-1] for tokens in step_tokens
     }
     checks = {
         "finite": bool(np.isfinite(base).all()),

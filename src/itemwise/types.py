@@ -3,13 +3,12 @@
 Axis letters, used in shape annotations and, in lower case, in einsum equations:
 
     G  lanes of a step            I  scored rows of a step     N  query heads
-    R  tokens of a lane           C  context slots of a lane   K  key/value heads
-    T  tokens of a step, G * R    P  pages of the pool         H  head dimension
+    R  tokens of a lane at most   C  context slots of a lane   K  key/value heads
+    T  token places of a step     P  pages of the pool         H  head dimension
     S  context tokens             V  vocabulary                D  model width
     L  layers                     F  MLP width
 
-and `page`, the tokens of a page: as many as a lane of the largest step has, so that a chunk of a
-prefix is one lane that fills one page.
+and `page`, the tokens of a page: a chunk of a prefix is one row that fills one page.
 """
 
 from __future__ import annotations
@@ -305,7 +304,7 @@ class StepStats:
         seconds: from when the device could begin it until its results were here.
         num_tokens: tokens computed, padding left out.
         token_share: its tokens, as a share of the token places of the largest step.
-        lane_share: its lanes in use, as a share of those of the largest step.
+        lane_share: its token places in use, gaps between lanes included, as the same share.
         num_items: items scored.
     """
 

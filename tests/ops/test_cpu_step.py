@@ -54,9 +54,17 @@ def kernel() -> None:
 
 
 def run(
-    rows: Sequence[RowPlan], heads: tuple[int, int, int], *, xla: bool = False, seed: int = 0
+    rows: Sequence[RowPlan],
+    heads: tuple[int, int, int],
+    *,
+    xla: bool = False,
+    seed: int = 0,
+    broken: int | None = None,
 ) -> list[NDArray[np.float32]]:
-    """The attention output of each row; `seed` draws what surrounds the rows in the step."""
+    """The attention output of each row; `seed` draws what surrounds the rows in the step.
+
+    The row `broken` has keys and values that are no numbers.
+    """
     num_heads, num_kv_heads, head_dim = heads
     packer, starts = StepPacker(SHAPE), []
     for one in rows:
@@ -74,12 +82,15 @@ def run(
         for array in (q, k, v):
             size = (len(one.tokens), *array.shape[1:])
             array[start : start + size[0]] = mine.standard_normal(size, np.float32)
+    if broken is not None:
+        for array in (k, v):
+            array[starts[broken] :][: len(rows[broken].tokens)] = np.nan
     rng = np.random.default_rng(1)
     pool = (NUM_PAGES, num_kv_heads, SHAPE.page_tokens, head_dim)
     pages = [rng.standard_normal(pool, np.float32) for _ in range(2)]
     way = attend if xla else attend_cpu
     found = np.asarray(jax.jit(way, static_argnums=6)(q, k, v, *pages, layout, SHAPE))
-    assert np.isfinite(found).all()
+    assert np.isfinite(found).all() or broken is not None
     return [found[s : s + len(r.tokens)] for r, s in zip(rows, starts, strict=True)]
 
 
@@ -100,6 +111,15 @@ def test_a_row_has_the_same_bits_in_any_company(case: str, heads: tuple[int, int
     for one, found, other in zip(rows, base, backwards, strict=True):
         assert found.tobytes() == other.tobytes()
         assert found.tobytes() == run([one], heads, seed=3)[0].tobytes()
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_what_is_no_number_stays_in_its_row(heads: tuple[int, int, int]) -> None:
+    rows = CASES["a short context"]
+    base = run(rows, heads)
+    for broken in (0, 4, 9):
+        for i, found in enumerate(run(rows, heads, broken=broken)):
+            assert np.isnan(found).all() if i == broken else found.tobytes() == base[i].tobytes()
 
 
 def test_a_step_without_rows_runs() -> None:

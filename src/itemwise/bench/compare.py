@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from itemwise import checkpoint
-from itemwise.bench.pictures import pyplot
+from itemwise.bench.pictures import pyplot, wide_console
 from itemwise.bench.ways import ITEMWISE_WAYS
 from itemwise.bench.workloads import Workload, find_workloads
 from itemwise.errors import ConfigError, ItemwiseError
@@ -307,10 +307,9 @@ def _difference(one: Measured, ours: Measured) -> float:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = wide_console()
     ceilings = report["ceilings"]
     best = max((speed for name, speed in ceilings.items() if "GFLOP" in name), default=0.0)
     for part in report["workloads"]:

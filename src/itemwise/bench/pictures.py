@@ -1,10 +1,20 @@
-"""Charts of benchmarks."""
+"""Charts and tables of benchmarks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from itemwise.errors import ConfigError
+
+TABLE_COLUMNS = 120  # where no terminal says how wide it is
+
+
+def wide_console() -> Any:
+    """A console for tables, as wide as the terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_COLUMNS)
 
 
 def pyplot() -> Any:

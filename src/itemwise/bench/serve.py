@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
 from rich.table import Table
 
 from itemwise.bench.client import Address, Client, loopback_address
 from itemwise.bench.load import Run, Sample, Workload, closed_loop, count_wrong, open_loop
-from itemwise.bench.pictures import pyplot
+from itemwise.bench.pictures import pyplot, wide_console
 from itemwise.errors import ConfigError
 from itemwise.validation.environment import environment
 
@@ -152,7 +151,7 @@ def _print(report: dict[str, Any]) -> None:
             ", ".join(f"{code} {count}" for code, count in sorted(row["codes"].items())),
             f"{row['checked'] - row['wrong']}/{row['checked']} same" if row["checked"] else "-",
         )
-    Console().print(table)
+    wide_console().print(table)
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

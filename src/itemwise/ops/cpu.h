@@ -19,6 +19,8 @@
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
+#else
+#error "no vectors with fused multiply-add"
 #endif
 
 namespace itemwise {
@@ -52,10 +54,6 @@ inline Floats fma(Floats a, Floats b, Floats c) {
   return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(__ARM_NEON)
   return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#else
-  Floats y;
-  for (int i = 0; i < WIDTH; ++i) y[i] = std::fma(a[i], b[i], c[i]);
-  return y;
 #endif
 }
 

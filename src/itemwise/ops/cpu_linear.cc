@@ -64,9 +64,11 @@ void run(ffi::ThreadPool& pool, const float* x, const Weight* weights, float* y,
 ffi::Error linear(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer weights,
                   ffi::Buffer<ffi::S32> num_rows, ffi::ResultBuffer<ffi::F32> y) {
   const int64_t places = x.dimensions()[0], inputs = x.dimensions()[1];
-  const int64_t outputs = y->dimensions()[1], rows = num_rows.typed_data()[0];
-  if (weights.dimensions().back() != PANEL)
-    return ffi::Error::InvalidArgument("weights are laid out for another width of vectors");
+  const int64_t outputs = y->dimensions()[1];
+  const int64_t rows = std::clamp<int64_t>(num_rows.typed_data()[0], 0, places);
+  const auto sizes = weights.dimensions();
+  if (sizes.size() != 3 || sizes[0] * PANEL != outputs || sizes[1] != inputs || sizes[2] != PANEL)
+    return ffi::Error::InvalidArgument("weights have another shape, or other panels");
   const void* data = weights.untyped_data();
   float* out = y->typed_data();
   std::fill(out + rows * outputs, out + places * outputs, 0.0f);

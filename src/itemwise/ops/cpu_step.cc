@@ -27,12 +27,13 @@ constexpr int BLOCK = 128;        // keys of a block
 constexpr float LOWEST = -1e30f;  // finite, below any score
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
-// exp of numbers up to zero, to 2 units in the last place; exactly 1 at 0, and 0 below -87.
+// exp of numbers up to zero, to 2 units in the last place; exactly 1 at 0, and 0 below -87. NaN
+// stays NaN.
 // Range reduction and polynomial as in Cephes' expf (Moshier, 1992).
 inline Floats exp_of_nonpositive(Floats x) {
   const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Ints vanishes = x < -87.0f;
-  x = larger(x, all(-87.0f));
+  x = vanishes ? all(-87.0f) : x;
   const Floats n = fma(x, all(1.44269504088896341f), magic) - magic;
   Floats r = fma(n, all(-0.693359375f), x);
   r = fma(n, all(2.12194440e-4f), r);
@@ -65,10 +66,38 @@ struct Keys {
   int64_t count;  // at most BLOCK
 };
 
-// Takes one block of keys into a panel. `hide(key, vector)` masks a vector of scores.
-template <typename Hide>
+// All queries of a panel see all keys of a block.
+struct Open {
+  Floats hide(int64_t, int, Floats score) const { return score; }
+  Floats keep(int, Floats after, Floats) const { return after; }
+};
+
+// A query sees the keys of its own row up to itself.
+struct Causal {
+  const int32_t* place;  // [PANEL], of each query
+  const int32_t* row;    // [PANEL], the first place of its row
+  int32_t keys_row;      // the row of the keys
+  int32_t keys_place;    // the place of the first key
+
+  Ints mine(int half) const {
+    Ints rows;
+    std::memcpy(&rows, row + half * WIDTH, sizeof rows);
+    return rows == keys_row;
+  }
+  Floats hide(int64_t key, int half, Floats score) const {
+    Ints places;
+    std::memcpy(&places, place + half * WIDTH, sizeof places);
+    const int32_t at = keys_place + static_cast<int32_t>(key);
+    return (places >= at) & mine(half) ? score : all(NEVER);
+  }
+  // Zero times a value that is not finite would be no no-op.
+  Floats keep(int half, Floats after, Floats before) const { return mine(half) ? after : before; }
+};
+
+// Takes one block of keys into a panel; `mask` says what each query sees.
+template <typename Mask>
 inline void take_in(const Panel& panel, const Keys& keys, int64_t head_dim, float scale,
-                    float* scores, float* seen, Hide hide) {
+                    float* scores, float* seen, const Mask& mask) {
   products(keys.count, keys.k, keys.stride, 1, panel.queries, head_dim, scores, PANEL, false);
   Floats shrink[2];
   for (int half = 0; half < 2; ++half) {
@@ -76,7 +105,7 @@ inline void take_in(const Panel& panel, const Keys& keys, int64_t head_dim, floa
     const Floats before = load(panel.top + half * WIDTH);
     Floats top = before, weight = {};
     for (int64_t s = 0; s < keys.count; ++s) {
-      const Floats score = hide(s, half, load(column + s * PANEL) * scale);
+      const Floats score = mask.hide(s, half, load(column + s * PANEL) * scale);
       store(column + s * PANEL, score);
       top = larger(score, top);
     }
@@ -94,7 +123,8 @@ inline void take_in(const Panel& panel, const Keys& keys, int64_t head_dim, floa
   for (int64_t d = 0; d < head_dim; ++d) {
     for (int half = 0; half < 2; ++half) {
       float* total = panel.total + d * PANEL + half * WIDTH;
-      store(total, fma(load(total), shrink[half], load(seen + d * PANEL + half * WIDTH)));
+      const Floats before = load(total), more = load(seen + d * PANEL + half * WIDTH);
+      store(total, mask.keep(half, fma(before, shrink[half], more), before));
     }
   }
 }
@@ -164,13 +194,7 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
       for (int64_t s = row[c]; s <= place[c]; s += BLOCK) {
         const int64_t from = s * own_stride + head * head_dim;
         const int64_t count = std::min<int64_t>(BLOCK, place[c] + 1 - s);
-        auto causal = [&](int64_t key, int half, Floats score) {
-          Ints places, rows;
-          std::memcpy(&places, place + half * WIDTH, sizeof places);
-          std::memcpy(&rows, row + half * WIDTH, sizeof rows);
-          const int32_t at = static_cast<int32_t>(s + key);
-          return (places >= at) & (rows == row[c]) ? score : all(NEVER);
-        };
+        const Causal causal{place, row, row[c], static_cast<int32_t>(s)};
         take_in(panels[p], {step.k + from, step.v + from, own_stride, count}, head_dim, scale,
                 scores, seen, causal);
       }
@@ -178,7 +202,6 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
   }
 
   // Context, page by page; all queries of the lane see all of it.
-  auto open = [](int64_t, int, Floats score) { return score; };
   const int64_t slots = lane * step.max_context_pages;
   for (int64_t i = slots; i < slots + step.max_context_pages && step.context_lens[i] > 0; ++i) {
     const int64_t page = (step.context_pages[i] * step.num_kv_heads + head) * step.page_tokens;
@@ -187,7 +210,7 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
       const int64_t count = std::min<int64_t>(BLOCK, step.context_lens[i] - s);
       for (const Panel& panel : panels)
         take_in(panel, {step.k_pages + from, step.v_pages + from, head_dim, count}, head_dim,
-                scale, scores, seen, open);
+                scale, scores, seen, Open{});
     }
   }
 
@@ -206,6 +229,13 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
                   ffi::Buffer<ffi::S32> context_lens, ffi::Buffer<ffi::S32> granule_start,
                   ffi::Buffer<ffi::S32> granule_index, ffi::Buffer<ffi::S32> num_granules,
                   ffi::ResultBuffer<ffi::F32> out, int64_t lane_tokens, int64_t granule_tokens) {
+  const auto same = [](const auto& a, const auto& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  };
+  if (!same(k.dimensions(), v.dimensions()) || !same(q.dimensions(), out->dimensions()) ||
+      !same(k_pages.dimensions(), v_pages.dimensions()) ||
+      q.dimensions()[1] % k.dimensions()[1] != 0)
+    return ffi::Error::InvalidArgument("arrays of queries, keys and values do not fit together");
   Step step;
   step.q = q.typed_data(), step.k = k.typed_data(), step.v = v.typed_data();
   step.k_pages = k_pages.typed_data(), step.v_pages = v_pages.typed_data();

@@ -68,7 +68,9 @@ class Metrics:
         self._items = histogram("request_items", "Items of a scored request.", COUNTS)
         self._step_seconds = histogram("step_seconds", "Time of a step.", SECONDS)
         self._step_lanes = histogram(
-            "step_lane_share", "Lanes in use, as a share of those of the largest step.", SHARES
+            "step_lane_share",
+            "Token places of lanes in use, as a share of those of the largest step.",
+            SHARES,
         )
         self._step_tokens = histogram(
             "step_token_share", "Tokens, as a share of the places of the largest step.", SHARES
