@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import importlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from itemwise import checkpoint
+from itemwise.config import ModelConfig
 from itemwise.models import decoder
 from itemwise.models.decoder import label_logits, vocab_logsumexp
+from itemwise.models.layers import rope_frequencies
 
 
 @pytest.mark.parametrize("vocab_size", [7, 8192, 20001])
@@ -33,3 +38,18 @@ def test_labels_read_the_head_where_there_is_one() -> None:
         found = label_logits(tree, jnp.asarray(hidden), jnp.asarray(labels))
         expected = np.einsum("id,ild->il", hidden, matrix[labels])
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen2.5-0.5b", "llama-3.2-1b", "tiny-llama"])
+def test_frequencies_are_those_of_transformers(name: str) -> None:
+    """To the last bit, but for a unit here and there where PyTorch's power rounds otherwise."""
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    raw = checkpoint.model_dict(name)
+    config = transformers.AutoConfig.for_model(**raw)
+    kind = raw["model_type"]
+    module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    expected = getattr(module, f"{kind.capitalize()}RotaryEmbedding")(config).inv_freq.numpy()
+    found = rope_frequencies(ModelConfig.from_hf(raw))
+    assert (found != expected).mean() <= 0.02
+    assert np.abs(found / expected - 1).max() <= 1.3e-7

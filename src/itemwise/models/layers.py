@@ -91,9 +91,13 @@ def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], norm: Norm) -
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
-    """Rotary frequencies, float32 [H/2], stretched as the checkpoint's `rope_type` says."""
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    freq = config.rope_theta**-exponent
+    """Rotary frequencies, float32 [H/2], stretched as the checkpoint's `rope_type` says.
+
+    Rounded on the way as transformers does: a frequency that is one unit in the last place off
+    turns the token at position 2000 by 1e-4.
+    """
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    freq = np.float32(1) / (config.rope_theta ** exponent.astype(np.float64)).astype(np.float32)
     scaling = config.rope_scaling
     if scaling.kind == "linear":
         freq = freq / scaling.factor
@@ -104,7 +108,7 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         smooth = np.clip((ratio - low) / (high - low), 0.0, 1.0)
         freq = (1 - smooth) * freq / scaling.factor + smooth * freq
-    return freq.astype(np.float32)
+    return np.asarray(freq, np.float32)
 
 
 def rope_table(positions: Int32[Array, " T"], config: ModelConfig) -> tuple[Array, Array]:
