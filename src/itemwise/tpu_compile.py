@@ -43,7 +43,7 @@ class Compiled:
         xla_flops: as XLA counts them, a loop's body once.
         xla_bytes: likewise.
         optimal_s: XLA's estimate of the time; None where loops make it meaningless.
-        kernels: calls of TPU kernels in it.
+        kernels: calls of TPU kernels in it; those of layers that are alike count once.
         masks_pairs: whether it makes arrays of all pairs of a packed sequence's tokens.
         error: why it does not compile, or None.
     """
@@ -232,7 +232,7 @@ def _compile(form: str, programs: ProgramSet, packed: PackedShape) -> Compiled:
         xla_flops=cost.get("flops", 0.0),
         xla_bytes=cost.get("bytes accessed", 0.0),
         optimal_s=optimal if optimal > 0 else None,
-        kernels=(compiled.as_text() or "").count('custom_call_target="tpu_custom_call"'),
+        kernels=text.count("@tpu_custom_call"),
         masks_pairs=f"{packed.tokens}x{packed.tokens}x" in text,
     )
 

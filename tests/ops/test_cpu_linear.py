@@ -56,7 +56,13 @@ def test_a_row_has_the_same_bits_wherever_it_lies(size: tuple[int, int], width: 
     panels = to_panels(draw(rng, outputs, inputs).astype(ml_dtypes.bfloat16), width)
     row = draw(rng, inputs)
     found = set()
-    for places, place, num_rows in ((1, 0, 1), (7, 6, 7), (64, 33, 40), (513, 512, 513)):
+    for places, place, num_rows in (
+        (1, 0, 1),
+        (7, 6, 7),
+        (64, 33, 40),
+        (513, 100, 513),
+        (513, 512, 513),
+    ):
         x = draw(rng, places, inputs)
         x[place] = row
         found.add(run(x, panels, num_rows)[place].tobytes())
