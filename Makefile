@@ -16,7 +16,7 @@ $(error $(INTERPRETER) is not a Python 3.11 or later; name one: make PYTHON=pyth
 endif
 CONSTRAINTS := constraints/$(TAG).txt
 
-# Tests marked gpu or tpu run where jax finds such a device.
+# Tests marked gpu or tpu run where jax finds such a device, which two processes cannot share.
 ABSENT_DEVICES := 'import jax; have = jax.devices()[0].platform; \
 	print(" or ".join(name for name in ("gpu", "tpu") if name != have))'
 
@@ -37,7 +37,8 @@ demo: $(VENV)/.base-installed  ## Rank a few lists on this machine with the demo
 
 test: $(VENV)/.dev-installed $(LIBTPU)  ## Run the tests; ARGS goes to pytest
 	@absent=$$($(BIN)/python -c $(ABSENT_DEVICES)) && \
-		$(BIN)/python -m pytest -m "not ($$absent)" $(ARGS)
+		if [ "$$absent" = "gpu or tpu" ]; then workers=2; else workers=0; fi && \
+		$(BIN)/python -m pytest -m "not ($$absent)" -n $$workers --dist worksteal $(ARGS)
 
 tpu-matrix: $(VENV)/.dev-installed $(LIBTPU)  ## Compile every supported shape for every TPU
 	@ITEMWISE_TPU_MATRIX=1 $(BIN)/python -m pytest tests/test_tpu_compile.py $(ARGS)
