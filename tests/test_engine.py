@@ -11,7 +11,7 @@ import pytest
 from itemwise.engine import Engine
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.memory import device_memory_bytes
-from itemwise.models import decoder
+from itemwise.ops import api
 from itemwise.ops.attention import attend
 from itemwise.programs import Programs
 from itemwise.types import ScoreRequest, StepBatch
@@ -125,7 +125,7 @@ def test_a_leak_fails_the_self_check(
         layout = layout._replace(granule_index=index)
         return attend(q, k, v, k_pages, v_pages, layout, shape, dot_sums)
 
-    monkeypatch.setattr(decoder, "attend", leaky)
+    monkeypatch.setattr(api, "attend", leaky)
     with pytest.raises(SelfCheckError, match="permuted_in_company"):
         make_engine(attention_backend="native")
 

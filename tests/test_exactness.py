@@ -5,8 +5,11 @@ Padding is filled with other garbage in every step, so that reading it would sho
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +22,7 @@ from itemwise import Scorer, packing
 from itemwise.config import DEMO_MODEL
 from itemwise.demo import LISTS
 from itemwise.engine import Engine
-from itemwise.models import decoder
+from itemwise.ops import api
 from itemwise.ops.attention import StepLayout
 from itemwise.packed_run import AnyWork
 from itemwise.programs import Programs
@@ -328,7 +331,7 @@ def test_a_planted_fault_is_seen(
     make_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attend = getattr(decoder, name)
+    attend = getattr(api, name)
 
     def faulty(*args: Any) -> jax.Array:
         q, k, v, k_pages, v_pages, layout, shape, *more = args
@@ -346,7 +349,7 @@ def test_a_planted_fault_is_seen(
         seen: jax.Array = attend(q, k, v, k_pages, v_pages, layout, shape, *more)
         return seen
 
-    monkeypatch.setattr(decoder, name, faulty)
+    monkeypatch.setattr(api, name, faulty)
     engine = make_engine(model, skip_self_check=True, attention_backend=backend)
     rng = np.random.default_rng(0)
     items = tuple(tuple(rng.integers(0, VOCAB_SIZE, n).tolist()) for n in (20, 5, 31, 12))
@@ -399,3 +402,31 @@ def test_small_steps_change_no_bit(
     assert set(ran) == set(engine._programs.shapes)
     assert len(engine._programs.shapes) == 3
     assert len(large._programs.shapes) == 1
+
+
+PRINT_BITS = """
+import sys
+import numpy as np
+from itemwise import Scorer
+scorer = Scorer.from_pretrained(sys.argv[1], compilation_cache_dir=sys.argv[2])
+result = scorer.score(list(range(300)), [[i, i + 1] for i in range(50)], label_token_ids=[1, 2])
+print(np.asarray(result.scores, np.float64).tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_same_bits(
+    make_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With an empty compilation cache, with a filled one, and without."""
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", PRINT_BITS, str(make_checkpoint(RANDOM)), folder],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for folder in (str(tmp_path), str(tmp_path), "")
+    ]
+    assert len(found[0]) > 50 * 2 * 16
+    assert found[0] == found[1] == found[2]

@@ -42,8 +42,8 @@ BLOCK_TOKENS = 512  # context tokens of one product
 DEFAULT_LANES = {"cpu": 4, "gpu": 32, "tpu": 16}
 # Tokens of smaller steps, whose lanes have a granule's: there time goes by the number of tokens.
 SMALL_STEPS = {"cpu": (64, 256)}
-# Shortest lane to have on average: bounds the lanes of a step.
-MIN_LANE_TOKENS = 8
+# Shortest lane to have on average: bounds the lanes of a step, whose page tables go to the device.
+MIN_LANE_TOKENS = {"cpu": 8, "gpu": 32}
 logger = logging.getLogger("itemwise.engine")
 
 
@@ -131,6 +131,8 @@ class Engine:
             return None, None
         if self.device.platform == "tpu":
             return "tpu", None
+        if self.device.platform == "gpu":
+            return ("gpu" if gpu_kernel_serves(self.model_config, self.dtypes) else None), None
         if self.device.platform == "cpu" and self.dtypes.activations == np.float32:
             kernels = load_kernels()
             return ("cpu" if kernels else None), kernels
@@ -355,6 +357,12 @@ class Engine:
         }
 
 
+def gpu_kernel_serves(model: ModelConfig, dtypes: DTypes) -> bool:
+    """Whether the kernel for GPUs takes a model's heads: their dimension is a power of two."""
+    head_dim = model.head_dim
+    return dtypes.activations != np.float32 and head_dim >= 16 and head_dim.bit_count() == 1
+
+
 def _devices(count: int) -> list[jax.Device]:
     devices = jax.devices()
     if count > len(devices):
@@ -378,9 +386,10 @@ def step_shapes(config: EngineConfig, platform: str, max_seq_len: int) -> tuple[
     max_pages = -(-max_seq_len // page) + 1
     tokens = page * (config.step_lanes or DEFAULT_LANES.get(platform, DEFAULT_LANES["gpu"]))
     tiled = platform == "tpu"  # whose kernel takes lanes as tiles
+    lane = page if tiled else MIN_LANE_TOKENS.get(platform, MIN_LANE_TOKENS["gpu"])
     largest = StepShape(
         tokens=tokens,
-        lanes=tokens // (page if tiled else MIN_LANE_TOKENS),
+        lanes=tokens // lane,
         lane_tokens=page,
         lane_alignment=page if tiled else 1,
         page_tokens=page,
@@ -392,7 +401,7 @@ def step_shapes(config: EngineConfig, platform: str, max_seq_len: int) -> tuple[
         replace(
             largest,
             tokens=tokens,
-            lanes=tokens // MIN_LANE_TOKENS,
+            lanes=tokens // lane,
             lane_tokens=largest.granule_tokens,
         )
         for tokens in SMALL_STEPS.get(platform, ())

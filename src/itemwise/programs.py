@@ -28,7 +28,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from itemwise.config import ModelConfig
 from itemwise.models.decoder import (
     Pages,
-    PageWrites,
     Used,
     Weights,
     describe_weights,
@@ -37,7 +36,7 @@ from itemwise.models.decoder import (
     label_logits,
     vocab_logsumexp,
 )
-from itemwise.ops.attention import StepLayout, to_storage
+from itemwise.ops.attention import PageWrites, StepLayout, to_storage
 from itemwise.ops.packed import PackedLayout
 from itemwise.packed import pack
 from itemwise.packing import StepPacker
@@ -63,6 +62,17 @@ from itemwise.types import (
 )
 
 WHOLE = PartitionSpec()  # the same on each device
+# By JAX's kind of device. On NVIDIA GPUs the kernels of matrix products are chosen by shape alone,
+# by cuBLAS: choosing by timing could choose others, with other bits, at another start. Weights are
+# not laid side by side to multiply them at once: that would copy them in every step.
+COMPILER_OPTIONS: dict[str, dict[str, bool | int | str]] = {
+    "gpu": {
+        "xla_gpu_autotune_level": 0,
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_exclude_nondeterministic_ops": True,
+        "xla_gpu_dot_merger_threshold_mb": 0,
+    }
+}
 logger = logging.getLogger("itemwise.engine")
 LABEL_COLUMNS = 8  # labels that one call reads; longer lists take several calls
 
@@ -127,6 +137,12 @@ def with_whole_cache(make: Callable[[], _Made]) -> _Made:
             path.unlink(missing_ok=True)
     logger.warning("damaged entries of the compilation cache made anew: %s", sorted(damaged))
     return make()
+
+
+def compiled_for(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
+    """Compiles a program with the options of JAX's kind of device."""
+    options: Any = COMPILER_OPTIONS.get(platform)
+    return lowered.compile(compiler_options=options)
 
 
 class ProgramSet:
@@ -218,14 +234,14 @@ class ProgramSet:
         )
         padding = self._shape.max_rows - shape.max_rows
 
-        def step(*arguments: Any) -> tuple[Pages, jax.Array]:
-            pages, hidden = forward_step(*arguments)
+        batch = _step_arguments(StepPacker(shape).take())
+
+        def step(weights: Weights, pages: Pages, joined: jax.Array) -> tuple[Pages, jax.Array]:
+            pages, hidden = forward_step(weights, pages, *_split(joined, batch))
             return pages, jnp.pad(hidden, ((0, padding), (0, 0))) if padding else hidden
 
-        batch = _step_arguments(StepPacker(shape).take())
-        inputs = (PAGES, *(WHOLE,) * len(batch))
-        arguments = (weights, self.pages(), *self._whole(*batch))
-        return self._lower(step, inputs, (PAGES, WHOLE), arguments, donate=(1,))
+        arguments = (weights, self.pages(), *self._whole(_join(batch)))
+        return self._lower(step, (PAGES, WHOLE), (PAGES, WHOLE), arguments, donate=(1,))
 
     def lower_packed(self, weights: Weights, shape: PackedShape, mask: Mask) -> jax.stages.Lowered:
         """A packed sequence; gives the scored hidden states in parts of `max_rows` of the step."""
@@ -240,13 +256,14 @@ class ProgramSet:
             kernel=self._kernel,
         )
 
-        def packed(*arguments: Any) -> tuple[jax.Array, ...]:
-            hidden = whole(*arguments)
+        batch = _packed_arguments(pack((0,), [], shape))
+
+        def packed(weights: Weights, joined: jax.Array) -> tuple[jax.Array, ...]:
+            hidden = whole(weights, *_split(joined, batch))
             return tuple(hidden[i : i + rows] for i in range(0, shape.max_rows, rows))
 
-        batch = _packed_arguments(pack((0,), [], shape))
-        arguments = (weights, *self._whole(*batch))
-        return self._lower(packed, (WHOLE,) * len(batch), WHOLE, arguments)
+        arguments = (weights, *self._whole(_join(batch)))
+        return self._lower(packed, (WHOLE,), WHOLE, arguments)
 
     def lower_labels(self, weights: Weights) -> jax.stages.Lowered:
         """Label logits of the step's scored rows."""
@@ -315,6 +332,7 @@ class Programs:
         self.fingerprint = ""
         self.packed_compile_s: dict[tuple[int, Mask], float] = {}
         self._weights = weights
+        self._platform = jax.devices()[0].platform
         self._programs = ProgramSet(
             model, shapes[-1], num_pages, dtypes, mesh, kernel, dot_sums=dot_sums
         )
@@ -330,10 +348,14 @@ class Programs:
             compiling: list[Future[jax.stages.Compiled]] = []
             for shape in reversed(self.shapes):  # the one that takes longest first
                 lowered = programs.lower_step(weights, shape)
-                compiling.insert(0, pool.submit(lowered.compile))
+                compiling.insert(0, pool.submit(compiled_for, lowered, self._platform))
                 digest.update(lowered.as_text().encode())
-            compiling.append(pool.submit(programs.lower_labels(weights).compile))
-            compiling.append(pool.submit(programs.lower_vocab(weights).compile))
+            compiling.append(
+                pool.submit(compiled_for, programs.lower_labels(weights), self._platform)
+            )
+            compiling.append(
+                pool.submit(compiled_for, programs.lower_vocab(weights), self._platform)
+            )
             self.fingerprint = digest.hexdigest()
             return tuple(one.result() for one in compiling)
 
@@ -370,16 +392,19 @@ class Programs:
         if name not in self._packed:
             start = time.perf_counter()
             lowered = self._programs.lower_packed(self._weights, shape, mask)
-            self._packed[name] = with_whole_cache(lowered.compile)
+            self._packed[name] = with_whole_cache(
+                functools.partial(compiled_for, lowered, self._platform)
+            )
             self.packed_compile_s[name] = time.perf_counter() - start
-        hidden: tuple[jax.Array, ...] = self._packed[name](self._weights, *_packed_arguments(batch))
+        joined = _join(_packed_arguments(batch))
+        hidden: tuple[jax.Array, ...] = self._packed[name](self._weights, joined)
         return hidden
 
     def step(self, batch: StepBatch) -> jax.Array:
         """Runs a step; returns the scored hidden states [I, D], which may still be computing."""
         hidden: jax.Array
         step = self._steps[batch.shape]
-        self._pages, hidden = step(self._weights, self._pages, *_step_arguments(batch))
+        self._pages, hidden = step(self._weights, self._pages, _join(_step_arguments(batch)))
         return hidden
 
     def label_logits(self, hidden: jax.Array, labels: list[tuple[int, ...]]) -> list[jax.Array]:
@@ -418,6 +443,19 @@ def _step_arguments(batch: StepBatch) -> tuple[Any, ...]:
         Used(*used),
         layout,
     )
+
+
+def _join(arguments: Any) -> Int32Array:
+    """The arrays of a batch as one: a single transfer to the device."""
+    return np.concatenate([array.ravel() for array in jax.tree.leaves(arguments)])
+
+
+def _split(joined: jax.Array, like: Any) -> Any:
+    """The inverse of `_join`, inside a program, for arrays of the shapes of `like`."""
+    arrays, tree = jax.tree.flatten(like)
+    parts = jnp.split(joined, np.cumsum([array.size for array in arrays])[:-1])
+    shaped = [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+    return jax.tree.unflatten(tree, shaped)
 
 
 def _packed_arguments(batch: PackedBatch) -> tuple[Any, ...]:

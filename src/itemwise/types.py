@@ -27,7 +27,7 @@ MIN_SCORED_ROWS = 32
 WorkT = TypeVar("WorkT")  # what the engine calls an open request
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
-Kernel = Literal["cpu", "tpu"]  # attention that is not XLA's: C++, or Pallas
+Kernel = Literal["cpu", "gpu", "tpu"]  # attention that is not XLA's: C++, or Pallas
 
 
 class DTypes(NamedTuple):

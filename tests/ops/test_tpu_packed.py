@@ -18,7 +18,8 @@ from itemwise.ops import tpu_packed
 from itemwise.ops.dense import attend_dense
 from itemwise.ops.packed import PackedLayout
 from itemwise.ops.tiles import PackedTiles
-from itemwise.ops.tpu_packed import Walk, attend_packed_tpu, walk_of
+from itemwise.ops.tpu_packed import attend_packed_tpu
+from itemwise.ops.walk import Walk, last_readers, walk_of
 from itemwise.packed import pack, packed_shape
 from tests.ops.test_packed import CASES, TOLERANCE, Inputs, inputs
 
@@ -94,10 +95,9 @@ def test_tiles_that_no_reader_sees_are_not_walked() -> None:
 def test_planted_faults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     made = inputs("many items", "float32", (2, 2), 64)
     monkeypatch.setattr(tpu_packed, "packed_tiles", lambda group, tokens: SMALL_TILES)
-    right = tpu_packed.walk_of
 
     def short(*arguments: object) -> Walk:
-        walk = right(*arguments)  # type: ignore[arg-type]
+        walk = walk_of(*arguments)  # type: ignore[arg-type]
         return walk._replace(num_tiles=walk.num_tiles - (walk.num_tiles > 1))
 
     attend_small = functools.partial(attend_packed_tpu, interpret=INTERPRET)
@@ -105,7 +105,6 @@ def test_planted_faults_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error(made) <= 2 * TOLERANCE["float32"]
     monkeypatch.setattr(tpu_packed, "walk_of", short)
     assert error(made) > 1e-3
-    monkeypatch.setattr(tpu_packed, "walk_of", right)
-    everyone = tpu_packed.last_readers
-    monkeypatch.setattr(tpu_packed, "last_readers", lambda *a: everyone(*a) + 1)
+    monkeypatch.setattr(tpu_packed, "walk_of", walk_of)
+    monkeypatch.setattr(tpu_packed, "last_readers", lambda *a: last_readers(*a) + 1)
     assert error(made) > 1e-3

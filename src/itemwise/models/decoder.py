@@ -21,7 +21,7 @@ from jaxtyping import Float, Float32, Int32, Shaped
 
 from itemwise.config import ModelConfig
 from itemwise.models.layers import (
-    Norm,
+    Numerics,
     linear,
     matmul,
     mlp,
@@ -30,9 +30,8 @@ from itemwise.models.layers import (
     rope_table,
     summed_linear,
 )
-from itemwise.ops.api import attend_packed
-from itemwise.ops.attention import StepLayout, attend, from_storage, to_storage
-from itemwise.ops.cpu_step import attend_cpu
+from itemwise.ops.api import attend_packed, step_attention
+from itemwise.ops.attention import PageWrites, StepLayout, from_storage, to_storage
 from itemwise.ops.online import LOWEST, product
 from itemwise.ops.packed import PackedLayout
 from itemwise.types import Kernel, Mask, PackedShape, StepShape, WeightSpec
@@ -54,14 +53,6 @@ class Used(NamedTuple):
 
     places: Int32[Array, ""]
     scored: Int32[Array, ""]
-
-
-class PageWrites(NamedTuple):
-    """Which rows fill which pages; entries from `num_writes` on are padding."""
-
-    starts: Int32[Array, " G"]
-    pages: Int32[Array, " G"]
-    num_writes: Int32[Array, ""]
 
 
 def describe_weights(config: ModelConfig) -> Weights:
@@ -142,22 +133,9 @@ def forward(
     `score_tokens`. `dtype` is that of activations, `axis` as in `_decode`; `kernel` is the
     kind of attention, None for XLA's; with `dot_sums`, steps of any size have the same bits on CPU.
     """
-
-    def attend_layer(
-        q: Array, k: Array, v: Array, kept: tuple[Array, Array], *given: Any
-    ) -> tuple[Array, tuple[Array, Array]]:
-        writes, layout = given
-        k_pages, v_pages = _write(kept[0], k, writes), _write(kept[1], v, writes)
-        arrays = q, k, v, k_pages, v_pages, layout, shape
-        if kernel == "tpu":
-            from itemwise.ops.tpu_step import attend_tpu  # loads Pallas, which others do without
-
-            return attend_tpu(*arrays), (k_pages, v_pages)
-        if kernel == "cpu":
-            return attend_cpu(*arrays), (k_pages, v_pages)
-        return attend(*arrays, dot_sums), (k_pages, v_pages)
-
-    norm = Norm(config.norm_eps, dtype, dot_sums)
+    num_pages = pages.k[0].shape[0]
+    attend_layer, given = step_attention(writes, layout, shape, num_pages, kernel, dot_sums)
+    numerics = Numerics(config.norm_eps, dtype, dot_sums, rounded=kernel == "gpu")
     kept, hidden = _decode(
         weights,
         tokens,
@@ -166,9 +144,9 @@ def forward(
         used,
         attend_layer,
         tuple(zip(pages.k, pages.v, strict=True)),
-        (writes, layout),
+        given,
         config,
-        norm,
+        numerics,
         axis,
     )
     return Pages(*zip(*kept, strict=True)), hidden
@@ -195,7 +173,7 @@ def forward_packed(
     ) -> tuple[Array, tuple[()]]:
         return attend_packed(q, k, v, layout, shape, mask, kernel=kernel), kept
 
-    norm = Norm(config.norm_eps, dtype, dot_sums=False)
+    numerics = Numerics(config.norm_eps, dtype, rounded=kernel == "gpu")
     nothing = ((),) * config.num_layers
     _, hidden = _decode(
         weights,
@@ -207,7 +185,7 @@ def forward_packed(
         nothing,
         (layout,),
         config,
-        norm,
+        numerics,
         axis,
     )
     return hidden
@@ -223,14 +201,13 @@ def _decode(
     kept: Sequence[Any],
     given: tuple[Any, ...],
     config: ModelConfig,
-    norm: Norm,
+    numerics: Numerics,
     axis: str | None,
 ) -> tuple[list[Any], Float[Array, "I D"]]:
     """All layers. In the last, only scored tokens pass the output projection and the MLP.
 
     `attend_layer(q, k, v, kept, *given)` gives a layer's attention [T,N,H] and what the layer
     keeps; `kept` is what each kept before, `given` what all of them are given.
-    `norm` has the type of activations: of what enters a matrix product.
     `axis` is the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
     then has its own heads, and sums over devices follow the two projections.
 
@@ -250,14 +227,14 @@ def _decode(
         used: Used,
         scored: Array | None,
     ) -> tuple[Array, Any]:
-        normed = rms_norm(x, w["attn_norm"], norm)
-        q, k, v = _project(normed, w, table, config, norm, used.places)
+        normed = rms_norm(x, w["attn_norm"], numerics)
+        q, k, v = _project(normed, w, table, config, numerics, used.places)
         seen, kept = attend_layer(q, k, v, kept, *given)
         seen, num_rows = seen.reshape(x.shape[0], -1), used.places
         if scored is not None:
             x, seen, num_rows = x[scored], seen[scored], used.scored
         x = x + summed_linear(seen, w, "out", num_rows, axis)
-        return x + mlp(rms_norm(x, w["mlp_norm"], norm), w, num_rows, axis), kept
+        return x + mlp(rms_norm(x, w["mlp_norm"], numerics), w, num_rows, axis, numerics), kept
 
     x = _embed(weights["embed"], tokens, axis).astype(jnp.float32)
     table, kept = rope_table(positions, config), list(kept)
@@ -265,7 +242,7 @@ def _decode(
     for i, w in enumerate(weights["layers"]):
         scored = score_tokens if i == last else None
         x, kept[i] = layer(x, w, kept[i], table, given, used, scored)
-    return kept, rms_norm(x, weights["norm"], norm)
+    return kept, rms_norm(x, weights["norm"], numerics)
 
 
 def _embed(
@@ -286,40 +263,19 @@ def _project(
     w: dict[str, Array],
     table: tuple[Array, Array],
     config: ModelConfig,
-    norm: Norm,
+    numerics: Numerics,
     num_rows: Int32[Array, ""],
 ) -> tuple[Array, Array, Array]:
     """Queries [T,N,H], keys and values [T,K,H] of a layer, normalised and rotated."""
 
     def heads(key: str) -> Array:
-        y = linear(x, w, key, num_rows).astype(x.dtype)
+        y = linear(x, w, key, num_rows, numerics.result).astype(x.dtype)
         return y.reshape(x.shape[0], -1, config.head_dim)
 
     q, k, v = heads("q"), heads("k"), heads("v")
     if config.qk_norm:
-        q, k = rms_norm(q, w["q_norm"], norm), rms_norm(k, w["k_norm"], norm)
+        q, k = rms_norm(q, w["q_norm"], numerics), rms_norm(k, w["k_norm"], numerics)
     return rope(q, table), rope(k, table), v
-
-
-def _write(
-    pool: Shaped[Array, "P K page H"],
-    new: Float[Array, "T K H"],
-    writes: PageWrites,
-) -> Shaped[Array, "P K page H"]:
-    """The pool with the keys or values of the writing rows in their pages, updated in place.
-
-    A row may be shorter than a page, whose end then holds what follows the row in the step.
-    """
-    page_tokens = pool.shape[2]
-    stored = jnp.pad(to_storage(new), ((0, page_tokens), (0, 0), (0, 0)))
-
-    def one(i: Array, pool: Array) -> Array:
-        page = lax.dynamic_slice_in_dim(stored, writes.starts[i], page_tokens)
-        page = page.transpose(1, 0, 2)[None]
-        return lax.dynamic_update_slice_in_dim(pool, page, writes.pages[i], 0)
-
-    written: Array = lax.fori_loop(0, writes.num_writes, one, pool)
-    return written
 
 
 def output_matrix(weights: Weights) -> Float[Array, "V D"]:

@@ -14,49 +14,72 @@ from itemwise.config import ModelConfig
 from itemwise.ops.cpu_linear import linear_cpu
 from itemwise.ops.online import dot_sum, product
 
+FLOAT32 = jnp.dtype(jnp.float32)
 
-class Norm(NamedTuple):
-    """How a model's norms run.
+
+class Numerics(NamedTuple):
+    """How a model's norms and products run.
 
     Attributes:
-        eps: added to the mean square.
-        dtype: type of their results.
-        dot_sums: whether they sum by `dot_sum`.
+        eps: added to the mean square in norms.
+        dtype: type of activations: of norms' results, and of what enters a matrix product.
+        dot_sums: whether norms sum by `dot_sum`.
+        rounded: whether products that are not summed up further are rounded to `dtype` at once.
+            They are summed in float32 all the same. On CPU that is several times slower; on GPU
+            it halves what is written and read.
     """
 
     eps: float
     dtype: jnp.dtype
-    dot_sums: bool
+    dot_sums: bool = False
+    rounded: bool = False
+
+    @property
+    def result(self) -> jnp.dtype:
+        """Type of products that are not summed up further."""
+        return self.dtype if self.rounded else FLOAT32
 
 
 def linear(
-    x: Float[Array, "T inner"], w: dict[str, Array], name: str, num_rows: Int32[Array, ""]
-) -> Float32[Array, "T outer"]:
-    """`x @ weight.T`, scaled and with its bias where it has one, in float32.
+    x: Float[Array, "T inner"],
+    w: dict[str, Array],
+    name: str,
+    num_rows: Int32[Array, ""],
+    result: jnp.dtype = FLOAT32,
+) -> Float[Array, "T outer"]:
+    """`x @ weight.T`, scaled and with its bias where it has one, summed in float32.
 
     The weight lies as checkpoints store it, or in panels for C++, which computes `num_rows` rows.
+    A weight without scale may have another type of result than float32.
     """
-    y = unbiased(x, w, name, num_rows)
+    y = unbiased(x, w, name, num_rows, result)
     bias = w.get(f"{name}_bias")
-    return y if bias is None else y + bias.astype(jnp.float32)
+    return y if bias is None else y + bias.astype(y.dtype)
 
 
 def unbiased(
-    x: Float[Array, "T inner"], w: dict[str, Array], name: str, num_rows: Int32[Array, ""]
-) -> Float32[Array, "T outer"]:
+    x: Float[Array, "T inner"],
+    w: dict[str, Array],
+    name: str,
+    num_rows: Int32[Array, ""],
+    result: jnp.dtype = FLOAT32,
+) -> Float[Array, "T outer"]:
     """`linear` without the bias."""
     weight, scale = w[name], w.get(f"{name}_scale")
-    y = linear_cpu(x, weight, num_rows) if weight.ndim == 3 else matmul(x, weight)
+    if weight.ndim == 3:
+        y = linear_cpu(x, weight, num_rows)
+    else:
+        y = matmul(x, weight, result if scale is None else FLOAT32)
     return y if scale is None else y * scale
 
 
 def matmul(
-    x: Float[Array, "T inner"], weight: Shaped[Array, "outer inner"]
-) -> Float32[Array, "T outer"]:
-    """`x @ weight.T` in float32, by XLA."""
+    x: Float[Array, "T inner"], weight: Shaped[Array, "outer inner"], result: jnp.dtype = FLOAT32
+) -> Float[Array, "T outer"]:
+    """`x @ weight.T` by XLA, summed in float32."""
     if weight.dtype != x.dtype and x.dtype == jnp.float32:
         weight = _widened(weight, x)
-    return product("ti,oi->to", x, weight)
+    return product("ti,oi->to", x, weight, result)
 
 
 def _widened(
@@ -75,19 +98,19 @@ def _widened(
     return wide
 
 
-def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], norm: Norm) -> Array:
+def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], numerics: Numerics) -> Array:
     """Root-mean-square norm (Zhang and Sennrich, 2019).
 
     Rounded to its type before the gain is applied, as in transformers.
     """
     wide = x.astype(jnp.float32)
     squares = wide * wide
-    if norm.dot_sums:
+    if numerics.dot_sums:
         total = dot_sum(squares.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], 1)
     else:
         total = squares.sum(-1, keepdims=True)
-    normed: Array = (wide * lax.rsqrt(total / x.shape[-1] + norm.eps)).astype(norm.dtype)
-    return normed * gain.astype(norm.dtype)
+    normed: Array = (wide * lax.rsqrt(total / x.shape[-1] + numerics.eps)).astype(numerics.dtype)
+    return normed * gain.astype(numerics.dtype)
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
@@ -140,9 +163,13 @@ def summed_linear(
 
 
 def mlp(
-    x: Float[Array, "T D"], w: dict[str, Array], num_rows: Int32[Array, ""], axis: str | None
+    x: Float[Array, "T D"],
+    w: dict[str, Array],
+    num_rows: Int32[Array, ""],
+    axis: str | None,
+    numerics: Numerics,
 ) -> Float32[Array, "T D"]:
     """Gated MLP (Shazeer, 2020, "GLU Variants"): `down(silu(gate(x)) * up(x))`."""
-    gate, up = linear(x, w, "gate", num_rows), linear(x, w, "up", num_rows)
-    inner = (jax.nn.silu(gate) * up).astype(x.dtype)
+    gate, up = (linear(x, w, name, num_rows, numerics.result) for name in ("gate", "up"))
+    inner = (jax.nn.silu(gate.astype(jnp.float32)) * up).astype(x.dtype)
     return summed_linear(inner, w, "down", num_rows, axis)

@@ -2,13 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from jax import Array
 from jaxtyping import Float
 
+from itemwise.ops.attention import PageWrites, StepLayout, attend, write_pages
+from itemwise.ops.cpu_step import attend_cpu
 from itemwise.ops.dense import attend_dense
 from itemwise.ops.packed import PackedLayout
 from itemwise.ops.segment import attend_segment
-from itemwise.types import Kernel, Mask, PackedShape
+from itemwise.types import Kernel, Mask, PackedShape, StepShape
+
+# Writes a layer's keys and values into its pages, and attends: q, k, v, pages and what else is
+# given to each layer, into the attention [T,N,H] and the pages.
+LayerAttention = Callable[..., tuple[Array, tuple[Array, Array]]]
+
+
+def step_attention(
+    writes: PageWrites,
+    layout: StepLayout,
+    shape: StepShape,
+    num_pages: int,
+    kernel: Kernel | None = None,
+    dot_sums: bool = False,
+) -> tuple[LayerAttention, tuple[Any, ...]]:
+    """The attention of a step's layers, and what each layer gives it, computed once a step.
+
+    Kernels are imported when asked for: others do without Pallas.
+    """
+    if kernel == "gpu":
+        from itemwise.ops.gpu_step import attend_gpu, lane_walk, page_places, write_places
+
+        walk = lane_walk(layout, shape)
+
+        def attend_on_gpu(
+            q: Array, k: Array, v: Array, pages: tuple[Array, Array], *given: Any
+        ) -> tuple[Array, tuple[Array, Array]]:
+            places, walk = given
+            k_pages, v_pages = (
+                write_places(*pair, places) for pair in zip(pages, (k, v), strict=True)
+            )
+            return attend_gpu(q, k, v, k_pages, v_pages, walk, shape), (k_pages, v_pages)
+
+        return attend_on_gpu, (page_places(writes, walk, num_pages), walk)
+
+    def attend_elsewhere(
+        q: Array, k: Array, v: Array, pages: tuple[Array, Array], *given: Any
+    ) -> tuple[Array, tuple[Array, Array]]:
+        writes, layout = given
+        k_pages, v_pages = (write_pages(*pair, writes) for pair in zip(pages, (k, v), strict=True))
+        arrays = q, k, v, k_pages, v_pages, layout, shape
+        if kernel == "tpu":
+            from itemwise.ops.tpu_step import attend_tpu
+
+            return attend_tpu(*arrays), (k_pages, v_pages)
+        if kernel == "cpu":
+            return attend_cpu(*arrays), (k_pages, v_pages)
+        return attend(*arrays, dot_sums), (k_pages, v_pages)
+
+    return attend_elsewhere, (writes, layout)
 
 
 def attend_packed(
@@ -22,7 +76,7 @@ def attend_packed(
 ) -> Float[Array, "T N H"]:
     """Attention of a packed sequence; places of padding hold finite garbage.
 
-    On TPU `segment` is a kernel; `dense` has none, and processors have none for either.
+    On TPU and GPU `segment` is a kernel; `dense` has none, and processors have none for either.
     """
     if mask == "dense":
         return attend_dense(q, k, v, layout)
@@ -30,4 +84,8 @@ def attend_packed(
         from itemwise.ops.tpu_packed import attend_packed_tpu  # loads Pallas
 
         return attend_packed_tpu(q, k, v, layout)
+    if kernel == "gpu":
+        from itemwise.ops.gpu_packed import attend_packed_gpu
+
+        return attend_packed_gpu(q, k, v, layout)
     return attend_segment(q, k, v, layout, shape.granule_tokens)

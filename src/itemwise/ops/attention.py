@@ -44,6 +44,14 @@ class StepLayout(NamedTuple):
     num_granules: Int32[Array, ""]
 
 
+class PageWrites(NamedTuple):
+    """Which rows fill which pages; entries from `num_writes` on are padding."""
+
+    starts: Int32[Array, " G"]
+    pages: Int32[Array, " G"]
+    num_writes: Int32[Array, ""]
+
+
 def to_storage(values: Array) -> Array:
     """Keys or values as the page pool keeps them: bfloat16 as its bits, in uint16.
 
@@ -57,6 +65,27 @@ def to_storage(values: Array) -> Array:
 def from_storage(stored: Array, dtype: jnp.dtype) -> Array:
     """The inverse of `to_storage`."""
     return stored if stored.dtype == dtype else lax.bitcast_convert_type(stored, dtype)
+
+
+def write_pages(
+    pool: Shaped[Array, "P K page H"],
+    new: Float[Array, "T K H"],
+    writes: PageWrites,
+) -> Shaped[Array, "P K page H"]:
+    """The pool with the keys or values of the writing rows in their pages, updated in place.
+
+    A row may be shorter than a page, whose end then holds what follows the row in the step.
+    """
+    page_tokens = pool.shape[2]
+    stored = jnp.pad(to_storage(new), ((0, page_tokens), (0, 0), (0, 0)))
+
+    def one(i: Array, pool: Array) -> Array:
+        page = lax.dynamic_slice_in_dim(stored, writes.starts[i], page_tokens)
+        page = page.transpose(1, 0, 2)[None]
+        return lax.dynamic_update_slice_in_dim(pool, page, writes.pages[i], 0)
+
+    written: Array = lax.fori_loop(0, writes.num_writes, one, pool)
+    return written
 
 
 def attend(

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Int32
 
 # Finite, so that the difference of two running maxima is never "inf - inf"; any score exceeds it.
@@ -55,20 +56,20 @@ def _sum(x: Array) -> Array:
     return x.sum(-1)
 
 
-def product(equation: str, a: Array, b: Array) -> Array:
-    """`einsum` of two arrays in the wider of their types, summed and returned in float32.
+def product(equation: str, a: Array, b: Array, result: DTypeLike = jnp.float32) -> Array:
+    """`einsum` of two arrays in the wider of their types, summed in float32.
 
-    The result must not be narrower: a bfloat16 result is several times slower on CPU.
+    On CPU the result must not be narrower: a bfloat16 one is several times slower.
     """
     dtype = jnp.promote_types(a.dtype, b.dtype)
-    result: Array = jnp.einsum(
+    found: Array = jnp.einsum(
         equation,
         a.astype(dtype),
         b.astype(dtype),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=result,
         precision=dot_precision(dtype),
     )
-    return result
+    return found
 
 
 def scaled_scores(equation: str, q: Array, k: Array) -> Array:

@@ -1,8 +1,9 @@
-"""Tile sizes of the TPU kernels, in one table.
+"""Tile sizes of the kernels for packed sequences, in one table.
 
-Chosen so that a tile's scores and sums stay within a few MiB of VMEM whatever the model, and its
-products fill the 256 x 256 matrix unit of a v6e. They were compiled for each shape in the table of
-`docs/tpu.md`, not timed: no TPU was at hand.
+Those for TPUs are chosen so that a tile's scores and sums stay within a few MiB of VMEM whatever
+the model, and its products fill the 256 x 256 matrix unit of a v6e. Those for GPUs are such that
+sums and scores stay in the registers of eight warps. They were compiled for the shapes in
+`docs/tpu.md` and `docs/gpu.md`, not timed: there was neither device.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ class PackedTiles:
     """Readers and keys of a tile of packed attention.
 
     Attributes:
-        readers: tokens of a tile of queries; a power of two. All query heads of a key/value head
-            are in it.
+        readers: tokens of a tile of queries; a power of two. On TPU all query heads of a
+            key/value head are in it, on GPU one is.
         keys: tokens of a tile of keys.
     """
 
@@ -29,6 +30,7 @@ class PackedTiles:
 # By query heads of a key/value head: rows of a tile are readers * heads.
 PACKED_TILES = {1: PackedTiles(512, 512), 2: PackedTiles(512, 512), 4: PackedTiles(256, 512)}
 PACKED_TILES_LARGE_GROUP = PackedTiles(128, 512)  # more heads than that
+GPU_PACKED_TILES = PackedTiles(128, 64)
 
 
 def packed_tiles(group: int, num_tokens: int) -> PackedTiles:

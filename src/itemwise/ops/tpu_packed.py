@@ -12,54 +12,21 @@ for the prefix, every place.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 
 from itemwise.ops.online import LOWEST, dot_precision
 from itemwise.ops.packed import PackedLayout
 from itemwise.ops.tiles import VMEM_BYTES, PackedTiles, packed_tiles
+from itemwise.ops.walk import last_readers, walk_of
 
 LANES = 128
-
-
-class Walk(NamedTuple):
-    """The key tiles that each tile of readers walks; all are computed on the device."""
-
-    open_tiles: Int32[Array, " tiles"]  # from the first on, seen by every reader
-    prefix_tiles: Int32[Array, " tiles"]  # from the first on, with the open ones
-    own_first: Int32[Array, " tiles"]  # first tile of the items, after those of the prefix
-    num_tiles: Int32[Array, " tiles"]  # in all; 0 for a tile of padding
-
-
-def walk_of(layout: PackedLayout, num_tokens: int, tiles: PackedTiles) -> Walk:
-    """Which tiles of keys each tile of readers sees."""
-    first = jnp.arange(0, num_tokens, tiles.readers)
-    end = jnp.minimum(first + tiles.readers, layout.num_tokens)
-    open_tiles = jnp.minimum(first, layout.prefix_end) // tiles.keys
-    prefix_tiles = pl.cdiv(jnp.minimum(end, layout.prefix_end), tiles.keys)
-    item = jnp.searchsorted(layout.row_starts, first, side="right") - 1
-    item = jnp.where(first < layout.prefix_end, 0, item)
-    start = jnp.minimum(layout.row_starts[item], num_tokens)
-    own_first = jnp.maximum(start // tiles.keys, prefix_tiles)
-    own_tiles = jnp.maximum(pl.cdiv(end, tiles.keys) - own_first, 0)
-    used = first < layout.num_tokens
-    counts = (open_tiles, prefix_tiles, own_first, prefix_tiles + own_tiles)
-    return Walk(*(jnp.where(used, count, 0).astype(jnp.int32) for count in counts))
-
-
-def last_readers(layout: PackedLayout, num_tokens: int) -> Int32[Array, "one T"]:
-    """For each place one more than the last place that sees it."""
-    places = jnp.arange(num_tokens)
-    following = jnp.searchsorted(layout.row_starts, places, side="right")
-    ends = jnp.append(layout.row_starts, num_tokens)[following]
-    last: Array = jnp.where(places < layout.prefix_end, num_tokens, ends).astype(jnp.int32)
-    return last[None]
 
 
 def attend_packed_tpu(

@@ -1,0 +1,88 @@
+"""The serving programs with GPU kernels: on an NVIDIA GPU, or in Pallas's interpreter.
+
+On a GPU: `make test ARGS="-m gpu"` runs those marked `gpu` on it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from itemwise.engine import Engine, gpu_kernel_serves
+from itemwise.ops import gpu_packed, gpu_step
+from itemwise.types import DTypes, Kernel
+from tests.test_packed_run import difference, packed, request_of, scores
+
+ON_GPU = jax.devices()[0].platform == "gpu"
+interpreted = pytest.mark.skipif(ON_GPU, reason="interprets the kernels")
+REQUEST = request_of(0, 200, (5, 3, 140, 20, 1), apply_softmax=True)
+
+
+def find_kernel(engine: Engine) -> tuple[Kernel | None, None]:
+    return (None if engine.config.attention_backend == "native" else "gpu"), None
+
+
+@pytest.fixture(scope="module")
+def engine_of(make_engine: Callable[..., Engine]) -> Iterator[Callable[..., Engine]]:
+    """Engines by attention backend, kernels in the interpreter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "_find_kernel", find_kernel)
+        for module, name in ((gpu_step, "attend_gpu"), (gpu_packed, "attend_packed_gpu")):
+            patch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
+
+        @functools.cache
+        def make(backend: str, dtype: str = "float32") -> Engine:
+            settings = {"dtype": dtype, "step_lanes": 3, "skip_self_check": True}
+            return make_engine("tiny-qwen2", attention_backend=backend, **settings)
+
+        yield make
+
+
+@interpreted
+@pytest.mark.slow
+def test_scores_with_kernels_agree_with_xla(engine_of: Callable[..., Engine]) -> None:
+    engine, plain = engine_of("fa"), engine_of("native")
+    assert engine.info()["attention"] == "gpu kernel"
+    assert plain.info()["attention"] == "xla"
+    for way in (scores, functools.partial(packed, mask="segment")):
+        assert difference(way(engine, REQUEST), way(plain, REQUEST)) <= 1e-5
+
+
+@interpreted
+@pytest.mark.slow
+def test_bits_with_kernels_are_equal_in_any_company(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of("fa", "bfloat16")
+    base = scores(engine, REQUEST)
+    order = (3, 2, 0)
+    other = replace(
+        REQUEST, items=tuple(REQUEST.items[i] for i in order), labels=REQUEST.labels[:3]
+    )
+    assert [row.tobytes() for row in scores(engine, other)] == [base[i].tobytes() for i in order]
+    engine.forget_prefixes()
+    assert [row.tobytes() for row in scores(engine, other)] == [base[i].tobytes() for i in order]
+
+
+def test_the_kernel_is_for_heads_and_types_that_it_takes(
+    make_engine: Callable[..., Engine],
+) -> None:
+    model = make_engine("tiny-qwen2").model_config
+    half, single = (DTypes(np.dtype(name), np.dtype(name)) for name in ("float16", "float32"))
+    assert gpu_kernel_serves(model, half)
+    assert not gpu_kernel_serves(model, single)
+    assert not gpu_kernel_serves(replace(model, head_dim=80), half)
+    assert not gpu_kernel_serves(replace(model, head_dim=8), half)
+
+
+@pytest.mark.gpu
+def test_kernels_run_on_gpu(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(dtype="bfloat16")  # its self-check compares bits in different company
+    assert engine.self_check.status == "passed"
+    assert engine.info()["attention"] == "gpu kernel"
+    segment, dense = (packed(engine, REQUEST, mask) for mask in ("segment", "dense"))
+    assert difference(segment, dense) <= 2e-2
+    assert difference(segment, scores(engine, REQUEST)) <= 2e-2
