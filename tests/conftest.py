@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from itemwise.engine import Engine, step_shapes
 from itemwise.models.decoder import describe_weights
 from itemwise.types import StepShape
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests share a GPU
 VOCAB_SIZE = 500
 # A page of 32 tokens and two lanes: several pages, lanes and steps with few tokens.
 SMALL: dict[str, Any] = {

@@ -74,15 +74,13 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
         model, shape, int(num_pages), DTypes(dtype, dtype), kernel="gpu", device=device
     )
     weights = programs.weights()
+    sequence = packed_shape(12000, 500, shape.max_rows, shape.granule_tokens)
     with lowering_for(device):
         if form == "exact step":
             lowered = programs.lower_step(weights)
-        elif form == "packed segment":
-            sequence = packed_shape(12000, 500, shape.max_rows, shape.granule_tokens)
-            lowered = programs.lower_packed(weights, sequence, "segment")
         else:
-            lower = {"labels": programs.lower_labels, "vocabulary": programs.lower_vocab}[form]
-            lowered = lower(weights)
+            assert form == "packed segment"
+            lowered = programs.lower_packed(weights, sequence, "segment")
     start = time.perf_counter()
     compiled = compiled_for(lowered, "gpu")
     seconds = time.perf_counter() - start
@@ -100,6 +98,7 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
         "kernels": text.count("__gpu$xla.gpu.triton"),
         "cublas_products": text.count('custom_call_target="__cublas'),
         "loops": text.count(" while("),
+        "masks_pairs": f"{sequence.tokens},{sequence.tokens}" in text,
         "concatenated_weights": text.count("wrapped_concatenate"),
     }
     sys.stdout.write(json.dumps(found))

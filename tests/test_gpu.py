@@ -12,6 +12,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
 from itemwise.engine import Engine, gpu_kernel_serves
 from itemwise.ops import gpu_packed, gpu_step
@@ -71,11 +72,12 @@ def test_the_kernel_is_for_heads_and_types_that_it_takes(
     make_engine: Callable[..., Engine],
 ) -> None:
     model = make_engine("tiny-qwen2").model_config
-    half, single = (DTypes(np.dtype(name), np.dtype(name)) for name in ("float16", "float32"))
-    assert gpu_kernel_serves(model, half)
-    assert not gpu_kernel_serves(model, single)
-    assert not gpu_kernel_serves(replace(model, head_dim=80), half)
-    assert not gpu_kernel_serves(replace(model, head_dim=8), half)
+    half, single = (DTypes(np.dtype(kind), np.dtype(kind)) for kind in (bfloat16, np.float32))
+    assert gpu_kernel_serves(model, half, 128)
+    assert not gpu_kernel_serves(model, single, 128)
+    assert not gpu_kernel_serves(replace(model, head_dim=80), half, 128)
+    assert not gpu_kernel_serves(replace(model, head_dim=8), half, 128)
+    assert not gpu_kernel_serves(model, half, 96)
 
 
 @pytest.mark.gpu

@@ -226,6 +226,9 @@ def test_fault_seen_on_landing_fails_that_step_alone(
     works = opened(engine, first, second)
 
     class Lost:
+        def copy_to_host_async(self) -> None:
+            pass
+
         def __array__(self, *_: Any, **__: Any) -> None:
             raise RuntimeError("planted")
 

@@ -14,6 +14,7 @@ from itemwise import __version__
 from itemwise.cli_options import (
     CompatibilityOptions,
     EngineOptions,
+    LoadOptions,
     PromptTemplate,
     ServerOptions,
     expand_options,
@@ -277,23 +278,6 @@ def checkpoint_random(
             on_tensor=lambda done, total: told("weights", done, total),
         )
     typer.echo(f"Wrote a random {like} to {folder}")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadOptions:
-    """What requests of the serving benchmarks look like."""
-
-    num_items: Annotated[int, typer.Option("--items", help="Items of a request.", min=1)] = 10
-    item_tokens: Annotated[
-        int, typer.Option("--item-tokens", help="Tokens of each item.", min=1)
-    ] = 20
-    query_tokens: Annotated[
-        int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
-    ] = 300
-    shared: Annotated[
-        float,
-        typer.Option("--shared", help="Share of requests with one query in common.", min=0, max=1),
-    ] = 0.5
 
 
 @bench_app.command("serve")

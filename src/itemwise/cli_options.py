@@ -92,9 +92,9 @@ class EngineOptions:
         Literal["auto", "fa", "native"],
         option(
             "attention-backend",
-            "fa runs kernels where there are (TPU: attention; CPU with a C++ compiler, where "
-            "activations are float32: attention and matrix products), native what XLA makes. "
-            "auto is fa.",
+            "fa runs kernels where there are (TPU, and GPU in bfloat16: attention; CPU with a C++ "
+            "compiler, where activations are float32: attention and matrix products), native what "
+            "XLA makes. auto is fa.",
         ),
     ] = "auto"
     quantization: Annotated[
@@ -371,3 +371,20 @@ def _fields_as_parameters(group: Any) -> list[inspect.Parameter]:
         )
         for field in dataclasses.fields(group)
     ]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What requests of the serving benchmarks look like."""
+
+    num_items: Annotated[int, typer.Option("--items", help="Items of a request.", min=1)] = 10
+    item_tokens: Annotated[
+        int, typer.Option("--item-tokens", help="Tokens of each item.", min=1)
+    ] = 20
+    query_tokens: Annotated[
+        int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
+    ] = 300
+    shared: Annotated[
+        float,
+        typer.Option("--shared", help="Share of requests with one query in common.", min=0, max=1),
+    ] = 0.5

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from itemwise.cli_options import EngineOptions, expand_options
+from itemwise.cli_options import EngineOptions, LoadOptions, expand_options
 from itemwise.types import Algorithm
 
 
@@ -74,7 +74,7 @@ def _run_ab(
 
 
 def add_bench_commands(app: typer.Typer) -> None:
-    """Adds `compare`, `packed` and `prefill-extend`."""
+    """Adds `compare`, `arrivals`, `packed` and `prefill-extend`."""
 
     @app.command("compare")
     @expand_options
@@ -137,6 +137,53 @@ def add_bench_commands(app: typer.Typer) -> None:
             chart=chart,
             **engine.settings(),
         )
+
+    @app.command("arrivals")
+    @expand_options
+    def bench_arrivals(
+        model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its Hub id.")],
+        rate: Annotated[
+            float, typer.Option("--rate", help="Requests a second at first; 1.3x each time.")
+        ] = 10.0,
+        p99_ms: Annotated[
+            float, typer.Option("--p99-ms", help="Bound of the 99th percentile of latency.")
+        ] = 500.0,
+        seconds: Annotated[
+            float, typer.Option("--seconds", help="How long each rate is offered.")
+        ] = 20.0,
+        check: Annotated[
+            int,
+            typer.Option(
+                "--check",
+                help="Answers of each rate whose bits are compared with each item scored alone.",
+                min=0,
+            ),
+        ] = 3,
+        json_file: Annotated[
+            Path | None, typer.Option("--json", help="File to write all figures to.")
+        ] = None,
+        *,
+        load: LoadOptions,
+        engine: EngineOptions,
+    ) -> None:
+        """The highest rate of random arrivals that is answered in time, without HTTP.
+
+        Requests go to the scheduler in this process, at rising rates, until the 99th percentile of
+        their latency passes the bound. For a running server: `itemwise bench serve --rates`.
+        """
+        from itemwise.bench.arrivals import run_arrivals
+
+        fine = run_arrivals(
+            model,
+            rate=rate,
+            p99_ms=p99_ms,
+            seconds=seconds,
+            workload=dataclasses.asdict(load),
+            check=check,
+            out_json=json_file,
+            **engine.settings(),
+        )
+        raise typer.Exit(0 if fine else 1)
 
     @app.command("packed")
     @expand_options

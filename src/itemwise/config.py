@@ -232,9 +232,9 @@ class EngineConfig:
             the model's `max_position_embeddings`. Also most tokens of a packed sequence, for
             which None means 16384.
         max_multi_item_count: most items of a request; None for no bound.
-        attention_backend: `fa` (kernels, where there are: TPU, and processors with a C++ compiler
-            whose activations are float32: there matrix products, too), `native` (XLA) or `auto`
-            (fa).
+        attention_backend: `fa` (kernels, where there are: TPU, GPU in bfloat16, and processors
+            with a C++ compiler whose activations are float32: there matrix products, too),
+            `native` (XLA) or `auto` (fa).
         quantization: `int8` keeps the matrices of the layers in eight bits, with a scale for each
             output; `none`.
         tp_size: devices that share the model.

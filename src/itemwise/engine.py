@@ -132,7 +132,9 @@ class Engine:
         if self.device.platform == "tpu":
             return "tpu", None
         if self.device.platform == "gpu":
-            return ("gpu" if gpu_kernel_serves(self.model_config, self.dtypes) else None), None
+            page_tokens = self.config.page_tokens
+            served = gpu_kernel_serves(self.model_config, self.dtypes, page_tokens)
+            return ("gpu" if served else None), None
         if self.device.platform == "cpu" and self.dtypes.activations == np.float32:
             kernels = load_kernels()
             return ("cpu" if kernels else None), kernels
@@ -357,10 +359,11 @@ class Engine:
         }
 
 
-def gpu_kernel_serves(model: ModelConfig, dtypes: DTypes) -> bool:
-    """Whether the kernel for GPUs takes a model's heads: their dimension is a power of two."""
-    head_dim = model.head_dim
-    return dtypes.activations != np.float32 and head_dim >= 16 and head_dim.bit_count() == 1
+def gpu_kernel_serves(model: ModelConfig, dtypes: DTypes, page_tokens: int) -> bool:
+    """Whether the kernel for GPUs takes a model's heads and pages: its tiles are powers of two."""
+    sizes = model.head_dim, page_tokens
+    fits = 16 <= model.head_dim <= 256 and page_tokens <= 128
+    return dtypes.activations != np.float32 and fits and all(n.bit_count() == 1 for n in sizes)
 
 
 def _devices(count: int) -> list[jax.Device]:

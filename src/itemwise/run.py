@@ -215,7 +215,10 @@ class Batcher:
         if not labels:
             return [], None
         logsumexp = self._programs.vocab_logsumexp(hidden, scales) if over_vocab else None
-        return self._programs.label_logits(hidden, labels), logsumexp
+        logits = self._programs.label_logits(hidden, labels)
+        for array in logits if logsumexp is None else [*logits, logsumexp]:
+            array.copy_to_host_async()
+        return logits, logsumexp
 
     def _land(self, outcome: StepOutcome[Work]) -> None:
         """Takes in the results of the oldest step under way. Raises what the step raised."""

@@ -91,7 +91,7 @@ def test_every_way_is_measured_and_agrees(
         for name, way in part["ways"].items():
             assert way["items"] == items, name
             assert len(way["seconds"]) == 2
-            assert way["peak_rss_bytes"] > 1 << 20
+            assert way["peak_bytes"] > 1 << 20
             # transformers in bfloat16 itself is up to 0.033 off float32 on this model.
             assert way["max_probability_difference"] < 0.05, name
     printed = capsys.readouterr().out
@@ -171,10 +171,10 @@ def test_rate_is_that_of_the_median_turn() -> None:
 
 
 def test_a_few_items_tell_the_speed_where_all_are_alike() -> None:
-    assert few_items(WORKLOADS["contract"]) == 4
-    assert few_items(WORKLOADS["long"]) == 2
-    assert few_items(WORKLOADS["runbook-128"]) > 128
-    assert few_items(WORKLOADS["mixed"]) == 200
+    assert few_items(WORKLOADS["contract"], 8192) == 4
+    assert few_items(WORKLOADS["long"], 8192) == 2
+    assert few_items(WORKLOADS["runbook-128"], 8192) > 128
+    assert few_items(WORKLOADS["mixed"], 8192) == 200
 
 
 def test_batches_take_rows_alike_in_length() -> None:

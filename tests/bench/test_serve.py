@@ -12,17 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from itemwise.bench.client import Client, loopback_address
-from itemwise.bench.load import (
-    NO_ANSWER,
-    Run,
-    Sample,
-    Workload,
-    closed_loop,
-    count_wrong,
-    open_loop,
-)
+from itemwise.bench.load import NO_ANSWER, closed_loop, count_wrong, open_loop
 from itemwise.bench.serve import run_serve
 from itemwise.bench.soak import run_soak
+from itemwise.bench.traffic import Run, Sample, Workload
 from itemwise.cli import app
 from itemwise.config import ServerConfig
 from itemwise.errors import ConfigError

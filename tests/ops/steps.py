@@ -42,6 +42,7 @@ CASES: dict[str, list[RowPlan]] = {
     "a long context": [row(n, LONG) for n in (20, 20, 7, 120)],
     "part-full pages": [row(n, PARTS) for n in (64, 1)],
     "several requests": [row(n, c) for n in (1, 9, 128) for c in (SHORT, LONG)],
+    "a short last granule": [row(n) for n in (128, 128, 108, 20)],
     "long rows": [row(128, LONG), row(128), row(128)],
 }
 

@@ -109,3 +109,14 @@ def test_pages_take_what_rows_write() -> None:
         if not used:
             assert (found[page] == pool[page]).all()
     assert not (found[3] == pool[3]).any()
+
+
+def test_what_is_no_number_stays_in_its_row() -> None:
+    rows = CASES["a short context"]
+    base = run(kernel, rows, HEADS[0])
+    for broken in (0, 4, 9):
+        for i, found in enumerate(run(kernel, rows, HEADS[0], broken=broken)):
+            if i == broken:
+                assert np.isnan(found).all()
+            else:
+                assert found.tobytes() == base[i].tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 Tokens = Sequence[int]
@@ -35,8 +36,8 @@ def runs(items: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
 
 def pad(rows: Sequence[Tokens]) -> tuple[Any, Any]:
     """Rows padded on the right, [rows, longest], and the place of each one's last token."""
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    lengths = [len(row) for row in rows]
+    tokens = np.zeros((len(rows), max(lengths)), np.int64)
     for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-    return tokens, lengths - 1
+        tokens[i, : len(row)] = row
+    return torch.tensor(tokens), torch.tensor(lengths) - 1

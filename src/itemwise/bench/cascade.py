@@ -15,15 +15,14 @@ from torch.nn.functional import linear, rms_norm, silu
 
 from itemwise.bench.batching import batches, pad
 
-TOKENS_PER_FORWARD = 2048
-flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+TOKENS_PER_FORWARD = 16384 if torch.cuda.is_available() else 2048
 
 
 class Cascade:
     """Hidden states of items after one query.
 
     Args:
-        model: a transformers causal language model on the CPU.
+        model: a transformers causal language model.
     """
 
     def __init__(self, model: Any) -> None:
@@ -108,7 +107,7 @@ class Cascade:
         group = q.shape[1] // k.shape[1]
         if group > 1:
             k, v = (a.repeat_interleave(group, 1) for a in (k, v))
-        out, lse = flash_attention(q, k, v, is_causal=causal)
+        out, lse = flash_attention(q, k, v, causal)
         return out, lse
 
     def _merged(self, q: Any, k: Any, v: Any, prefix_k: Any, prefix_v: Any) -> Any:
@@ -120,8 +119,18 @@ class Cascade:
         wide = q.view(rows, kv_heads, -1, length, head_dim).permute(1, 2, 0, 3, 4)
         group = wide.shape[1]
         wide = wide.reshape(1, kv_heads, -1, head_dim)
-        seen, lse = flash_attention(wide, prefix_k, prefix_v)
+        seen, lse = self._attend(wide, prefix_k, prefix_v, causal=False)
         seen = seen.view(kv_heads, group, rows, length, head_dim).permute(2, 0, 1, 3, 4)
         lse = lse.view(kv_heads, group, rows, length).permute(2, 0, 1, 3)
         share = torch.sigmoid(own_lse - lse.reshape(own_lse.shape))[..., None].to(q.dtype)
         return torch.lerp(seen.reshape(own.shape), own, share)
+
+
+def flash_attention(q: Any, k: Any, v: Any, causal: bool) -> tuple[Any, Any]:
+    """PyTorch's fused attention [B,N,T,H], with the log-sum-exp [B,N,T] of scaled scores."""
+    aten = torch.ops.aten
+    if q.is_cuda:
+        found = aten._scaled_dot_product_flash_attention(q, k, v, is_causal=causal)
+    else:
+        found = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal)
+    return found[0], found[1]

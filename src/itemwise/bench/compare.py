@@ -31,6 +31,8 @@ from itemwise.validation.environment import environment
 TORCH_WAYS = ("serial", "padded", "expanded", "packed", "flex", "cascade")
 WAYS = (*ITEMWISE_WAYS, *(f"torch-{name}" for name in TORCH_WAYS))
 GIB = 1 << 30
+# JAX else takes most of a GPU's memory at its start, which all ways share.
+ITEMWISE_ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 # glibc hands large blocks back to the kernel and faults them in again; kept, torch is faster.
 TORCH_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -52,12 +54,13 @@ class WayProcess:
     def __init__(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
         self.name = name
         command = [sys.executable, "-m", "itemwise.bench.ways", name, str(folder)]
+        more = ITEMWISE_ENVIRONMENT if name in ITEMWISE_WAYS else TORCH_ENVIRONMENT
         self._process = subprocess.Popen(
             [*command, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=dict(os.environ) if name in ITEMWISE_WAYS else os.environ | TORCH_ENVIRONMENT,
+            env=dict(os.environ) | more,
         )
         try:
             hello = self._answer()
@@ -105,12 +108,13 @@ class Measured:
         seconds: of each turn.
         scores: label probabilities, float32 [items, labels]; of the first items where a way takes
             no more.
-        peak_rss_bytes: the most memory that its process held since it took up the workload.
+        peak_bytes: the most memory that it held since it took up the workload; that Itemwise held
+            on a GPU, since its start.
     """
 
     seconds: list[float] = field(default_factory=list)
     scores: Float32Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    peak_rss_bytes: int = 0
+    peak_bytes: int = 0
 
     @property
     def items_per_s(self) -> float:
@@ -261,7 +265,7 @@ def _measure(
                 continue
             one = measured[process.name]
             one.scores = np.asarray(answer["scores"], np.float32)
-            one.peak_rss_bytes = answer["peak_rss_bytes"]
+            one.peak_bytes = answer["peak_bytes"]
             kind = f"round {turn - warmup + 1} of {rounds}" if turn >= warmup else "warm-up"
             if turn >= warmup:
                 one.seconds.append(answer["seconds"])
@@ -287,7 +291,7 @@ def _workload_report(
             "useful_gflops_per_s": flops * one.items_per_s / workload.num_items / 1e9
             if whole
             else None,
-            "peak_rss_bytes": one.peak_rss_bytes,
+            "peak_bytes": one.peak_bytes,
             "max_probability_difference": _difference(one, ours) if ours else None,
         }
     return {
@@ -342,7 +346,7 @@ def _cells(name: str, way: dict[str, Any], dtype: str, best: float) -> list[str]
         f"{median / max(seconds) - 1:+.0%} {median / min(seconds) - 1:+.0%}",
         "-" if over is None or name == "itemwise" else f"{over:.2f}x",
         "-" if useful is None or not best else f"{useful / best:.0%}",
-        f"{way['peak_rss_bytes'] / GIB:.2f}",
+        f"{way['peak_bytes'] / GIB:.2f}",
         "-" if differs is None or name == "itemwise" else f"{differs:.1e}",
     ]
 

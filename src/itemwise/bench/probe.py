@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-PROBE_ROWS, PROBE_OUT, PROBE_IN = 512, 6144, 1024  # a product of a step of qwen3-0.6b
+
+@dataclass(frozen=True)
+class Probe:
+    """Sizes of a matrix product, [rows, inner] by [outer, inner]."""
+
+    rows: int
+    outer: int
+    inner: int
+
+    def gflops(self, product: Callable[[], Any]) -> float:
+        """Speed of the product, in GFLOP/s."""
+        return 2 * self.rows * self.outer * self.inner / best_seconds(product) / 1e9
+
+
+def probe_of(device: str) -> Probe:
+    """The product that tells a kind of device's ceiling: on CPU one of a step of qwen3-0.6b."""
+    return Probe(512, 6144, 1024) if device == "cpu" else Probe(8192, 8192, 8192)
 
 
 def best_seconds(call: Callable[[], Any], total_s: float = 0.3) -> float:
@@ -18,8 +35,3 @@ def best_seconds(call: Callable[[], Any], total_s: float = 0.3) -> float:
         call()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def probe_gflops(product: Callable[[], Any]) -> float:
-    """Speed of the probe's product."""
-    return 2 * PROBE_ROWS * PROBE_OUT * PROBE_IN / best_seconds(product) / 1e9

@@ -13,8 +13,9 @@ import orjson
 from rich.table import Table
 
 from itemwise.bench.client import Address, Client, loopback_address
-from itemwise.bench.load import Run, Sample, Workload, closed_loop, count_wrong, open_loop
+from itemwise.bench.load import closed_loop, count_wrong, open_loop
 from itemwise.bench.pictures import pyplot, wide_console
+from itemwise.bench.traffic import Run, Sample, Workload
 from itemwise.errors import ConfigError
 from itemwise.validation.environment import environment
 

@@ -16,16 +16,9 @@ import orjson
 from rich.console import Console
 
 from itemwise.bench.client import Address, Client, loopback_address
-from itemwise.bench.load import (
-    NO_ANSWER,
-    Sample,
-    Workload,
-    ask,
-    closed_loop,
-    count_wrong,
-    every,
-)
+from itemwise.bench.load import NO_ANSWER, ask, closed_loop, count_wrong, every
 from itemwise.bench.serve import server_info
+from itemwise.bench.traffic import Sample, Workload
 
 SETTLED_S = 60.0  # memory is compared with what it was after so many seconds
 MAX_GROWTH = 0.02

@@ -1,7 +1,8 @@
 """The ways to score that PyTorch users have today, each in its best setting.
 
-Type: the faster of bfloat16 and float32 on this machine. Only the labels' rows of the output matrix
-are read, as Itemwise does. Loaded only in the process that measures one of them.
+On an NVIDIA GPU where there is one. Type: the faster of bfloat16 and float32 on this machine. Only
+the labels' rows of the output matrix are read, as Itemwise does. Loaded only in the process that
+measures one of them.
 """
 
 from __future__ import annotations
@@ -16,21 +17,19 @@ from transformers import DynamicCache
 
 from itemwise.bench.batching import batches, pad, runs
 from itemwise.bench.cascade import Cascade
-from itemwise.bench.probe import (
-    PROBE_IN,
-    PROBE_OUT,
-    PROBE_ROWS,
-    best_seconds,
-    probe_gflops,
-)
+from itemwise.bench.peak import forget_peak, peak_rss_bytes
+from itemwise.bench.probe import best_seconds, probe_of
 from itemwise.bench.workloads import LABELS, BenchRequest
 from itemwise.types import Float32Array
 from itemwise.validation.reference import PackedTorch, TorchDType, load_torch
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COPY_BYTES = 1 << 28
 # Tokens of a forward: of rows padded to one length, and of items packed into a sequence, where more
 # would be masked work. Copies of the query in memory count as EXPANDED_TOKENS.
-FORWARD_TOKENS, PACKED_TOKENS, EXPANDED_TOKENS = 4096, 1280, 32000
+FORWARD_TOKENS, PACKED_TOKENS, EXPANDED_TOKENS = (
+    (65536, 8192, 256000) if DEVICE == "cuda" else (4096, 1280, 32000)
+)
 TYPES: tuple[TorchDType, ...] = ("bfloat16", "float32")
 Tokens = Sequence[int]
 Items = Sequence[Tokens]
@@ -42,23 +41,32 @@ class TorchWay:
     Attributes:
         dtype: type of weights and activations.
         repeats_query: whether it computes the query for each item.
+        few_tokens: tokens of sequences that tell its speed, if so.
         details: speeds of both types, and threads.
     """
+
+    few_tokens = 2 * FORWARD_TOKENS
 
     def __init__(self, name: str, folder: Path) -> None:
         self._hidden, self.repeats_query = HIDDEN[name]
         speeds = {dtype: _gflops(dtype) for dtype in TYPES}
         best = max(TYPES, key=lambda dtype: speeds[dtype])
         self.dtype: str = best
-        self.details: dict[str, Any] = {"probe_gflops": speeds, "threads": torch.get_num_threads()}
-        self._model = load_torch(folder, best)
+        self.details: dict[str, Any] = {
+            "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu",
+            "probe_gflops": speeds,
+            "threads": torch.get_num_threads(),
+        }
+        self._model = load_torch(folder, best).to(DEVICE)
+        if DEVICE != "cpu":  # not before: `from_pretrained` would want a library for it
+            torch.set_default_device(DEVICE)
 
     def score(self, requests: Sequence[BenchRequest]) -> Float32Array:
         """See `Way.score`."""
         with torch.inference_mode():
             hidden = [self._hidden(self._model, one.query, one.items) for one in requests]
             rows = self._model.lm_head.weight[list(LABELS)].float()
-            scores: Float32Array = (torch.cat(hidden).float() @ rows.T).softmax(-1).numpy()
+            scores: Float32Array = (torch.cat(hidden).float() @ rows.T).softmax(-1).cpu().numpy()
         return scores
 
     def probe(self) -> dict[str, float]:
@@ -67,8 +75,23 @@ class TorchWay:
         source = torch.ones(COPY_BYTES, dtype=torch.uint8)
         target = torch.empty_like(source)
         # Read once and written once.
-        found["copy GB/s"] = 2 * COPY_BYTES / best_seconds(lambda: target.copy_(source)) / 1e9
+        copied = best_seconds(lambda: _done(target.copy_(source)))
+        found["copy GB/s"] = 2 * COPY_BYTES / copied / 1e9
         return found
+
+    def forget_peak(self) -> None:
+        """See `Way.forget_peak`."""
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            forget_peak()
+
+    def peak_bytes(self) -> int:
+        """See `Way.peak_bytes`."""
+        if DEVICE == "cpu":
+            return peak_rss_bytes()
+        torch.cuda.empty_cache()  # others need the memory when it is their turn
+        return int(torch.cuda.max_memory_allocated())
 
 
 # Each gives the hidden states [items, D] after the last token of each item.
@@ -95,7 +118,7 @@ def expanded(model: Any, query: Tokens, items: Items) -> Any:
     """Keys and values of the query kept, and repeated over a batch of items."""
     cache = DynamicCache(config=model.config)
     model.model(torch.tensor([list(query)]), past_key_values=cache, use_cache=True)
-    # As many copies as memory for 32,000 tokens holds, and batches of even size.
+    # As many copies as memory for EXPANDED_TOKENS holds, and batches of even size.
     most = max(1, min(64, EXPANDED_TOKENS // len(query)))
     width = math.ceil(len(items) / math.ceil(len(items) / most))
     cache.batch_repeat_interleave(width)
@@ -130,7 +153,7 @@ def flex(model: Any, query: Tokens, items: Items) -> Any:
     def causal(_batch: Any, _head: Any, reader: Any, place: Any) -> Any:
         return place <= reader
 
-    mask = create_block_mask(causal, None, None, prefix, prefix, device="cpu")
+    mask = create_block_mask(causal, None, None, prefix, prefix, device=DEVICE)
     ids = torch.tensor([list(query)])
     model.model(ids, past_key_values=cache, use_cache=True, attention_mask=mask)
     found = []
@@ -146,7 +169,7 @@ def flex(model: Any, query: Tokens, items: Items) -> Any:
             return (place < prefix) | same
 
         total = prefix + num_tokens
-        mask = create_block_mask(sees, None, None, num_tokens, total, device="cpu")
+        mask = create_block_mask(sees, None, None, num_tokens, total, device=DEVICE)
         first = (last - lengths + 1)[item_of]
         out = model.model(
             torch.tensor([[token for item in batch for token in item]]),
@@ -178,6 +201,13 @@ HIDDEN: dict[str, tuple[Hidden, bool]] = {
 
 
 def _gflops(dtype: str) -> float:
-    x = torch.ones(PROBE_ROWS, PROBE_IN, dtype=getattr(torch, dtype))
-    weight = torch.ones(PROBE_OUT, PROBE_IN, dtype=x.dtype)
-    return probe_gflops(lambda: torch.nn.functional.linear(x, weight))
+    size = probe_of(DEVICE)
+    x = torch.ones(size.rows, size.inner, dtype=getattr(torch, dtype), device=DEVICE)
+    weight = torch.ones(size.outer, size.inner, dtype=x.dtype, device=DEVICE)
+    return size.gflops(lambda: _done(torch.nn.functional.linear(x, weight)))
+
+
+def _done(result: Any) -> None:
+    """Waits for what a GPU has been given."""
+    if result.is_cuda:
+        torch.cuda.synchronize()

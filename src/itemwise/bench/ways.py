@@ -23,11 +23,11 @@ import numpy as np
 
 from itemwise import checkpoint
 from itemwise.bench.peak import forget_peak, peak_rss_bytes
-from itemwise.bench.probe import PROBE_IN, PROBE_OUT, PROBE_ROWS, probe_gflops
+from itemwise.bench.probe import probe_of
 from itemwise.bench.workloads import LABELS, WORKLOADS, BenchRequest, Workload
 from itemwise.types import Float32Array, ScoreRequest
 
-FEW_TOKENS = 8192  # of sequences, see `few_items`
+DEVICE_SHARE = 0.3  # of a GPU's memory, which all ways of a comparison share
 # Fields of `EngineConfig` that make a way.
 ITEMWISE_WAYS: dict[str, dict[str, Any]] = {
     "itemwise": {"multi_item_algorithm": "prefill_extend"},
@@ -42,11 +42,13 @@ class Way(Protocol):
     Attributes:
         dtype: type of its activations.
         repeats_query: whether it computes the query for each item.
+        few_tokens: tokens of sequences that tell its speed, if so.
         details: what else it tells about itself, as JSON values.
     """
 
     dtype: str
     repeats_query: bool
+    few_tokens: int
     details: dict[str, Any]
 
     def score(self, requests: Sequence[BenchRequest]) -> Float32Array:
@@ -60,15 +62,29 @@ class Way(Protocol):
         """Ceilings of the machine as its library reaches them, in GFLOP/s or GB/s."""
         ...
 
+    def forget_peak(self) -> None:
+        """Lets `peak_bytes` count from now on, where the system can."""
+        ...
+
+    def peak_bytes(self) -> int:
+        """The most memory it held: of the device, or of the process on a CPU."""
+        ...
+
 
 class ItemwiseWay:
     """Itemwise from Python; all requests are there at once."""
 
     repeats_query = False
+    few_tokens = 0  # all items are scored
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        import jax
+
         from itemwise.scorer import Scorer
 
+        sized = settings.get("kv_cache_bytes") or settings.get("mem_fraction_static")
+        if jax.devices()[0].platform != "cpu" and not sized:
+            settings = settings | {"mem_fraction_static": DEVICE_SHARE}
         self._engine = Scorer.from_pretrained(str(folder), **settings).engine
         info = self._engine.info()
         self.dtype = info["activations"]
@@ -96,17 +112,26 @@ class ItemwiseWay:
         import jax
         import jax.numpy as jnp
 
-        found = {}
+        found, size = {}, probe_of(jax.devices()[0].platform)
         for name in ("bfloat16", "float32"):
-            x = jnp.ones((PROBE_ROWS, PROBE_IN), name)
-            weight = jnp.ones((PROBE_OUT, PROBE_IN), name)
+            x = jnp.ones((size.rows, size.inner), name)
+            weight = jnp.ones((size.outer, size.inner), name)
 
             def product(x: Any = x, weight: Any = weight) -> None:
                 y = jnp.einsum("ti,oi->to", x, weight, preferred_element_type=jnp.float32)
                 jax.block_until_ready(y)
 
-            found[f"xla {name} GFLOP/s"] = probe_gflops(product)
+            found[f"xla {name} GFLOP/s"] = size.gflops(product)
         return found
+
+    def forget_peak(self) -> None:
+        """See `Way.forget_peak`; the runtime of a GPU counts from its start alone."""
+        forget_peak()
+
+    def peak_bytes(self) -> int:
+        """See `Way.peak_bytes`."""
+        stats = self._engine.device.memory_stats()
+        return int(stats["peak_bytes_in_use"]) if stats else peak_rss_bytes()
 
 
 def first_items(requests: Sequence[BenchRequest], count: int | None) -> list[BenchRequest]:
@@ -121,15 +146,15 @@ def first_items(requests: Sequence[BenchRequest], count: int | None) -> list[Ben
     return kept
 
 
-def few_items(workload: Workload) -> int:
+def few_items(workload: Workload, few_tokens: int) -> int:
     """Items of equal length that tell the speed of a way which computes the query for each.
 
-    Any number of them for short sequences; all items where lengths differ much.
+    Sequences of `few_tokens` together; all items where lengths differ much.
     """
     shortest, longest = min(workload.item_tokens), max(workload.item_tokens)
     if longest > 2 * shortest:
         return workload.num_items
-    return max(2, FEW_TOKENS // (workload.query_tokens + longest))
+    return max(2, few_tokens // (workload.query_tokens + longest))
 
 
 def make_way(name: str, folder: Path, settings: dict[str, Any]) -> Way:
@@ -163,16 +188,16 @@ def serve_way(name: str, folder: Path, settings: dict[str, Any]) -> None:
             continue
         limits = [command["max_items"]] if command["max_items"] else []
         if way.repeats_query:
-            limits.append(few_items(WORKLOADS[command["workload"]]))
+            limits.append(few_items(WORKLOADS[command["workload"]], way.few_tokens))
         requests = WORKLOADS[command["workload"]].requests(vocab_size)
         requests = first_items(requests, min(limits, default=None))
         if command["workload"] != workload:
             workload = command["workload"]
-            forget_peak()
+            way.forget_peak()
         start = time.perf_counter()
         scores = way.score(requests)
         seconds = time.perf_counter() - start
-        answer(seconds=seconds, scores=scores.tolist(), peak_rss_bytes=peak_rss_bytes())
+        answer(seconds=seconds, scores=scores.tolist(), peak_bytes=way.peak_bytes())
 
 
 if __name__ == "__main__":

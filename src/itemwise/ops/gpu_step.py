@@ -88,8 +88,10 @@ def page_places(writes: PageWrites, walk: LaneWalk, num_pages: int) -> PagePlace
     """Where in the pool each token place is kept, if at all."""
     in_use = jnp.arange(writes.starts.shape[0]) < writes.num_writes
     mine = (walk.row_start[:, None] == writes.starts) & in_use
-    page = jnp.where(mine, writes.pages, num_pages).min(1)
-    return PagePlaces(page, jnp.arange(walk.row_start.shape[0]) - walk.row_start)
+    place = jnp.arange(walk.row_start.shape[0])
+    # Past all pages where nothing is kept, each in another page, as a scatter may ask for.
+    page = jnp.where(mine, writes.pages, (num_pages + place)[:, None]).min(1)
+    return PagePlaces(page, place - walk.row_start)
 
 
 def write_places(
@@ -173,9 +175,14 @@ def _kernel(
     def own_granule(n: Array, sums: Sums) -> Sums:
         key = walk.granule_start[n] + jnp.arange(shape.granule_tokens)
         at = jnp.minimum(key, shape.tokens - 1)  # a granule may reach past the step's end
-        same_row = rows == walk.granule_row[n]
-        visible = same_row[:, None] & (key[None, :] <= place[:, None])
-        return take_in(sums, q, k_ref[at, kv_head, :], v_ref[at, kv_head, :], visible)
+        row = walk.granule_row[n]
+        mine = (rows == row)[:, None]
+        visible = mine & (key[None, :] <= place[:, None])
+        # What is no number in one row must reach no other: zero times it would.
+        of_row = (walk.row_start[at] == row)[:, None]
+        v = jnp.where(of_row, v_ref[at, kv_head, :], jnp.zeros((), v_ref.dtype))
+        more = take_in(sums, q, k_ref[at, kv_head, :], v, visible)
+        return more._replace(total=jnp.where(mine, more.total, sums.total))
 
     blocks = shape.page_tokens // context_keys
 

@@ -8,7 +8,7 @@ where `row_start(i)` is the place of the first token of the item that holds i. B
 
     dense     the rule as a [T, T] mask: the meaning (`dense.py`)
     segment   tiles that no reader sees are never computed, memory grows with T: XLA
-              (`segment.py`) or a TPU kernel (`tpu_packed.py`)
+              (`segment.py`) or a kernel (`tpu_packed.py`, `gpu_packed.py`)
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def walk_of(layout: PackedLayout, num_tokens: int, tiles: PackedTiles) -> Walk:
     end = jnp.minimum(first + tiles.readers, layout.num_tokens)
     open_tiles = jnp.minimum(first, layout.prefix_end) // tiles.keys
     prefix_tiles = _ceil_div(jnp.minimum(end, layout.prefix_end), tiles.keys)
-    item = jnp.searchsorted(layout.row_starts, first, side="right") - 1
+    item = _following(layout, first) - 1
     item = jnp.where(first < layout.prefix_end, 0, item)
     start = jnp.minimum(layout.row_starts[item], num_tokens)
     own_first = jnp.maximum(start // tiles.keys, prefix_tiles)
@@ -40,10 +40,15 @@ def walk_of(layout: PackedLayout, num_tokens: int, tiles: PackedTiles) -> Walk:
 def last_readers(layout: PackedLayout, num_tokens: int) -> Int32[Array, "one T"]:
     """For each place one more than the last place that sees it."""
     places = jnp.arange(num_tokens)
-    following = jnp.searchsorted(layout.row_starts, places, side="right")
-    ends = jnp.append(layout.row_starts, num_tokens)[following]
+    ends = jnp.append(layout.row_starts, num_tokens)[_following(layout, places)]
     last: Array = jnp.where(places < layout.prefix_end, num_tokens, ends).astype(jnp.int32)
     return last[None]
+
+
+def _following(layout: PackedLayout, places: Int32[Array, " n"]) -> Int32[Array, " n"]:
+    """The number of the first item after each place; by comparing all pairs, without a loop."""
+    found: Array = jnp.searchsorted(layout.row_starts, places, side="right", method="compare_all")
+    return found
 
 
 def _ceil_div(a: Array, b: int) -> Array:
