@@ -33,8 +33,9 @@ def request() -> ScoreRequest:
     return ScoreRequest(tuple(range(70)), items, ((1, 2),) * 5, apply_softmax=True)
 
 
-@pytest.mark.parametrize("backend", ["fa", "native"])
-@pytest.mark.parametrize("native_bfloat16", [True, False])
+@pytest.mark.parametrize(
+    ("backend", "native_bfloat16"), [("fa", False), ("native", False), ("native", True)]
+)
 def test_int8_is_near_and_exact_in_any_company(
     backend: str, native_bfloat16: bool, make_engine: Callable[..., Engine]
 ) -> None:
@@ -44,9 +45,10 @@ def test_int8_is_near_and_exact_in_any_company(
     }
     engine = make_engine(quantization="int8", **settings)
     found = np.asarray(engine.score([request()])[0].scores)
-    expected = np.asarray(make_engine(**settings).score([request()])[0].scores)
+    plain = make_engine(**settings)
+    expected = np.asarray(plain.score([request()])[0].scores)
     assert 0 < np.abs(found - expected).max() < 0.1
-    assert engine.info()["weight_bytes"] < make_engine(**settings).info()["weight_bytes"]
+    assert engine.info()["weight_bytes"] < plain.info()["weight_bytes"]
     whole = request()
     for i, item in enumerate(whole.items):
         engine.forget_prefixes()

@@ -43,10 +43,9 @@ def test_kernel_gives_what_xla_gives(case: str, heads: tuple[int, int, int], dty
         assert np.abs(found - other).max() <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", CASES)
-def test_a_row_has_the_same_bits_in_any_company(case: str, dtype: str) -> None:
-    rows = CASES[case]
+def test_a_row_has_the_same_bits_in_any_company(case: str) -> None:
+    rows, dtype = CASES[case], "bfloat16"
     base = run(kernel, rows, HEADS[0], dtype=dtype)
     backwards = run(kernel, rows[::-1], HEADS[0], dtype=dtype, seed=2)[::-1]
     for one, found, other in zip(rows, base, backwards, strict=True):
