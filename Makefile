@@ -21,9 +21,11 @@ ABSENT_DEVICES := 'import jax; have = jax.devices()[0].platform; \
 	print(" or ".join(name for name in ("gpu", "tpu") if name != have))'
 
 # The compilers for TPU and GPU, apart from other packages: with libtpu among them, each import of
-# jax on a machine without a TPU would first look for one in the network. Tests that compile name them.
+# jax on a machine without a TPU would first look for one in the network. Tests that compile name
+# them.
 HAS_COMPILERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
-COMPILERS := $(if $(HAS_COMPILERS),$(VENV)/.libtpu-installed $(VENV)/.cuda-installed)
+LIBTPU := $(if $(HAS_COMPILERS),$(VENV)/.libtpu-installed)
+CUDA := $(if $(HAS_COMPILERS),$(VENV)/.cuda-installed)
 
 .PHONY: help setup demo test tpu-matrix check clean
 
@@ -35,12 +37,12 @@ setup: $(VENV)/.dev-installed  ## Install Itemwise with all tools for developmen
 demo: $(VENV)/.base-installed  ## Rank a few lists on this machine with the demo model
 	@$(BIN)/itemwise demo
 
-test: $(VENV)/.dev-installed $(COMPILERS)  ## Run the tests; ARGS goes to pytest
+test: $(VENV)/.dev-installed $(LIBTPU) $(CUDA)  ## Run the tests; ARGS goes to pytest
 	@absent=$$($(BIN)/python -c $(ABSENT_DEVICES)) && \
 		if [ "$$absent" = "gpu or tpu" ]; then workers=2; else workers=0; fi && \
 		$(BIN)/python -m pytest -m "not ($$absent)" -n $$workers --dist worksteal $(ARGS)
 
-tpu-matrix: $(VENV)/.dev-installed $(COMPILERS)  ## Compile every supported shape for every TPU
+tpu-matrix: $(VENV)/.dev-installed $(LIBTPU)  ## Compile every supported shape for every TPU
 	@ITEMWISE_TPU_MATRIX=1 $(BIN)/python -m pytest tests/test_tpu_compile.py $(ARGS)
 
 check: $(VENV)/.dev-installed  ## Lint, check the format and the types
