@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from itemwise.native import load_kernels
-from itemwise.ops.attention import attend
+from itemwise.ops.attention import Wanted, attend
 from itemwise.ops.cpu_step import attend_cpu
-from tests.ops.steps import CASES, run
+from tests.ops.steps import CASES, SHAPE, run
 
 HEADS = [(16, 8, 128), (4, 4, 64), (12, 2, 64), (8, 1, 16), (6, 2, 24)]
 
@@ -48,6 +49,25 @@ def test_what_is_no_number_stays_in_its_row(heads: tuple[int, int, int]) -> None
     for broken in (0, 4, 9):
         for i, found in enumerate(run(attend_cpu, rows, heads, broken=broken)):
             assert np.isnan(found).all() if i == broken else found.tobytes() == base[i].tobytes()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_places_wanted_alone_have_the_same_bits(case: str) -> None:
+    places = np.arange(0, SHAPE.tokens, 7)
+
+    def some(*arguments: Any) -> jax.Array:
+        # Padding points to a place that is not wanted.
+        wanted = Wanted(jnp.array([*places, 1, 1]), jnp.int32(len(places)))
+        return attend_cpu(*arguments, wanted)
+
+    def all_but_some(*arguments: Any) -> jax.Array:
+        kept = np.isin(np.arange(SHAPE.tokens), places)
+        return jnp.where(kept[:, None, None], attend_cpu(*arguments), 0)
+
+    found, expected = (run(way, CASES[case], HEADS[0]) for way in (some, all_but_some))
+    assert any(row.any() for row in found)
+    for one, other in zip(found, expected, strict=True):
+        assert one.tobytes() == other.tobytes()
 
 
 def test_a_step_without_rows_runs() -> None:

@@ -31,7 +31,7 @@ from itemwise.models.layers import (
     summed_linear,
 )
 from itemwise.ops.api import attend_packed, step_attention
-from itemwise.ops.attention import PageWrites, StepLayout, from_storage, to_storage
+from itemwise.ops.attention import PageWrites, StepLayout, Wanted, from_storage, to_storage
 from itemwise.ops.online import LOWEST, product
 from itemwise.ops.packed import PackedLayout
 from itemwise.types import Kernel, Mask, PackedShape, StepShape, WeightSpec
@@ -169,7 +169,7 @@ def forward_packed(
     """Runs one packed sequence. Returns the hidden states of `score_tokens`, in their order."""
 
     def attend_layer(
-        q: Array, k: Array, v: Array, kept: tuple[()], layout: PackedLayout
+        q: Array, k: Array, v: Array, kept: tuple[()], wanted: Wanted | None, layout: PackedLayout
     ) -> tuple[Array, tuple[()]]:
         return attend_packed(q, k, v, layout, shape, mask, kernel=kernel), kept
 
@@ -204,9 +204,9 @@ def _decode(
     numerics: Numerics,
     axis: str | None,
 ) -> tuple[list[Any], Float[Array, "I D"]]:
-    """All layers. In the last, only scored tokens pass the output projection and the MLP.
+    """All layers. In the last, only scored tokens attend and pass the output projection and the MLP.
 
-    `attend_layer(q, k, v, kept, *given)` gives a layer's attention [T,N,H] and what the layer
+    `attend_layer(q, k, v, kept, wanted, *given)` gives a layer's attention [T,N,H] and what the layer
     keeps; `kept` is what each kept before, `given` what all of them are given.
     `axis` is the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
     then has its own heads, and sums over devices follow the two projections.
@@ -229,7 +229,8 @@ def _decode(
     ) -> tuple[Array, Any]:
         normed = rms_norm(x, w["attn_norm"], numerics)
         q, k, v = _project(normed, w, table, config, numerics, used.places)
-        seen, kept = attend_layer(q, k, v, kept, *given)
+        wanted = None if scored is None else Wanted(scored, used.scored)
+        seen, kept = attend_layer(q, k, v, kept, wanted, *given)
         seen, num_rows = seen.reshape(x.shape[0], -1), used.places
         if scored is not None:
             x, seen, num_rows = x[scored], seen[scored], used.scored

@@ -8,15 +8,16 @@ from typing import Any
 from jax import Array
 from jaxtyping import Float
 
-from itemwise.ops.attention import PageWrites, StepLayout, attend, write_pages
+from itemwise.ops.attention import PageWrites, StepLayout, Wanted, attend, write_pages
 from itemwise.ops.cpu_step import attend_cpu
 from itemwise.ops.dense import attend_dense
 from itemwise.ops.packed import PackedLayout
 from itemwise.ops.segment import attend_segment
 from itemwise.types import Kernel, Mask, PackedShape, StepShape
 
-# Writes a layer's keys and values into its pages, and attends: q, k, v, pages and what else is
-# given to each layer, into the attention [T,N,H] and the pages.
+# Writes a layer's keys and values into its pages, and attends: q, k, v, pages, the places wanted
+# (None: all) and what else is given to each layer, into the attention [T,N,H] and the pages.
+# Places not wanted hold anything finite.
 LayerAttention = Callable[..., tuple[Array, tuple[Array, Array]]]
 
 
@@ -38,7 +39,12 @@ def step_attention(
         walk = lane_walk(layout, shape)
 
         def attend_on_gpu(
-            q: Array, k: Array, v: Array, pages: tuple[Array, Array], *given: Any
+            q: Array,
+            k: Array,
+            v: Array,
+            pages: tuple[Array, Array],
+            wanted: Wanted | None,
+            *given: Any,
         ) -> tuple[Array, tuple[Array, Array]]:
             places, walk = given
             k_pages, v_pages = (
@@ -49,7 +55,12 @@ def step_attention(
         return attend_on_gpu, (page_places(writes, walk, num_pages), walk)
 
     def attend_elsewhere(
-        q: Array, k: Array, v: Array, pages: tuple[Array, Array], *given: Any
+        q: Array,
+        k: Array,
+        v: Array,
+        pages: tuple[Array, Array],
+        wanted: Wanted | None,
+        *given: Any,
     ) -> tuple[Array, tuple[Array, Array]]:
         writes, layout = given
         k_pages, v_pages = (write_pages(*pair, writes) for pair in zip(pages, (k, v), strict=True))
@@ -59,7 +70,7 @@ def step_attention(
 
             return attend_tpu(*arrays), (k_pages, v_pages)
         if kernel == "cpu":
-            return attend_cpu(*arrays), (k_pages, v_pages)
+            return attend_cpu(*arrays, wanted), (k_pages, v_pages)
         return attend(*arrays, dot_sums), (k_pages, v_pages)
 
     return attend_elsewhere, (writes, layout)

@@ -52,6 +52,13 @@ class PageWrites(NamedTuple):
     num_writes: Int32[Array, ""]
 
 
+class Wanted(NamedTuple):
+    """Token places whose attention is wanted; entries from `num_places` on are padding."""
+
+    places: Int32[Array, " W"]
+    num_places: Int32[Array, ""]
+
+
 def to_storage(values: Array) -> Array:
     """Keys or values as the page pool keeps them: bfloat16 as its bits, in uint16.
 

@@ -12,6 +12,8 @@
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <type_traits>
+#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -60,45 +62,87 @@ inline Floats fma(Floats a, Floats b, Floats c) {
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 constexpr int PANEL = 2 * WIDTH;  // columns of a product side by side
-constexpr int TILE = 6;           // rows of a product held in registers
+constexpr int TILE = 6;           // rows of a product held in registers, at most
 
-// N rows of `out`: rows[i][k] * columns[k][PANEL], summed over k in order. `next_row` and `next_k`
-// say how far apart the elements of `rows` lie, `next_out` the rows of `out`. With `add`, the sums
-// are added to what `out` holds.
-template <int N>
-inline void product(const float* rows, int64_t next_row, int64_t next_k, const float* columns,
-                    int64_t count, float* out, int64_t next_out, bool add) {
-  Floats sums[N][2] = {};
+// Memory for vectors, at addresses that none of them straddles a line of the cache.
+struct alignas(64) Line {
+  float at[16];
+};
+class Lines {
+ public:
+  // As many floats, all zero; what was there before is gone.
+  float* zeros(int64_t floats) {
+    lines_.assign((floats + 15) / 16, Line{});
+    return lines_.data()->at;
+  }
+
+ private:
+  std::vector<Line> lines_;
+};
+
+// Rows of a product in memory: `next_row` and `next_k` say how far apart their elements lie.
+struct Rows {
+  const float* at;
+  int64_t next_row, next_k;
+
+  Rows tile(int64_t first, int64_t) const { return {at + first * next_row, next_row, next_k}; }
+};
+
+// Splits rows into tiles of much the same size: fewer sums at a time would wait for one another.
+template <typename Run>
+inline void for_tiles(int64_t num_rows, Run run) {
+  int64_t first = 0;
+  for (int64_t tiles = (num_rows + TILE - 1) / TILE; tiles > 0; --tiles) {
+    const int64_t size = (num_rows - first + tiles - 1) / tiles;
+    run(first, size);
+    first += size;
+  }
+}
+
+// `run` with the size of a tile as a constant.
+template <typename Run>
+inline void with_size(int64_t size, Run run) {
+  switch (size) {
+    case 6: return run(std::integral_constant<int, 6>());
+    case 5: return run(std::integral_constant<int, 5>());
+    case 4: return run(std::integral_constant<int, 4>());
+    case 3: return run(std::integral_constant<int, 3>());
+    case 2: return run(std::integral_constant<int, 2>());
+    case 1: return run(std::integral_constant<int, 1>());
+  }
+}
+
+// N rows: rows[i][k] * columns[k][PANEL], summed over k in order. `finish(i, half, sum)` takes
+// the results.
+template <int N, typename Finish>
+inline void product(const Rows& rows, const float* columns, int64_t count, Finish finish) {
+  Floats sums[N][2];
+  // Unrolled, or sums go through memory.
+#pragma GCC unroll 6
+  for (int i = 0; i < N; ++i) sums[i][0] = sums[i][1] = Floats{};
   for (int64_t k = 0; k < count; ++k) {
     const Floats left = load(columns + k * PANEL), right = load(columns + k * PANEL + WIDTH);
+#pragma GCC unroll 6
     for (int i = 0; i < N; ++i) {
-      const Floats a = all(rows[i * next_row + k * next_k]);
+      const Floats a = all(rows.at[i * rows.next_row + k * rows.next_k]);
       sums[i][0] = fma(a, left, sums[i][0]);
       sums[i][1] = fma(a, right, sums[i][1]);
     }
   }
-  for (int i = 0; i < N; ++i) {
-    for (int half = 0; half < 2; ++half) {
-      float* to = out + i * next_out + half * WIDTH;
-      store(to, add ? load(to) + sums[i][half] : sums[i][half]);
-    }
-  }
+#pragma GCC unroll 6
+  for (int i = 0; i < N; ++i) finish(i, 0, sums[i][0]), finish(i, 1, sums[i][1]);
 }
 
-// As `product`, for any number of rows.
-inline void products(int64_t num_rows, const float* rows, int64_t next_row, int64_t next_k,
-                     const float* columns, int64_t count, float* out, int64_t next_out, bool add) {
-  for (; num_rows >= TILE; num_rows -= TILE) {
-    product<TILE>(rows, next_row, next_k, columns, count, out, next_out, add);
-    rows += TILE * next_row, out += TILE * next_out;
-  }
-  switch (num_rows) {
-    case 5: return product<5>(rows, next_row, next_k, columns, count, out, next_out, add);
-    case 4: return product<4>(rows, next_row, next_k, columns, count, out, next_out, add);
-    case 3: return product<3>(rows, next_row, next_k, columns, count, out, next_out, add);
-    case 2: return product<2>(rows, next_row, next_k, columns, count, out, next_out, add);
-    case 1: return product<1>(rows, next_row, next_k, columns, count, out, next_out, add);
-  }
+// As `product`, for any number of rows. `rows.tile(first, size)` says where those of a tile lie.
+template <typename AllRows, typename Finish>
+inline void products(int64_t num_rows, const AllRows& rows, const float* columns, int64_t count,
+                     Finish finish) {
+  for_tiles(num_rows, [&](int64_t first, int64_t size) {
+    with_size(size, [&](auto n) {
+      product<n>(rows.tile(first, size), columns, count,
+                 [&](int i, int half, Floats sum) { finish(first + i, half, sum); });
+    });
+  });
 }
 
 // Runs `count` units on the pool's threads and this one. A task that comes too late finds none left.

@@ -5,8 +5,6 @@
 // and some rows: a stretch of the panels is widened to float32, then all rows meet it while it is in
 // cache. The stretches are the same for any number of rows, and so are the sums.
 
-#include <vector>
-
 #include "cpu.h"
 
 namespace {
@@ -30,19 +28,25 @@ inline float widen(uint16_t x) {  // the bits of a bfloat16
 template <typename Weight>
 void run_unit(const float* x, const Weight* panels, float* y, int64_t num_rows, int64_t inputs,
               int64_t outputs, int64_t num_panels) {
-  thread_local std::vector<float> wide(UNIT_PANELS * STRETCH * PANEL);
+  thread_local Lines memory;
+  thread_local float* const wide = memory.zeros(UNIT_PANELS * STRETCH * PANEL);
   for (int64_t k = 0; k < inputs; k += STRETCH) {
     const int64_t count = std::min(STRETCH, inputs - k);
     for (int64_t p = 0; p < num_panels; ++p) {
       const Weight* from = panels + (p * inputs + k) * PANEL;
-      float* to = wide.data() + p * STRETCH * PANEL;
+      float* to = wide + p * STRETCH * PANEL;
       for (int64_t i = 0; i < count * PANEL; ++i) to[i] = widen(from[i]);
     }
     for (int64_t first = 0; first < num_rows; first += CACHED_ROWS) {
       const int64_t rows = std::min(CACHED_ROWS, num_rows - first);
-      for (int64_t p = 0; p < num_panels; ++p)
-        products(rows, x + first * inputs + k, inputs, 1, wide.data() + p * STRETCH * PANEL, count,
-                 y + first * outputs + p * PANEL, outputs, k > 0);
+      for (int64_t p = 0; p < num_panels; ++p) {
+        float* out = y + first * outputs + p * PANEL;
+        products(rows, Rows{x + first * inputs + k, inputs, 1}, wide + p * STRETCH * PANEL, count,
+                 [=](int64_t i, int half, Floats sum) {
+                   float* to = out + i * outputs + half * WIDTH;
+                   store(to, k > 0 ? load(to) + sum : sum);
+                 });
+      }
     }
   }
 }

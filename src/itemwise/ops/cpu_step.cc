@@ -10,10 +10,9 @@
 // in panels of PANEL columns, [head_dim, PANEL], which stay in cache while blocks of keys pass by:
 //
 //     scores [keys, PANEL] = K [keys, head_dim]  * Q [head_dim, PANEL]
-//     total [head_dim, PANEL] += V^T [head_dim, keys] * exp(scores - top) [keys, PANEL]
+//     total [head_dim, PANEL] += V^T [head_dim, keys] * 2^(scores - top) [keys, PANEL]
 
 #include <limits>
-#include <vector>
 
 #include "cpu.h"
 
@@ -27,44 +26,49 @@ constexpr int BLOCK = 128;        // keys of a block
 constexpr float LOWEST = -1e30f;  // finite, below any score
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
-// exp of numbers up to zero, to 2 units in the last place; exactly 1 at 0, and 0 below -87. NaN
-// stays NaN.
-// Range reduction and polynomial as in Cephes' expf (Moshier, 1992).
-inline Floats exp_of_nonpositive(Floats x) {
-  const Floats magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Ints vanishes = x < -87.0f;
-  x = vanishes ? all(-87.0f) : x;
-  const Floats n = fma(x, all(1.44269504088896341f), magic) - magic;
-  Floats r = fma(n, all(-0.693359375f), x);
-  r = fma(n, all(2.12194440e-4f), r);
-  Floats y = all(1.9875691500e-4f);
-  y = fma(y, r, all(1.3981999507e-3f));
-  y = fma(y, r, all(8.3334519073e-3f));
-  y = fma(y, r, all(4.1665795894e-2f));
-  y = fma(y, r, all(1.6666665459e-1f));
-  y = fma(y, r, all(5.0000001201e-1f));
-  y = fma(y, r * r, r) + 1.0f;
-  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
-  Floats scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  return vanishes ? Floats{} : y * scale;
+// 2^x for x up to zero, to 1 unit in the last place; exactly 1 at 0, and 0 below -125. NaN stays
+// NaN. The polynomial has the least relative error on [-1/2, 1/2] of its degree with 1 at 0.
+inline Floats exp2_of_nonpositive(Floats x) {
+  // 1.5 * 2^23 rounds to an integer, which 127 makes an exponent's bits.
+  const Floats magic = all(12582912.0f + 127.0f);
+  const Floats rounded = x + magic;
+  const Floats r = x - (rounded - magic);
+  Floats y = all(1.5353362e-4f);
+  y = fma(y, r, all(1.3398875e-3f));
+  y = fma(y, r, all(9.61843692e-3f));
+  y = fma(y, r, all(5.55033237e-2f));
+  y = fma(y, r, all(2.40226477e-1f));
+  y = fma(y, r, all(6.93147182e-1f));
+  y = fma(y, r, all(1.0f));
+  const Floats power = (Floats)((Ints)rounded << 23);
+  return x < -125.0f ? Floats{} : y * power;
 }
 
 // Running state of the online softmax of a panel's queries.
 struct Panel {
   float* queries;  // [head_dim, PANEL]
   float* total;    // [head_dim, PANEL]
-  float* top;      // [PANEL]
+  float* top;      // [PANEL], of the scores, which count in powers of two
   float* weight;   // [PANEL]
 };
 
-// Keys and values one after the other, so many floats apart.
-struct Keys {
-  const float* k;
-  const float* v;
-  int64_t stride;
-  int64_t count;  // at most BLOCK
+// The values of a block, copied so that those of a tile of dimensions lie side by side.
+struct Tiled {
+  const float* at;
+  int64_t count;  // of keys
+
+  Rows tile(int64_t first, int64_t size) const { return {at + first * count, 1, size}; }
 };
+
+Tiled copy_tiled(const float* values, int64_t count, int64_t head_dim, float* to) {
+  for_tiles(head_dim, [&](int64_t first, int64_t size) {
+    with_size(size, [&](auto n) {
+      for (int64_t s = 0; s < count; ++s)
+        std::memcpy(to + first * count + s * n, values + s * head_dim + first, n * sizeof(float));
+    });
+  });
+  return {to, count};
+}
 
 // All queries of a panel see all keys of a block.
 struct Open {
@@ -94,39 +98,36 @@ struct Causal {
   Floats keep(int half, Floats after, Floats before) const { return mine(half) ? after : before; }
 };
 
-// Takes one block of keys into a panel; `mask` says what each query sees.
-template <typename Mask>
-inline void take_in(const Panel& panel, const Keys& keys, int64_t head_dim, float scale,
-                    float* scores, float* seen, const Mask& mask) {
-  products(keys.count, keys.k, keys.stride, 1, panel.queries, head_dim, scores, PANEL, false);
-  Floats shrink[2];
+// Takes one block of keys [count, head_dim] and their values [head_dim, count] into a panel; `mask`
+// says what each query sees.
+template <typename Values, typename Mask>
+inline void take_in(const Panel& panel, const Rows& keys, const Values& values, int64_t count,
+                    int64_t head_dim, float scale, float* scores, const Mask& mask) {
+  Floats top[2], shrink[2];
+  for (int half = 0; half < 2; ++half) top[half] = load(panel.top + half * WIDTH);
+  products(count, keys, panel.queries, head_dim, [&](int64_t s, int half, Floats sum) {
+    const Floats score = mask.hide(s, half, sum * scale);
+    store(scores + s * PANEL + half * WIDTH, score);
+    top[half] = larger(score, top[half]);
+  });
   for (int half = 0; half < 2; ++half) {
     float* column = scores + half * WIDTH;
-    const Floats before = load(panel.top + half * WIDTH);
-    Floats top = before, weight = {};
-    for (int64_t s = 0; s < keys.count; ++s) {
-      const Floats score = mask.hide(s, half, load(column + s * PANEL) * scale);
-      store(column + s * PANEL, score);
-      top = larger(score, top);
-    }
-    for (int64_t s = 0; s < keys.count; ++s) {
-      const Floats p = exp_of_nonpositive(load(column + s * PANEL) - top);
+    Floats weight = {};
+    for (int64_t s = 0; s < count; ++s) {
+      const Floats p = exp2_of_nonpositive(load(column + s * PANEL) - top[half]);
       store(column + s * PANEL, p);
       weight = weight + p;
     }
-    shrink[half] = exp_of_nonpositive(before - top);
-    store(panel.top + half * WIDTH, top);
+    shrink[half] = exp2_of_nonpositive(load(panel.top + half * WIDTH) - top[half]);
+    store(panel.top + half * WIDTH, top[half]);
     weight = fma(load(panel.weight + half * WIDTH), shrink[half], weight);
     store(panel.weight + half * WIDTH, weight);
   }
-  products(head_dim, keys.v, 1, keys.stride, scores, keys.count, seen, PANEL, false);
-  for (int64_t d = 0; d < head_dim; ++d) {
-    for (int half = 0; half < 2; ++half) {
-      float* total = panel.total + d * PANEL + half * WIDTH;
-      const Floats before = load(total), more = load(seen + d * PANEL + half * WIDTH);
-      store(total, mask.keep(half, fma(before, shrink[half], more), before));
-    }
-  }
+  products(head_dim, values, scores, count, [&](int64_t d, int half, Floats sum) {
+    float* total = panel.total + d * PANEL + half * WIDTH;
+    const Floats before = load(total);
+    store(total, mask.keep(half, fma(before, shrink[half], sum), before));
+  });
 }
 
 // The step
@@ -135,7 +136,9 @@ struct Step {
   const float *q, *k, *v, *k_pages, *v_pages;
   const int32_t *lane_start, *context_pages, *context_lens;
   float* out;
-  std::vector<int32_t> row_start;  // [T], the first place of the row that holds a place
+  std::vector<int32_t> row_start;    // [T], the first place of the row that holds a place
+  std::vector<int32_t> places;       // whose attention is wanted, lane by lane
+  std::vector<int32_t> lane_places;  // [lanes + 1], where those of a lane begin
   int64_t num_tokens, num_heads, num_kv_heads, head_dim, page_tokens, max_context_pages;
   int64_t num_lanes, lane_tokens;
   int64_t end;  // of the last row, or a little behind
@@ -150,28 +153,28 @@ struct Step {
 // the context, and writes the result.
 void run_unit(const Step& step, int64_t lane, int64_t head) {
   const int64_t group = step.num_heads / step.num_kv_heads, head_dim = step.head_dim;
-  const int64_t first = step.lane_start[lane], end = step.lane_end(lane);
-  const int64_t num_queries = (end - first) * group;
+  const int32_t* places = step.places.data() + step.lane_places[lane];
+  const int64_t num_queries = (step.lane_places[lane + 1] - step.lane_places[lane]) * group;
   const int64_t num_panels = (num_queries + PANEL - 1) / PANEL;
   const int64_t panel_floats = (2 * head_dim + 2) * PANEL;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  const float log2_e = 1.44269504088896341f;
+  const float scale = log2_e / std::sqrt(static_cast<float>(head_dim));
 
-  thread_local std::vector<float> memory;
-  memory.assign(num_panels * panel_floats + (BLOCK + head_dim) * PANEL, 0.0f);
+  thread_local Lines memory;
+  float* base = memory.zeros(num_panels * panel_floats + BLOCK * (PANEL + head_dim));
   std::vector<Panel> panels(num_panels);
-  for (int64_t p = 0; p < num_panels; ++p) {
-    float* base = memory.data() + p * panel_floats;
-    panels[p] = {base, base + head_dim * PANEL, base + 2 * head_dim * PANEL,
-                 base + (2 * head_dim + 1) * PANEL};
-    std::fill_n(panels[p].top, PANEL, LOWEST);
+  for (Panel& panel : panels) {
+    panel = {base, base + head_dim * PANEL, base + 2 * head_dim * PANEL,
+             base + (2 * head_dim + 1) * PANEL};
+    std::fill_n(panel.top, PANEL, LOWEST);
+    base += panel_floats;
   }
-  float* scores = memory.data() + num_panels * panel_floats;
-  float* seen = scores + BLOCK * PANEL;
+  float* scores = base;
+  float* tiled = base + BLOCK * PANEL;
 
   // Where the vector of query n begins in q and out.
   auto place_of = [&](int64_t n) {
-    const int64_t query_head = head * group + n % group;
-    return ((first + n / group) * step.num_heads + query_head) * head_dim;
+    return (places[n / group] * step.num_heads + head * group + n % group) * head_dim;
   };
   for (int64_t n = 0; n < num_queries; ++n) {
     const float* from = step.q + place_of(n);
@@ -185,7 +188,7 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
     int32_t place[PANEL], row[PANEL];  // of each query; padding sees nothing
     for (int c = 0; c < PANEL; ++c) {
       const int64_t n = p * PANEL + c;
-      place[c] = n < num_queries ? first + n / group : -1;
+      place[c] = n < num_queries ? places[n / group] : -1;
       row[c] = n < num_queries ? step.row_start[place[c]] : -1;
     }
     for (int c = 0; c < PANEL; ++c) {
@@ -195,8 +198,8 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
         const int64_t from = s * own_stride + head * head_dim;
         const int64_t count = std::min<int64_t>(BLOCK, place[c] + 1 - s);
         const Causal causal{place, row, row[c], static_cast<int32_t>(s)};
-        take_in(panels[p], {step.k + from, step.v + from, own_stride, count}, head_dim, scale,
-                scores, seen, causal);
+        take_in(panels[p], Rows{step.k + from, own_stride, 1}, Rows{step.v + from, 1, own_stride},
+                count, head_dim, scale, scores, causal);
       }
     }
   }
@@ -208,9 +211,10 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
     for (int64_t s = 0; s < step.context_lens[i]; s += BLOCK) {
       const int64_t from = (page + s) * head_dim;
       const int64_t count = std::min<int64_t>(BLOCK, step.context_lens[i] - s);
+      const Tiled values = copy_tiled(step.v_pages + from, count, head_dim, tiled);
       for (const Panel& panel : panels)
-        take_in(panel, {step.k_pages + from, step.v_pages + from, head_dim, count}, head_dim,
-                scale, scores, seen, Open{});
+        take_in(panel, Rows{step.k_pages + from, head_dim, 1}, values, count, head_dim, scale,
+                scores, Open{});
     }
   }
 
@@ -228,6 +232,7 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
                   ffi::Buffer<ffi::S32> num_lanes, ffi::Buffer<ffi::S32> context_pages,
                   ffi::Buffer<ffi::S32> context_lens, ffi::Buffer<ffi::S32> granule_start,
                   ffi::Buffer<ffi::S32> granule_index, ffi::Buffer<ffi::S32> num_granules,
+                  ffi::Buffer<ffi::S32> wanted, ffi::Buffer<ffi::S32> num_wanted,
                   ffi::ResultBuffer<ffi::F32> out, int64_t lane_tokens, int64_t granule_tokens) {
   const auto same = [](const auto& a, const auto& b) {
     return std::equal(a.begin(), a.end(), b.begin(), b.end());
@@ -262,16 +267,28 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
     step.row_start[t] = row;
   }
 
-  // Places of no lane get zero.
+  std::vector<bool> is_wanted(step.num_tokens);
+  for (int32_t i = 0; i < num_wanted.typed_data()[0]; ++i)
+    is_wanted[wanted.typed_data()[i]] = true;
+  step.lane_places.push_back(0);
+  for (int64_t lane = 0; lane < step.num_lanes; ++lane) {
+    for (int64_t t = step.lane_start[lane]; t < step.lane_end(lane); ++t)
+      if (is_wanted[t]) step.places.push_back(t);
+    step.lane_places.push_back(step.places.size());
+  }
+
+  // Other places get zero.
   const int64_t floats = step.num_heads * step.head_dim;
   int64_t written = 0;
-  for (int64_t lane = 0; lane <= step.num_lanes; ++lane) {
-    const int64_t start = lane < step.num_lanes ? step.lane_start[lane] : step.num_tokens;
-    std::fill(step.out + written * floats, step.out + start * floats, 0.0f);
-    if (lane < step.num_lanes) written = step.lane_end(lane);
+  for (const int64_t place : step.places) {
+    std::fill(step.out + written * floats, step.out + place * floats, 0.0f);
+    written = place + 1;
   }
+  std::fill(step.out + written * floats, step.out + step.num_tokens * floats, 0.0f);
+
+  // Lanes of a head one after the other: they often share their context, which then is in cache.
   run_units(pool, step.num_lanes * step.num_kv_heads, [&step](int64_t i) {
-    run_unit(step, i / step.num_kv_heads, i % step.num_kv_heads);
+    run_unit(step, i % step.num_lanes, i / step.num_lanes);
   });
   return ffi::Error::Success();
 }
@@ -286,6 +303,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(itemwise_attend, attend,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float32
 
-from itemwise.ops.attention import StepLayout
+from itemwise.ops.attention import StepLayout, Wanted
 from itemwise.types import StepShape
 
 TARGET = "itemwise_attend"  # what XLA knows it by, and the symbol in the library
@@ -28,11 +28,14 @@ def attend_cpu(
     v_pages: Float32[Array, "P K page H"],
     layout: StepLayout,
     shape: StepShape,
+    wanted: Wanted | None = None,
 ) -> Float32[Array, "T N H"]:
-    """Attention output of every token place; places outside rows hold finite garbage.
+    """Attention output of the wanted token places, or of all; zero elsewhere and outside lanes.
 
     Only after `native.load_kernels`.
     """
+    if wanted is None:
+        wanted = Wanted(jnp.arange(q.shape[0]), jnp.int32(q.shape[0]))
     seen: Array = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(q.shape, jnp.float32))(
         q,
         k,
@@ -46,6 +49,7 @@ def attend_cpu(
         layout.granule_start,
         layout.granule_index,
         layout.num_granules,
+        *wanted,
         lane_tokens=np.int64(shape.lane_tokens),
         granule_tokens=np.int64(shape.granule_tokens),
     )
