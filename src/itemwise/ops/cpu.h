@@ -45,6 +45,17 @@ inline Floats load(const float* from) {
   std::memcpy(&x, from, sizeof x);
   return x;
 }
+// Narrower numbers are widened, which is exact.
+inline Floats load(const uint16_t* from) {  // the bits of bfloat16
+  uint16_t __attribute__((vector_size(2 * WIDTH))) x;
+  std::memcpy(&x, from, sizeof x);
+  return (Floats)(__builtin_convertvector(x, Ints) << 16);
+}
+inline Floats load(const int8_t* from) {
+  int8_t __attribute__((vector_size(WIDTH))) x;
+  std::memcpy(&x, from, sizeof x);
+  return __builtin_convertvector(x, Floats);
+}
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 inline Floats all(float x) { return x - Floats{}; }
 
@@ -114,8 +125,8 @@ inline void with_size(int64_t size, Run run) {
 
 // N rows: rows[i][k] * columns[k][PANEL], summed over k in order. `finish(i, half, sum)` takes
 // the results.
-template <int N, typename Finish>
-inline void product(const Rows& rows, const float* columns, int64_t count, Finish finish) {
+template <int N, typename Column, typename Finish>
+inline void product(const Rows& rows, const Column* columns, int64_t count, Finish finish) {
   Floats sums[N][2];
   // Unrolled, or sums go through memory.
 #pragma GCC unroll 6
@@ -134,8 +145,8 @@ inline void product(const Rows& rows, const float* columns, int64_t count, Finis
 }
 
 // As `product`, for any number of rows. `rows.tile(first, size)` says where those of a tile lie.
-template <typename AllRows, typename Finish>
-inline void products(int64_t num_rows, const AllRows& rows, const float* columns, int64_t count,
+template <typename AllRows, typename Column, typename Finish>
+inline void products(int64_t num_rows, const AllRows& rows, const Column* columns, int64_t count,
                      Finish finish) {
   for_tiles(num_rows, [&](int64_t first, int64_t size) {
     with_size(size, [&](auto n) {

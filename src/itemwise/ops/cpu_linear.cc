@@ -15,15 +15,7 @@ constexpr int64_t STRETCH = 1024;           // inputs whose weights are in cache
 constexpr int64_t UNIT_PANELS = 64 / PANEL;  // panels of a unit
 constexpr int64_t UNIT_ROWS = 256;          // rows of a unit
 constexpr int64_t CACHED_ROWS = 48;         // rows that meet all panels before others do
-
-inline float widen(float x) { return x; }
-inline float widen(int8_t x) { return x; }
-inline float widen(uint16_t x) {  // the bits of a bfloat16
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
+constexpr int64_t FEW_ROWS = 2 * TILE;      // rows that widen weights as they meet them
 
 template <typename Weight>
 void run_unit(const float* x, const Weight* panels, float* y, int64_t num_rows, int64_t inputs,
@@ -32,21 +24,28 @@ void run_unit(const float* x, const Weight* panels, float* y, int64_t num_rows, 
   thread_local float* const wide = memory.zeros(UNIT_PANELS * STRETCH * PANEL);
   for (int64_t k = 0; k < inputs; k += STRETCH) {
     const int64_t count = std::min(STRETCH, inputs - k);
+    // Some rows meet a panel's stretch.
+    const auto meet = [&](int64_t first, int64_t rows, int64_t p, const auto* columns) {
+      float* out = y + first * outputs + p * PANEL;
+      products(rows, Rows{x + first * inputs + k, inputs, 1}, columns, count,
+               [=](int64_t i, int half, Floats sum) {
+                 float* to = out + i * outputs + half * WIDTH;
+                 store(to, k > 0 ? load(to) + sum : sum);
+               });
+    };
+    if (num_rows <= FEW_ROWS) {
+      for (int64_t p = 0; p < num_panels; ++p)
+        meet(0, num_rows, p, panels + (p * inputs + k) * PANEL);
+      continue;
+    }
     for (int64_t p = 0; p < num_panels; ++p) {
       const Weight* from = panels + (p * inputs + k) * PANEL;
       float* to = wide + p * STRETCH * PANEL;
-      for (int64_t i = 0; i < count * PANEL; ++i) to[i] = widen(from[i]);
+      for (int64_t i = 0; i < count * PANEL; i += WIDTH) store(to + i, load(from + i));
     }
     for (int64_t first = 0; first < num_rows; first += CACHED_ROWS) {
       const int64_t rows = std::min(CACHED_ROWS, num_rows - first);
-      for (int64_t p = 0; p < num_panels; ++p) {
-        float* out = y + first * outputs + p * PANEL;
-        products(rows, Rows{x + first * inputs + k, inputs, 1}, wide + p * STRETCH * PANEL, count,
-                 [=](int64_t i, int half, Floats sum) {
-                   float* to = out + i * outputs + half * WIDTH;
-                   store(to, k > 0 ? load(to) + sum : sum);
-                 });
-      }
+      for (int64_t p = 0; p < num_panels; ++p) meet(first, rows, p, wide + p * STRETCH * PANEL);
     }
   }
 }
