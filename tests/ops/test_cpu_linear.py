@@ -49,16 +49,21 @@ def test_product_is_right_in_the_rows_in_use(size: tuple[int, int], dtype: str, 
         assert not y[num_rows:].any()
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_a_row_has_the_same_bits_wherever_it_lies(size: tuple[int, int], width: int) -> None:
+def test_a_row_has_the_same_bits_wherever_it_lies(
+    size: tuple[int, int], dtype: str, width: int
+) -> None:
     inputs, outputs = size
     rng = np.random.default_rng(0)
-    panels = to_panels(draw(rng, outputs, inputs).astype(ml_dtypes.bfloat16), width)
+    panels = to_panels((draw(rng, outputs, inputs) * 20).astype(TYPES[dtype]), width)
     row = draw(rng, inputs)
     found = set()
     for places, place, num_rows in (
         (1, 0, 1),
         (7, 6, 7),
+        (64, 5, 12),
+        (64, 5, 13),
         (64, 33, 40),
         (513, 100, 513),
         (513, 512, 513),

@@ -12,7 +12,7 @@ import pytest
 from itemwise.native import load_kernels
 from itemwise.ops.attention import Wanted, attend
 from itemwise.ops.cpu_step import attend_cpu
-from tests.ops.steps import CASES, SHAPE, run
+from tests.ops.steps import CASES, SHAPE, StepAttention, run
 
 HEADS = [(16, 8, 128), (4, 4, 64), (12, 2, 64), (8, 1, 16), (6, 2, 24)]
 
@@ -29,6 +29,18 @@ def test_kernel_gives_what_xla_gives(case: str, heads: tuple[int, int, int]) -> 
     rows = CASES[case]
     for found, expected in zip(run(attend_cpu, rows, heads), run(attend, rows, heads), strict=True):
         assert np.abs(found - expected).max() <= 2e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sharp_attention_gives_what_xla_gives(case: str) -> None:
+    # Scores that differ by hundreds: weights vanish, or are all but zero.
+    found, expected = (run(sharp(way), CASES[case], HEADS[0]) for way in (attend_cpu, attend))
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() <= 2e-4
+
+
+def sharp(way: StepAttention) -> StepAttention:
+    return lambda q, *others: way(100 * q, *others)
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
@@ -51,9 +63,11 @@ def test_what_is_no_number_stays_in_its_row(heads: tuple[int, int, int]) -> None
             assert np.isnan(found).all() if i == broken else found.tobytes() == base[i].tobytes()
 
 
+@pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_places_wanted_alone_have_the_same_bits(case: str) -> None:
-    places = np.arange(0, SHAPE.tokens, 7)
+def test_places_wanted_alone_have_the_same_bits(case: str, heads: tuple[int, int, int]) -> None:
+    # The lane from 128 on has none.
+    places = np.setdiff1d(np.arange(0, SHAPE.tokens, 7), np.arange(128, 256))
 
     def some(*arguments: Any) -> jax.Array:
         # Padding points to a place that is not wanted.
@@ -64,7 +78,7 @@ def test_places_wanted_alone_have_the_same_bits(case: str) -> None:
         kept = np.isin(np.arange(SHAPE.tokens), places)
         return jnp.where(kept[:, None, None], attend_cpu(*arguments), 0)
 
-    found, expected = (run(way, CASES[case], HEADS[0]) for way in (some, all_but_some))
+    found, expected = (run(way, CASES[case], heads) for way in (some, all_but_some))
     assert any(row.any() for row in found)
     for one, other in zip(found, expected, strict=True):
         assert one.tobytes() == other.tobytes()

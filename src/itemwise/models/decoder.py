@@ -204,10 +204,11 @@ def _decode(
     numerics: Numerics,
     axis: str | None,
 ) -> tuple[list[Any], Float[Array, "I D"]]:
-    """All layers. In the last, only scored tokens attend and pass the projection and the MLP.
+    """All layers. In the last, only scored tokens pass the output projection and the MLP.
 
     `attend_layer(q, k, v, kept, wanted, *given)` gives a layer's attention [T,N,H] and what the
-    layer keeps; `kept` is what each kept before, `given` what all of them are given.
+    layer keeps; `kept` is what each kept before, `wanted` the tokens whose attention is needed
+    (None: all), `given` what all layers are given.
     `axis` is the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
     then has its own heads, and sums over devices follow the two projections.
 

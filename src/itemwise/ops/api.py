@@ -17,7 +17,7 @@ from itemwise.types import Kernel, Mask, PackedShape, StepShape
 
 # Writes a layer's keys and values into its pages, and attends: q, k, v, pages, the places wanted
 # (None: all) and what else is given to each layer, into the attention [T,N,H] and the pages.
-# Places not wanted hold anything finite.
+# Places not wanted hold anything.
 LayerAttention = Callable[..., tuple[Array, tuple[Array, Array]]]
 
 

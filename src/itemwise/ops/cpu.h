@@ -39,6 +39,7 @@ constexpr int WIDTH = 4;
 
 typedef float Floats __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t Bits __attribute__((vector_size(4 * WIDTH)));
 
 inline Floats load(const float* from) {
   Floats x;
@@ -49,12 +50,15 @@ inline Floats load(const float* from) {
 inline Floats load(const uint16_t* from) {  // the bits of bfloat16
   uint16_t __attribute__((vector_size(2 * WIDTH))) x;
   std::memcpy(&x, from, sizeof x);
-  return (Floats)(__builtin_convertvector(x, Ints) << 16);
+  return (Floats)(__builtin_convertvector(x, Bits) << 16);
 }
 inline Floats load(const int8_t* from) {
+  typedef int16_t Shorts __attribute__((vector_size(2 * WIDTH)));
   int8_t __attribute__((vector_size(WIDTH))) x;
   std::memcpy(&x, from, sizeof x);
-  return __builtin_convertvector(x, Floats);
+  // Step by step: GCC takes apart what it cannot widen in one.
+  return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(x, Shorts), Ints),
+                                 Floats);
 }
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 inline Floats all(float x) { return x - Floats{}; }
@@ -96,10 +100,13 @@ struct Rows {
   const float* at;
   int64_t next_row, next_k;
 
-  Rows tile(int64_t first, int64_t) const { return {at + first * next_row, next_row, next_k}; }
+  Rows tile(int64_t first, int64_t /*size*/) const {
+    return {at + first * next_row, next_row, next_k};
+  }
 };
 
-// Splits rows into tiles of much the same size: fewer sums at a time would wait for one another.
+// Splits rows into tiles of much the same size: a tile of one or two has too few sums to hide how
+// long a sum takes.
 template <typename Run>
 inline void for_tiles(int64_t num_rows, Run run) {
   int64_t first = 0;
@@ -113,6 +120,7 @@ inline void for_tiles(int64_t num_rows, Run run) {
 // `run` with the size of a tile as a constant.
 template <typename Run>
 inline void with_size(int64_t size, Run run) {
+  static_assert(TILE == 6);  // as the pragmas below
   switch (size) {
     case 6: return run(std::integral_constant<int, 6>());
     case 5: return run(std::integral_constant<int, 5>());
@@ -141,7 +149,10 @@ inline void product(const Rows& rows, const Column* columns, int64_t count, Fini
     }
   }
 #pragma GCC unroll 6
-  for (int i = 0; i < N; ++i) finish(i, 0, sums[i][0]), finish(i, 1, sums[i][1]);
+  for (int i = 0; i < N; ++i) {
+    finish(i, 0, sums[i][0]);
+    finish(i, 1, sums[i][1]);
+  }
 }
 
 // As `product`, for any number of rows. `rows.tile(first, size)` says where those of a tile lie.

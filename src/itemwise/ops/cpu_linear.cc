@@ -3,7 +3,8 @@
 //
 // Weights lie in panels of PANEL outputs, [out / PANEL, in, PANEL]. A unit of work is some panels
 // and some rows: a stretch of the panels is widened to float32, then all rows meet it while it is in
-// cache. The stretches are the same for any number of rows, and so are the sums.
+// cache; few rows widen it in registers as they meet it. The stretches are the same for any number
+// of rows, and so are the sums.
 
 #include "cpu.h"
 

@@ -4,7 +4,8 @@
 // Queries lie side by side in the vector registers, keys come one after the other. So a query's
 // sums never meet another query's, and the order of its keys is the only order there is: the place
 // of a row, and beside whom it lies, cannot enter. A masked place is an exact no-op: its weight is
-// zero.
+// zero. (Not so where its value is no number; but that is of the query's own row, all of which then
+// counts for nothing: `keep` guards the others.)
 //
 // A unit of work is a lane and a key/value head with all its query heads. Its queries are laid out
 // in panels of PANEL columns, [head_dim, PANEL], which stay in cache while blocks of keys pass by:
@@ -40,7 +41,7 @@ inline Floats exp2_of_nonpositive(Floats x) {
   y = fma(y, r, all(2.40226477e-1f));
   y = fma(y, r, all(6.93147182e-1f));
   y = fma(y, r, all(1.0f));
-  const Floats power = (Floats)((Ints)rounded << 23);
+  const Floats power = (Floats)((Bits)rounded << 23);
   return x < -125.0f ? Floats{} : y * power;
 }
 
@@ -155,6 +156,7 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
   const int64_t group = step.num_heads / step.num_kv_heads, head_dim = step.head_dim;
   const int32_t* places = step.places.data() + step.lane_places[lane];
   const int64_t num_queries = (step.lane_places[lane + 1] - step.lane_places[lane]) * group;
+  if (num_queries == 0) return;
   const int64_t num_panels = (num_queries + PANEL - 1) / PANEL;
   const int64_t panel_floats = (2 * head_dim + 2) * PANEL;
   const float log2_e = 1.44269504088896341f;
@@ -268,8 +270,13 @@ ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi
   }
 
   std::vector<bool> is_wanted(step.num_tokens);
-  for (int32_t i = 0; i < num_wanted.typed_data()[0]; ++i)
-    is_wanted[wanted.typed_data()[i]] = true;
+  const int64_t count = std::min<int64_t>(num_wanted.typed_data()[0], wanted.element_count());
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t place = wanted.typed_data()[i];
+    if (place < 0 || place >= step.num_tokens)
+      return ffi::Error::InvalidArgument("a wanted place lies outside the step");
+    is_wanted[place] = true;
+  }
   step.lane_places.push_back(0);
   for (int64_t lane = 0; lane < step.num_lanes; ++lane) {
     for (int64_t t = step.lane_start[lane]; t < step.lane_end(lane); ++t)

@@ -30,12 +30,14 @@ def attend_cpu(
     shape: StepShape,
     wanted: Wanted | None = None,
 ) -> Float32[Array, "T N H"]:
-    """Attention output of the wanted token places, or of all; zero elsewhere and outside lanes.
+    """Attention output of the wanted token places, or of all; zero in the others.
+
+    Places outside lanes count as not wanted, those of a lane behind its rows hold garbage.
 
     Only after `native.load_kernels`.
     """
     if wanted is None:
-        wanted = Wanted(jnp.arange(q.shape[0]), jnp.int32(q.shape[0]))
+        wanted = Wanted(jnp.arange(q.shape[0], dtype=jnp.int32), jnp.int32(q.shape[0]))
     seen: Array = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(q.shape, jnp.float32))(
         q,
         k,

@@ -80,7 +80,8 @@ def app_of(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        # By way of the worker threads: what they need is loaded now, not by the first request.
+        await run_in_threadpool(service.start)
         yield
         await run_in_threadpool(service.drain)
 
