@@ -72,7 +72,8 @@ def test_places_wanted_alone_have_the_same_bits(case: str, heads: tuple[int, int
     def some(*arguments: Any) -> jax.Array:
         # Padding points to a place that is not wanted.
         wanted = Wanted(jnp.array([*places, 1, 1]), jnp.int32(len(places)))
-        return attend_cpu(*arguments, wanted=wanted)
+        q, k, v, k_pages, v_pages, layout, shape = arguments
+        return attend_cpu(q, k, v, k_pages, v_pages, layout, shape, wanted)
 
     def all_but_some(*arguments: Any) -> jax.Array:
         kept = np.isin(np.arange(SHAPE.tokens), places)
