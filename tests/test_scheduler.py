@@ -28,7 +28,7 @@ from itemwise.scheduler import (
     urgency,
 )
 from itemwise.types import ScoreRequest, ScoreResult
-from tests.fake_core import FakeCore
+from tests.fake_core import FakeCore, FakeWork
 
 WAIT_S = 10
 
@@ -213,6 +213,46 @@ def test_cancelled_request_is_dropped_and_frees_its_place(
     assert outcome_of(late) == 4
     assert core.turns == [[0], [1, 3, 4]]
     assert scheduler.counters().cancelled == 1
+
+
+def test_expired_request_frees_its_place_at_once(core: FakeCore, scheduler: Scheduler) -> None:
+    held(core, scheduler)
+    waiting = [scheduler.submit(request(n, timeout_s=60)) for n in (1, 2, 3)]
+    for job in waiting:
+        scheduler.expire(job)  # the engine is still in its step
+    backlog = scheduler.backlog()
+    assert (backlog.requests, backlog.oldest_s) == (0, 0.0)
+    assert scheduler.counters().queued == 0
+    late = [scheduler.submit(request(n)) for n in (4, 5, 6)]
+    core.gate.set()
+    assert [outcome_of(job) for job in late] == [4, 5, 6]
+    assert core.turns == [[0], [4, 5, 6]]
+
+
+def test_request_that_cannot_be_opened_frees_its_place_at_once(
+    core: FakeCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(core, QueueLimits(max_requests=1))
+    running = held(core, scheduler, tokens=16)
+    opened = core.open
+
+    def refuse(asked: ScoreRequest) -> FakeWork | None:
+        if asked.query[0] == 1:
+            core.gate.clear()  # the next step is held
+            core.in_step.clear()
+            raise ValueError("planted")
+        return opened(asked)
+
+    monkeypatch.setattr(core, "open", refuse)
+    failing = scheduler.submit(request(1))
+    core.gate.set()
+    with pytest.raises(ValueError, match="planted"):
+        failing.future.result(WAIT_S)
+    assert core.in_step.wait(WAIT_S)
+    after = scheduler.submit(request(2))
+    core.gate.set()
+    assert (outcome_of(running), outcome_of(after)) == (0, 2)
+    assert scheduler.drain(WAIT_S)
 
 
 def test_running_request_that_is_cancelled_runs_no_further(

@@ -277,9 +277,11 @@ class Scheduler:
         """What has happened so far."""
         with self._changed:
             alive = [job for job in self._open if not job.ended]
-            queued = [job for job in self._waiting if not job.ended]
             return SchedulerCounters(
-                received=self._received, queued=len(queued), running=len(alive), **self._ended
+                received=self._received,
+                queued=len(self._waiting),
+                running=len(alive),
+                **self._ended,
             )
 
     def backlog(self) -> Backlog:
@@ -327,7 +329,6 @@ class Scheduler:
         with self._changed:
             gone = [job for job in self._open if job.ended]
             self._open = [job for job in self._open if not job.ended]
-            self._waiting = [job for job in self._waiting if not job.ended]
         for job in gone:
             self._core.close(job.work)
 
@@ -362,7 +363,7 @@ class Scheduler:
                 self._waiting.remove(job)
                 self._open.append(job)
                 return True
-        self._core.close(job.work)  # cancelled just now
+        self._core.close(job.work)  # given up just now
         return False
 
     def _settle(self, outcome: StepOutcome[Any]) -> None:
@@ -410,8 +411,7 @@ class Scheduler:
         with self._changed:
             if job.ended or not job.future.set_running_or_notify_cancel():
                 return False
-            job.ended = True
-            self._ended[ending] += 1
+            self._end(job, ending)
             return True
 
     def _count_if_cancelled(self, job: Job) -> None:
@@ -419,8 +419,12 @@ class Scheduler:
             return
         with self._changed:
             if not job.ended:
-                job.ended = True
-                self._ended["cancelled"] += 1
-            if job in self._waiting:
-                self._waiting.remove(job)
+                self._end(job, "cancelled")
             self._changed.notify()
+
+    def _end(self, job: Job, ending: Ending) -> None:
+        """Counts a request as done; its place in the queue is free at once. Needs the lock."""
+        job.ended = True
+        self._ended[ending] += 1
+        if job in self._waiting:
+            self._waiting.remove(job)
