@@ -27,7 +27,7 @@ from itemwise.scheduler import (
     Scheduler,
     urgency,
 )
-from itemwise.types import ScoreRequest, ScoreResult
+from itemwise.types import ScoreRequest, ScoreResult, StepStats
 from tests.fake_core import FakeCore, FakeWork
 
 WAIT_S = 10
@@ -337,6 +337,23 @@ def test_lost_engine_fails_all_and_takes_no_more(core: FakeCore, planted: BaseEx
     assert lost == [planted]
     with pytest.raises((EngineLostError, ShuttingDownError)):
         scheduler.submit(request(2))
+
+
+def test_failing_step_callback_is_logged_once_and_harms_nobody(
+    core: FakeCore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_step(step: StepStats) -> None:
+        seen.append(step)
+        raise ValueError("planted")
+
+    seen: list[StepStats] = []
+    scheduler = Scheduler(core, QueueLimits(3), on_step=on_step)
+    assert [outcome_of(scheduler.submit(request(n))) for n in (1, 2, 3)] == [1, 2, 3]
+    assert scheduler.drain(WAIT_S)
+    assert len(seen) == 3
+    (logged,) = [record for record in caplog.records if record.name == "itemwise.scheduler"]
+    assert "`on_step` failed" in logged.getMessage()
+    assert "planted" in caplog.text
 
 
 def test_drain_finishes_what_was_taken_and_refuses_the_rest(

@@ -168,7 +168,8 @@ class Scheduler:
     Args:
         core: the engine; used from the scheduler's thread only.
         limits: what is refused at once.
-        on_step: told about each step that was completed, on the scheduler's thread.
+        on_step: told about each step that was completed, on the scheduler's thread. The first
+            exception that it raises is logged, the rest are ignored.
         on_lost: called once if the engine is lost; no request is taken after that.
     """
 
@@ -182,6 +183,7 @@ class Scheduler:
         self._core = core
         self._limits = limits
         self._on_step = on_step
+        self._on_step_failed = False
         self._on_lost = on_lost
         self._waiting: list[Job] = []
         self._open: list[Job] = []
@@ -373,8 +375,7 @@ class Scheduler:
                 self._mean_s += _RECENT * (step.seconds - self._mean_s)
             else:
                 self._mean_tokens, self._mean_s = step.num_tokens, max(step.seconds, 1e-9)
-            if self._on_step is not None:
-                self._on_step(step)
+            self._report(step)
         if not outcome.finished and not outcome.failed:
             return
         jobs = {id(job.work): job for job in self._open}
@@ -389,6 +390,17 @@ class Scheduler:
                 job.future.set_result(scored)
         for job, error in failed:
             self._fail(job, error)
+
+    def _report(self, step: StepStats) -> None:
+        """Calls `on_step`, whose failure is no failure of the engine: it is logged, once."""
+        if self._on_step is None:
+            return
+        try:
+            self._on_step(step)
+        except Exception:
+            if not self._on_step_failed:
+                self._on_step_failed = True
+                logger.exception("`on_step` failed; scoring goes on, further failures are silent")
 
     def _fail(self, job: Job, error: BaseException) -> None:
         if not self._claim(job, "failed"):
