@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from itemwise.cli import app
 from itemwise.config import ServerConfig
 from itemwise.server.metrics import Metrics
+from itemwise.server.process import EXIT_S
 from itemwise.server.record import Record
 from itemwise.server.service import Service
 from itemwise.types import StepStats
@@ -105,7 +106,7 @@ def test_manifests_use_flags_and_paths_that_exist(flags: str) -> None:
     }
     drain = next(int(a.split("=")[1]) for a in container["args"] if "drain" in a)
     wait = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod["terminationGracePeriodSeconds"] > wait + drain + 5
+    assert pod["terminationGracePeriodSeconds"] >= wait + drain + EXIT_S
 
 
 def test_unit_and_image_use_flags_that_exist(flags: str) -> None:
@@ -118,7 +119,13 @@ def test_unit_and_image_use_flags_that_exist(flags: str) -> None:
         assert variable in flags, variable
     (drain,) = re.findall(r"--drain-timeout (\d+)", command)
     (stop,) = re.findall(r"TimeoutStopSec=(\d+)", unit)
-    assert int(stop) > int(drain) + 5
+    assert int(stop) >= int(drain) + EXIT_S
+
+
+def test_pages_say_how_long_the_process_takes_to_end() -> None:
+    assert EXIT_S == 8
+    for path in ("docs/operations.md", "deploy/itemwise.service", "src/itemwise/cli_options.py"):
+        assert "eight seconds" in (ROOT / path).read_text(), path
 
 
 def test_image_copies_files_that_exist() -> None:

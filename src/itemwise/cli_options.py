@@ -266,7 +266,7 @@ class ServerOptions:
         option(
             "drain-timeout-s",
             "Seconds that requests have to finish after SIGTERM; new ones are refused meanwhile. "
-            "Give a supervisor's own limit a few seconds more.",
+            "Give a supervisor's own limit eight seconds more.",
             "--drain-timeout",
         ),
     ] = 30.0

@@ -24,6 +24,7 @@ from itemwise.types import ScoreRequest, ScoreResult, StepOutcome, StepStats, Wo
 
 MIN_RETRY_AFTER_S = 1.0
 STRETCH = 10.0
+LAST_STEP_S = 1.0  # given to the step that still runs when a drain's time is over
 OPEN_STEPS = 4  # steps that open requests should fill; more would only hold pages
 FIRST_TOKENS_PER_S = 10_000.0  # believed until the first step was measured
 _RECENT = 0.05  # weight of the latest step in the running means
@@ -261,7 +262,8 @@ class Scheduler:
         """Refuses what comes, and returns once all that was taken is done.
 
         Args:
-            timeout_s: seconds after which the rest is refused, too; None for no bound.
+            timeout_s: seconds after which the rest is refused, too; None for no bound. It returns
+                `LAST_STEP_S` later at most.
 
         Returns:
             Whether the engine's thread has ended; if not, it is still in a step.
@@ -272,7 +274,7 @@ class Scheduler:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._end_all("refused", ShuttingDownError("the server shut down before this was done"))
-            self._thread.join(MIN_RETRY_AFTER_S)
+            self._thread.join(LAST_STEP_S)
         return not self._thread.is_alive()
 
     def counters(self) -> SchedulerCounters:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from itemwise.errors import ConfigError
-from itemwise.server.process import listen
+from itemwise.scheduler import LAST_STEP_S
+from itemwise.server.process import EXIT_S, SLOW_CLIENT_S, listen
 from tests.server.fakes import (
     GOOD,
     GOOD_SCORES,
@@ -93,6 +97,12 @@ def held_server(
         yield made, url, hold_file
 
 
+def received(url: str) -> int:
+    """Score requests whose head has come."""
+    (count,) = re.findall(r'_received_total{path="/v1/score"} (\d+)', get(f"{url}/metrics").text)
+    return int(count)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_finishes_what_was_taken_and_refuses_the_rest(
     number: signal.Signals, tmp_path: Path
@@ -115,15 +125,34 @@ def test_signal_finishes_what_was_taken_and_refuses_the_rest(
 
 
 def test_drain_ends_at_its_timeout(tmp_path: Path) -> None:
-    with held_server(tmp_path, 0.2) as (made, url, _), ThreadPoolExecutor(2) as pool:
+    with held_server(tmp_path, 2) as (made, url, _), ThreadPoolExecutor(2) as pool:
         runs = pool.submit(post, url, {**GOOD, "query": [HOLD]})
         wait_until(lambda: counters(url)["running"] == 1)
         waits = pool.submit(post, url, GOOD)
         wait_until(lambda: counters(url)["queued"] == 1)
         made.terminate()
+        signalled = time.monotonic()
         for refused in (runs, waits):
             assert_error(refused.result(WAIT_S), 503, "shutting_down")
         assert made.wait(WAIT_S) == 0
+        # The step hangs and nobody else is slow, so this is all there is to wait for, and slack.
+        assert time.monotonic() - signalled < 2 + LAST_STEP_S + 2
+
+
+@pytest.mark.slow
+def test_exit_takes_no_longer_than_supervisors_are_told(tmp_path: Path) -> None:
+    with held_server(tmp_path, 2) as (made, url, _), ThreadPoolExecutor(1) as pool:
+        pool.submit(post, url, {**GOOD, "query": [HOLD]})
+        wait_until(lambda: counters(url)["running"] == 1)
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port), WAIT_S) as slow:
+            slow.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+            wait_until(lambda: received(url) == 2)
+            made.terminate()
+            signalled = time.monotonic()
+            assert made.wait(WAIT_S) == 0
+            took = time.monotonic() - signalled
+    assert 2 + LAST_STEP_S + SLOW_CLIENT_S <= took <= 2 + EXIT_S
 
 
 def test_lost_engine_ends_the_process_with_an_error(tmp_path: Path) -> None:

@@ -19,12 +19,15 @@ import uvicorn
 from itemwise import __version__
 from itemwise.config import ServerConfig
 from itemwise.errors import ConfigError, RequestError
+from itemwise.scheduler import LAST_STEP_S
 from itemwise.server.app import app_of
 from itemwise.server.connections import protocol
 from itemwise.server.logs import set_up_logs
 from itemwise.server.service import AnyScorer, Service
 
 SLOW_CLIENT_S = 5  # given to clients to take their answers once the engine has drained
+# From the drain timeout to the end of the process, at most; supervisors must wait as long.
+EXIT_S = LAST_STEP_S + SLOW_CLIENT_S + 2
 _INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
 
 
@@ -32,7 +35,8 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
     """Serves until SIGTERM or Ctrl-C and returns the exit status, 0.
 
     The first signal lets requests that were taken finish, for `drain_timeout_s` at most, and
-    answers new ones with 503; a second Ctrl-C ends the process at once.
+    answers new ones with 503; the process ends `EXIT_S` later at most. A second Ctrl-C ends it at
+    once.
 
     Args:
         config: of the server.

@@ -72,6 +72,8 @@ class Service:
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self._draining = False
+        self._drain_lock = threading.Lock()
+        self._drain_over = False
         self._loaded: tuple[AnyScorer, Scheduler] | None = None
         self._loader = threading.Thread(target=self._load_scorer, name="itemwise-load", daemon=True)
 
@@ -173,11 +175,16 @@ class Service:
         return self.scheduler.submit(request), self.scheduler
 
     def drain(self) -> None:
-        """Refuses what comes, and returns once what was taken is done, or its time is over."""
+        """Refuses what comes, and returns once what was taken is done, or its time is over.
+
+        There is one drain, and one time for it: a second call waits for the first one's end.
+        """
         with self._lock:
             self._draining = True
-        if self.scheduler is not None:
-            self.drained = self.scheduler.drain(self.config.drain_timeout_s)
+        with self._drain_lock:
+            if self.scheduler is not None and not self._drain_over:
+                self.drained = self.scheduler.drain(self.config.drain_timeout_s)
+            self._drain_over = True
 
     def _load_scorer(self) -> None:
         config = self.config
