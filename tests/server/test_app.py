@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -22,6 +23,8 @@ from itemwise.errors import CheckpointError, SelfCheckError
 from itemwise.request import REQUEST_FIELDS
 from itemwise.server.errors import STATUS_OF_CODE
 from itemwise.server.service import AnyScorer, model_names
+from itemwise.types import ScoreResult
+from tests.fake_core import FakeWork
 from tests.server.fakes import (
     DELIMITER,
     GOOD,
@@ -87,6 +90,31 @@ def test_scores_labels_that_differ_per_item(client: httpx.Client) -> None:
     scores = client.post("/v1/score", json=fields).json()["scores"]
     assert [len(row) for row in scores] == [1, 2, 1]
     assert scores[1] == [fake_score([1, 2], [], label) for label in (8, 9)]
+
+
+@pytest.mark.parametrize(("num_labels", "on_loop"), [(2, True), (900, False)])
+def test_answers_of_many_scores_are_not_written_on_the_event_loop(
+    client: httpx.Client, num_labels: int, on_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def result_and_place(work: FakeWork) -> ScoreResult:
+        places.append(runs_on_an_event_loop())
+        return result(work)
+
+    places: list[bool] = []
+    result = FakeWork.result
+    monkeypatch.setattr(FakeWork, "result", result_and_place)
+    labels = list(range(num_labels))
+    response = client.post("/v1/score", json={**GOOD, "label_token_ids": labels})
+    assert [len(row) for row in response.json()["scores"]] == [num_labels] * 3
+    assert places == [on_loop]
+
+
+def runs_on_an_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("model", ["org/fake-model", "fake-model", "default", None])
