@@ -305,9 +305,29 @@ def test_server_config_takes_its_limits() -> None:
         assert ServerConfig("m", port=port, api_key="k", max_queued_requests=1).port == port
 
 
-def test_model_name_is_the_served_name_or_the_path() -> None:
-    assert ServerConfig("Qwen/Qwen3-0.6B").model_name == "Qwen/Qwen3-0.6B"
-    assert ServerConfig("Qwen/Qwen3-0.6B", served_model_name="ranker").model_name == "ranker"
+@pytest.mark.parametrize(
+    ("model_path", "shown"),
+    [
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("gpt2", "gpt2"),
+        ("itemwise/demo", "itemwise/demo"),
+        ("/data/org/net", "net"),
+        ("/data/org/net/", "net"),
+        ("./net", "net"),
+        ("../org/net", "net"),
+        ("~/net", "net"),
+        ("models/org/net", "net"),
+        ("/data/org/../net", "net"),
+        (".", Path.cwd().name),
+        ("/", "default"),
+    ],
+)
+def test_model_name_is_the_served_name_the_hub_id_or_the_folder(
+    model_path: str, shown: str
+) -> None:
+    assert ServerConfig(model_path).model_name == shown
+    served = ServerConfig(model_path, served_model_name="/ranker")
+    assert (served.model_name, served.shown_model_path) == ("/ranker", shown)
 
 
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,7 @@ class ServerOptions:
         option(
             "served-model-name",
             "Name of the model for clients, which then need not know where it lies.",
-            show_default="--model-path",
+            show_default="the Hub id, or the folder's last component",
         ),
     ] = None
     api_key: Annotated[

@@ -6,6 +6,7 @@ Built once, frozen, read everywhere. This is the only module that reads environm
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,7 +308,7 @@ class ServerConfig:
         model_path: local folder, Hub id, or `itemwise/demo`, the model in the package.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
-        served_model_name: name that clients use; None for `model_path`.
+        served_model_name: name that clients use; None for `shown_model_path`.
         api_key: key that clients must send as a bearer token; None for no key.
         max_queued_requests: requests that may wait for the engine.
         max_queued_tokens: tokens that may wait or be under way, beyond a first request.
@@ -364,4 +365,15 @@ class ServerConfig:
     @property
     def model_name(self) -> str:
         """The name shown to clients."""
-        return self.served_model_name or self.model_path
+        return self.served_model_name or self.shown_model_path
+
+    @property
+    def shown_model_path(self) -> str:
+        """What clients see of `model_path`: a Hub id, or a folder's last component.
+
+        They need not learn where on the server's disk a model lies. A path that looks like a Hub
+        id is shown whole, too.
+        """
+        if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.model_path):
+            return self.model_path
+        return os.path.basename(os.path.abspath(os.path.expanduser(self.model_path))) or "default"

@@ -125,7 +125,29 @@ def test_model_may_be_named(client: httpx.Client, model: str | None) -> None:
 def test_model_names() -> None:
     config = ServerConfig("/data/org/net/", served_model_name="mine")
     assert model_names(config) == ("mine", "/data/org/net/", "org/net", "net", "default")
-    assert model_names(ServerConfig("./net")) == ("./net", "net", "default")
+    assert model_names(ServerConfig("./net")) == ("net", "./net", "default")
+
+
+def test_clients_do_not_learn_where_the_model_lies() -> None:
+    path = "/secret/place/org/net"
+    with running_server(ServerConfig(path), FakeScorer) as url:
+        wait_until(lambda: get(f"{url}/health").status_code == 200)
+        scored = post(url, {**GOOD, "model": path})  # who knows the path may send it
+        assert (scored.status_code, scored.json()["model"]) == (200, "net")
+        assert get(f"{url}/v1/models").json()["data"][0]["id"] == "net"
+        assert get(f"{url}/server_info").json()["server"]["model_path"] == "net"
+        unknown = post(url, {**GOOD, "model": "other"})
+        assert "'net', 'org/net', 'default'" in unknown.json()["message"]
+        pages = [get(url + path) for path in ("/v1/models", "/server_info", "/metrics")]
+        assert all("secret" not in answer.text for answer in (scored, unknown, *pages))
+
+
+def test_served_name_is_shown_whatever_it_is() -> None:
+    config = ServerConfig("/secret/net", served_model_name="/my/net")
+    with running_server(config, FakeScorer) as url:
+        wait_until(lambda: get(f"{url}/health").status_code == 200)
+        assert post(url, GOOD).json()["model"] == "/my/net"
+        assert "one of '/my/net'" in post(url, {**GOOD, "model": "other"}).json()["message"]
 
 
 ERRORS = [

@@ -284,6 +284,7 @@ def _score_response(result: ScoreResult, model: str) -> dict[str, Any]:
 def _server_info(service: Service) -> dict[str, Any]:
     settings = dataclasses.asdict(service.config)
     del settings["api_key"]
+    settings["model_path"] = service.config.shown_model_path
     scheduler, scorer = service.scheduler, service.scorer
     return {
         "version": __version__,

@@ -132,8 +132,10 @@ class Service:
         """
         if name is None or name in self.names:
             return
-        # A client need not learn where on the server's disk the model lies.
-        would_do = ", ".join(repr(n) for n in self.names if not PurePath(n).is_absolute())
+        shown = {self.config.model_name, self.config.shown_model_path}
+        would_do = ", ".join(
+            repr(n) for n in self.names if n != self.config.model_path or n in shown
+        )
         got = repr(name[:100]) if isinstance(name, str) else f"a {type(name).__name__}"
         raise RequestError(
             "model_not_found",
