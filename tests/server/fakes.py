@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
 from itemwise.config import ServerConfig
 from itemwise.errors import RequestError
@@ -153,6 +154,16 @@ def post(url: str, fields: dict[str, Any], headers: Any = None) -> httpx.Respons
 def counters(url: str) -> dict[str, int]:
     """The scheduler's counters as the server shows them."""
     found: dict[str, int] = get(f"{url}/server_info").json()["scheduler"]
+    return found
+
+
+def samples(url: str) -> dict[str, float]:
+    """Every sample of `/metrics` by its name and labels."""
+    found = {}
+    for family in text_string_to_metric_families(get(f"{url}/metrics").text):
+        for sample in family.samples:
+            labels = ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return found
 
 

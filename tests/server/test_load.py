@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from itemwise.config import ServerConfig
 from itemwise.server.logs import JsonFormatter
@@ -31,6 +30,7 @@ from tests.server.fakes import (
     get,
     post,
     running_server,
+    samples,
     wait_until,
 )
 
@@ -56,16 +56,6 @@ def url(scorer: FakeScorer) -> Iterator[str]:
             yield made
         finally:
             scorer.go.set()
-
-
-def samples(url: str) -> dict[str, float]:
-    """Every sample of /metrics by its name and labels."""
-    found = {}
-    for family in text_string_to_metric_families(get(f"{url}/metrics").text):
-        for sample in family.samples:
-            labels = ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))
-            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-    return found
 
 
 def send_by_hand(url: str, fields: dict[str, Any]) -> socket.socket:
