@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -13,39 +14,28 @@ from typer.testing import CliRunner
 
 from itemwise.cli import app
 from itemwise.config import ServerConfig
+from itemwise.scorer import Scorer
 from itemwise.server.metrics import Metrics
 from itemwise.server.process import EXIT_S
 from itemwise.server.record import Record
 from itemwise.server.service import Service
 from itemwise.types import StepStats
-from tests.server.fakes import FakeScorer
+from tests.conftest import SMALL
+from tests.server.fakes import WAIT_S
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
-ENGINE_INFO: dict[str, Any] = {
-    "steps": 1,
-    "failed_steps": 0,
-    "scored_items": 1,
-    "computed_tokens": 1,
-    "shared_tokens": 0,
-    "compiled_since_ready": 0,
-    "self_check": {"status": "passed"},
-    "step_shape": {"tokens": 8, "lanes": 2},
-    "pages": dict.fromkeys(("total", "available", "cached", "hits", "misses", "evictions"), 1),
-}
 
 
 @pytest.fixture(scope="module")
-def exported() -> set[str]:
-    """Names of all samples that `/metrics` can have."""
-    scorer = FakeScorer()
-    scorer.info = lambda: ENGINE_INFO  # type: ignore[method-assign]
-    loaded: list[Service] = []
-    service = Service(ServerConfig("m"), lambda: scorer, loaded.append)
+def exported(make_checkpoint: Callable[[str], Path]) -> set[str]:
+    """Names of all samples that `/metrics` can have, with a real engine."""
+    scorer = Scorer.from_pretrained(str(make_checkpoint("tiny-qwen3")), **SMALL)
+    loaded = threading.Event()
+    service = Service(ServerConfig("m"), lambda: scorer, lambda _: loaded.set())
     metrics = Metrics(service)
     service.start()
-    while not loaded:
-        pass
+    assert loaded.wait(WAIT_S)
     record = Record("id", "POST", "/v1/score", status=200, items=1, stages={"queue": 0.1})
     metrics.on_start(record)
     metrics.on_end(record)
