@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from itemwise.engine import Engine
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
@@ -14,7 +17,7 @@ from itemwise.memory import device_memory_bytes
 from itemwise.ops import api
 from itemwise.ops.attention import attend
 from itemwise.programs import Programs
-from itemwise.types import ScoreRequest, StepBatch
+from itemwise.types import Algorithm, ScoreRequest, StepBatch
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,60 @@ def test_cached_tokens_are_told(engine: Engine) -> None:
     assert engine.score([request()])[0].cached_tokens == 3
 
 
+ALGORITHMS: tuple[Algorithm, ...] = ("prefill_extend", "packed", "serial")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_cost_is_the_tokens_that_run(
+    algorithm: Algorithm, make_engine: Callable[..., Engine]
+) -> None:
+    engine = make_engine(
+        multi_item_algorithm=algorithm, max_multi_item_seq_len=128, skip_self_check=True
+    )
+
+    def draw(*lengths: int) -> list[tuple[int, ...]]:
+        return [tuple(i % 400 for i in range(length)) for length in lengths]
+
+    @settings(max_examples=30, deadline=None)
+    @given(
+        query=st.integers(1, 80),
+        items=st.lists(st.integers(0, 40), min_size=1, max_size=50),
+        chunk_size=st.none() | st.integers(0, 8),
+        item_first=st.booleans(),
+        delimiter=st.none() | st.just(450),
+    )
+    def check(
+        query: int,
+        items: list[int],
+        chunk_size: int | None,
+        item_first: bool,
+        delimiter: int | None,
+    ) -> None:
+        engine.config = replace(engine.config, multi_item_scoring_delimiter=delimiter)
+        engine.forget_prefixes()
+        asked = ScoreRequest(
+            draw(query)[0],
+            tuple(draw(*items)),
+            ((1,),) * len(items),
+            item_first=item_first,
+            chunk_size=chunk_size,
+        )
+        work = engine.open(asked)
+        assert work is not None
+        assert work.remaining_tokens == engine.cost(asked)
+        ran, steps, under_way = 0, 0, True
+        while under_way or not work.done:
+            outcome = engine.step([] if work.done else [work])
+            assert not outcome.failed
+            ran, under_way = ran + sum(s.num_tokens for s in outcome.landed), outcome.waiting
+            steps += 1
+            assert steps < 1000
+        assert ran == engine.cost(asked)
+        assert work.remaining_tokens == 0
+
+    check()
+
+
 def test_progress_reaches_the_total(engine: Engine) -> None:
     told: list[tuple[str, int, int]] = []
     engine.score([request(60), request(5)], lambda *args: told.append(args))
@@ -133,14 +190,14 @@ def test_a_leak_fails_the_self_check(
 def test_a_start_of_the_same_programs_takes_the_verdict_over(
     make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"compilation_cache_dir": str(tmp_path)}
-    first, second = make_engine(**settings), make_engine(**settings)
+    config = {"compilation_cache_dir": str(tmp_path)}
+    first, second = make_engine(**config), make_engine(**config)
     assert second.self_check == first.self_check
     assert second.info()["steps"] < first.info()["steps"]
-    other = make_engine(**settings, step_lanes=2)
+    other = make_engine(**config, step_lanes=2)
     assert other.info()["steps"] > second.info()["steps"]
     monkeypatch.setattr("itemwise.engine.processor", lambda: "another")
-    assert make_engine(**settings).info()["steps"] == first.info()["steps"]
+    assert make_engine(**config).info()["steps"] == first.info()["steps"]
 
 
 def test_small_steps_with_other_bits_are_left_out(

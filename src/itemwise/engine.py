@@ -27,7 +27,7 @@ from itemwise.hardware import multiplies_bfloat16, processor
 from itemwise.memory import plan_pages
 from itemwise.native import Kernels, load_kernels
 from itemwise.packed import DEFAULT_MAX_TOKENS
-from itemwise.packed_run import AnyWork, PackedWork
+from itemwise.packed_run import AnyWork, PackedWork, num_packed_tokens, packed_sequences
 from itemwise.pages import PageCache
 from itemwise.parallel import make_mesh
 from itemwise.programs import Programs, compile_counter, use_compilation_cache
@@ -264,10 +264,8 @@ class Engine:
 
     def _new_work(self, request: ScoreRequest, exactly: bool = False) -> AnyWork:
         """A request to run, if it can ever have its pages; else a `RequestError`."""
-        packed = self.config.multi_item_algorithm == "packed" and not request.item_first
-        if packed and not exactly:
-            limit = self.config.max_multi_item_seq_len or min(self.max_seq_len, DEFAULT_MAX_TOKENS)
-            return PackedWork(request, self.config, self._programs, limit)
+        if self._is_packed(request) and not exactly:
+            return PackedWork(request, self.config, self._programs, self._max_packed_tokens)
         work = Work(request, self.config)
         page_tokens = self.shape.page_tokens
         needed, capacity = work.pages_needed(page_tokens), self._batcher.cache.capacity
@@ -281,9 +279,22 @@ class Engine:
             )
         return work
 
+    def _is_packed(self, request: ScoreRequest) -> bool:
+        return self.config.multi_item_algorithm == "packed" and not request.item_first
+
+    @property
+    def _max_packed_tokens(self) -> int:
+        """Most tokens of a packed sequence."""
+        return self.config.max_multi_item_seq_len or min(self.max_seq_len, DEFAULT_MAX_TOKENS)
+
     def cost(self, request: ScoreRequest) -> int:
         """Tokens that scoring the request computes if no page of it is known."""
-        return num_computed_tokens(request, self.config)
+        if not self._is_packed(request):
+            return num_computed_tokens(request, self.config)
+        sequences = packed_sequences(
+            request, self.config, self._max_packed_tokens, self.shape.max_rows
+        )
+        return num_packed_tokens(request, self.config, len(sequences))
 
     def open(self, request: ScoreRequest) -> AnyWork | None:
         """Takes a request in for `step`; None if there are no pages for it now.

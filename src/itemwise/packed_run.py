@@ -20,13 +20,36 @@ from itemwise.types import (
     StepStats,
     Timings,
 )
-from itemwise.work import Results, Work, num_computed_tokens, num_prompt_tokens
+from itemwise.work import Results, Work, num_prompt_tokens
 
 
 def mask_of(config: EngineConfig) -> Mask:
     """The mask that the settings ask for; `auto` is `segment`, which computes less everywhere."""
     setting = config.multi_item_mask_impl
     return "segment" if setting == "auto" else setting
+
+
+def packed_prefix(request: ScoreRequest, config: EngineConfig) -> tuple[int, ...]:
+    """The tokens that every packed sequence of a request begins with."""
+    delimiter = config.multi_item_scoring_delimiter
+    return request.query if delimiter is None else (*request.query, delimiter)
+
+
+def packed_sequences(
+    request: ScoreRequest, config: EngineConfig, max_tokens: int, row_multiple: int
+) -> list[range]:
+    """The items of each packed sequence of a request; `max_tokens` and so on as in `chunks`."""
+    chunk_size = request.chunk_size
+    if chunk_size is None:
+        chunk_size = config.multi_item_scoring_chunk_size
+    prefix, lengths = packed_prefix(request, config), [len(item) for item in request.items]
+    return list(chunks(len(prefix), lengths, max_tokens, row_multiple, chunk_size))
+
+
+def num_packed_tokens(request: ScoreRequest, config: EngineConfig, num_sequences: int) -> int:
+    """Tokens that so many packed sequences compute: each has the whole prefix."""
+    prefix = len(packed_prefix(request, config))
+    return prefix * num_sequences + sum(map(len, request.items))
 
 
 class PackedWork:
@@ -39,7 +62,7 @@ class PackedWork:
         max_tokens: most tokens of a sequence; one with a single item may exceed it.
 
     Attributes:
-        remaining_tokens: tokens still to be computed, at most.
+        remaining_tokens: tokens still to be computed.
         cached_tokens: prefix tokens that were found and not computed: none ever are.
     """
 
@@ -49,17 +72,11 @@ class PackedWork:
         self, request: ScoreRequest, config: EngineConfig, programs: Programs, max_tokens: int
     ) -> None:
         self.request = request
-        self.remaining_tokens = num_computed_tokens(request, config)
         self._config = config
         self._programs = programs
-        delimiter = config.multi_item_scoring_delimiter
-        self._prefix = request.query if delimiter is None else (*request.query, delimiter)
-        chunk_size = request.chunk_size
-        if chunk_size is None:
-            chunk_size = config.multi_item_scoring_chunk_size
-        lengths = [len(item) for item in request.items]
-        rows = programs.shape.max_rows
-        self._todo = list(chunks(len(self._prefix), lengths, max_tokens, rows, chunk_size))
+        self._prefix = packed_prefix(request, config)
+        self._todo = packed_sequences(request, config, max_tokens, programs.shape.max_rows)
+        self.remaining_tokens = num_packed_tokens(request, config, len(self._todo))
         self._results = Results(request)
         self._seconds = 0.0
 
@@ -84,7 +101,7 @@ class PackedWork:
             return outcome
         seconds = time.perf_counter() - start
         self._seconds += seconds
-        self.remaining_tokens = max(0, self.remaining_tokens - num_tokens)
+        self.remaining_tokens -= num_tokens
         share = num_tokens / shape.tokens
         outcome.landed.append(StepStats(seconds, num_tokens, share, 1.0, len(items)))
         if self.done:

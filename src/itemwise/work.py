@@ -44,8 +44,9 @@ def num_computed_tokens(
 ) -> int:
     """Tokens that scoring a request (or some of its items) computes if no page of it is known."""
     chosen = request.items if items is None else [request.items[i] for i in items]
-    # An empty item runs the last token of its prefix again.
-    rows = sum(map(len, chosen)) + sum(1 for item in chosen if not item)
+    rows = sum(map(len, chosen))
+    if not request.item_first:  # an empty item runs the last token of its prefix again
+        rows += sum(1 for item in chosen if not item)
     shared = len(request.query) + (config.multi_item_scoring_delimiter is not None)
     return rows + shared * (len(chosen) if runs_serially(request, config) else 1)
 
