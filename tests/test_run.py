@@ -245,6 +245,30 @@ def test_fault_seen_on_landing_fails_that_step_alone(
     assert scores(works[1]) == expected
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_fault_in_handing_out_results_fails_that_request_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """Whether they were in the same step, or in one that is still under way."""
+    each = [request(n, query=PAGE // 2, items=2) for n in (1, 2, 3)]
+    expected = [alone(engine, one) for one in each]
+    works = opened(engine, *each)
+    before = engine.info()["failed_steps"]
+
+    def broken(*_: Any) -> None:
+        raise ValueError("planted")
+
+    monkeypatch.setattr(works[0], "take_results", broken)
+    assert engine.step(works[: 1 + others]).waiting
+    failures = run(engine, works)
+    assert list(failures) == [0]
+    assert str(failures[0]) == "planted"
+    assert [scores(work) for work in works[1:]] == expected[1:]
+    info = engine.info()
+    assert info["failed_steps"] == before + 1
+    assert info["pages"]["available"] == info["pages"]["total"]
+
+
 def test_device_that_runs_nothing_more_is_lost(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from itemwise.errors import EngineLostError
 from itemwise.packing import StepPacker
 from itemwise.pages import PageCache
 from itemwise.programs import Programs
-from itemwise.types import StepBatch, StepOutcome, StepStats
+from itemwise.types import Float32Array, StepBatch, StepOutcome, StepStats
 from itemwise.work import Work
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -114,11 +114,11 @@ class Batcher:
         except Exception as error:
             self._recover([s.work for s in self._filling], error, outcome)
         if len(self._flights) >= MAX_FLIGHTS or (self._flights and not self._filling):
+            flight = self._flights.popleft()
             try:
-                self._land(outcome)
+                self._land(flight, outcome)
             except Exception as error:
-                blamed = [segment.work for segment in self._flights.popleft().segments]
-                self._recover(blamed, error, outcome)
+                self._recover([s.work for s in flight.segments], error, outcome)
         outcome.waiting = bool(self._flights)
         return outcome
 
@@ -220,9 +220,8 @@ class Batcher:
             array.copy_to_host_async()
         return logits, logsumexp
 
-    def _land(self, outcome: StepOutcome[Work]) -> None:
-        """Takes in the results of the oldest step under way. Raises what the step raised."""
-        flight = self._flights[0]
+    def _land(self, flight: _Flight, outcome: StepOutcome[Work]) -> None:
+        """Takes in the results of a step. Raises what the step raised."""
         logits = logsumexps = None
         if flight.logits:
             parts = [np.asarray(part) for part in flight.logits]
@@ -230,19 +229,14 @@ class Batcher:
         if flight.logsumexp is not None:
             logsumexps = np.asarray(flight.logsumexp)
         flight.hidden.block_until_ready()
-        self._flights.popleft()
         now, start = time.perf_counter(), 0
         for segment in flight.segments:
-            work, end = segment.work, start + len(segment.items)
+            end = start + len(segment.items)
             if segment.has_prefix:
-                work.prefilled_at = now
+                segment.work.prefilled_at = now
             if logits is not None and segment.items:
                 over_vocab = None if logsumexps is None else logsumexps[start:end]
-                work.take_results(segment.items, logits[start:end], over_vocab)
-                if work.done and id(work) in self._open:
-                    self.num_shared_tokens += work.cached_tokens
-                    self.close(work)
-                    outcome.finished.append(work)
+                self._hand_out(segment, logits[start:end], over_vocab, outcome)
             start = end
         self.num_steps += 1
         self.num_tokens += flight.num_tokens
@@ -252,6 +246,32 @@ class Batcher:
         shares = flight.token_share, flight.lane_share
         outcome.landed.append(StepStats(now - begun, flight.num_tokens, *shares, start))
 
+    def _hand_out(
+        self,
+        segment: _Segment,
+        logits: Float32Array,
+        logsumexps: Float32Array | None,
+        outcome: StepOutcome[Work],
+    ) -> None:
+        """Gives a request its results; a fault in that fails this request alone."""
+        work = segment.work
+        try:
+            work.take_results(segment.items, logits, logsumexps)
+        except Exception as error:
+            self._note_failure(error)
+            if id(work) in self._open:
+                self.close(work)
+                outcome.failed.append((work, error))
+            return
+        if work.done and id(work) in self._open:
+            self.num_shared_tokens += work.cached_tokens
+            self.close(work)
+            outcome.finished.append(work)
+
+    def _note_failure(self, error: Exception) -> None:
+        logger.error("a step failed: %s", type(error).__name__, exc_info=error)
+        self.num_failures += 1
+
     def _recover(
         self, blamed: Sequence[Work], error: Exception, outcome: StepOutcome[Work]
     ) -> None:
@@ -259,17 +279,16 @@ class Batcher:
 
         They keep the results they have. A failed step may have given the pool's memory away.
         """
-        logger.error("a step failed: %s", type(error).__name__, exc_info=error)
-        self.num_failures += 1
+        self._note_failure(error)
         failed = {id(work): (work, error) for work in blamed}
         while self._flights:  # those sent before may be whole
+            flight = self._flights.popleft()
             try:
-                self._land(outcome)
+                self._land(flight, outcome)
             except Exception as another:
-                segments = self._flights.popleft().segments
                 # After a step that failed those that read its pages fail; it is not their fault.
                 if not blamed:
-                    failed |= {id(s.work): (s.work, another) for s in segments}
+                    failed |= {id(s.work): (s.work, another) for s in flight.segments}
         self._packer = self._new_packer()
         self.cache = self._new_cache()
         try:
