@@ -194,6 +194,26 @@ def test_failed_step_fails_the_requests_in_it_alone(
     assert run(engine, opened(engine, small[0])) == {}
 
 
+def test_prefix_lost_with_the_pool_counts_as_computed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = request(4, query=3 * PAGE)
+    engine.score([long])
+    works = opened(engine, long, request(5))
+    assert works[0].cached_tokens == 3 * PAGE
+    real, before = engine._programs.step, engine.info()["shared_tokens"]
+
+    def broken(batch: StepBatch) -> jax.Array:
+        monkeypatch.setattr(engine._programs, "step", real)
+        raise MemoryError("planted")
+
+    monkeypatch.setattr(engine._programs, "step", broken)
+    engine.step(works[1:])
+    assert run(engine, works[:1]) == {}
+    assert works[0].result().cached_tokens == 0
+    assert engine.info()["shared_tokens"] == before
+
+
 def test_results_from_before_a_fault_are_kept(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

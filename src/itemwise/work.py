@@ -247,6 +247,7 @@ class Work:
         self._rows.clear()
         self._spare, self._busy, self._spent = [], [], []
         self._todo, self._num_given = self._results.missing(), 0
+        self.cached_tokens = 0  # what was found is lost, and computed after all
         self.remaining_tokens = num_computed_tokens(self.request, self._config, self._todo)
         self._cache = cache
 
