@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from itemwise import programs
 from itemwise.engine import Engine
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.memory import device_memory_bytes
@@ -200,24 +201,56 @@ def test_a_start_of_the_same_programs_takes_the_verdict_over(
     assert make_engine(**config).info()["steps"] == first.info()["steps"]
 
 
-def test_small_steps_with_other_bits_are_left_out(
-    make_engine: Callable[..., Engine],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+@pytest.fixture
+def other_bits_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     step = Programs.step
 
     def other_bits(self: Programs, batch: StepBatch) -> jax.Array:
         hidden = step(self, batch)
         return hidden if batch.shape == self.shape else jax.numpy.multiply(hidden, 1.001)
 
-    assert make_engine().info()["small_steps"]
     monkeypatch.setattr(Programs, "step", other_bits)
+
+
+def test_steps_of_all_sizes_run_where_they_have_the_same_bits(engine: Engine) -> None:
+    assert engine.info()["small_steps"]
+    assert engine.self_check.small_steps
+
+
+@pytest.mark.usefixtures("other_bits_in_small_steps")
+def test_small_steps_with_other_bits_are_left_out(
+    make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
     engine = make_engine()
     assert engine.info()["small_steps"] == []
     assert engine.info()["self_check"]["status"] == "passed"
     assert "small steps are left out" in caplog.text
     assert "other_request_alone" in caplog.text
+
+
+@pytest.mark.usefixtures("other_bits_in_small_steps")
+def test_small_steps_with_other_bits_are_known_at_the_next_start(
+    make_engine: Callable[..., Engine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = make_engine(compilation_cache_dir=str(tmp_path))
+    caplog.clear()
+    compiled: list[object] = []
+    compile_one = programs.compiled_for
+
+    def noted(*arguments: Any) -> jax.stages.Compiled:
+        compiled.append(arguments)
+        return compile_one(*arguments)
+
+    monkeypatch.setattr(programs, "compiled_for", noted)
+    second = make_engine(compilation_cache_dir=str(tmp_path))
+    assert second.self_check == first.self_check
+    assert second.info()["small_steps"] == []
+    assert second.info()["steps"] == 1
+    assert len(compiled) == 3, "the largest step, labels, vocabulary"
+    assert "small steps are left out" in caplog.text
 
 
 def test_self_check_verdict_is_told(engine: Engine, make_engine: Callable[..., Engine]) -> None:

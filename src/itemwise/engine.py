@@ -114,6 +114,7 @@ class Engine:
             mesh,
             kernel,
             dot_sums=self.device.platform == "cpu",
+            use_small_steps=self._may_use_small_steps,
         )
         self._batcher = Batcher(self._programs, self._new_cache)
         compiled = time.perf_counter()
@@ -148,29 +149,38 @@ class Engine:
         if self.config.skip_self_check:
             self._run_one_step()
             return SelfCheck(status="skipped")
-        path = self._verdict_path()
+        path = self._verdict_path(self._programs.fingerprint)
         known = recall(path) if path else None
         if known is not None:
             self._run_one_step()
             return known
         verdict = self._run_self_check()
-        if path and verdict.status == "passed":
-            remember(verdict, path)
         if verdict.failures and len(self._programs.shapes) > 1:
             # On some processor a small product may add in another order than a large one.
             logger.warning("small steps are left out: %s", ", ".join(verdict.failures))
             self._programs.drop_small_steps()
             self._batcher.reset()
-            verdict = self._run_self_check()
+            verdict = replace(self._run_self_check(), small_steps=False)
         if verdict.status != "passed":
             raise SelfCheckError(
                 f"self-check failed on {self.device.device_kind}: {', '.join(verdict.failures)}; "
                 "scores would depend on their company. Use another device, or --skip-self-check"
             )
+        if path:
+            remember(verdict, path)
         self.forget_prefixes()
         return verdict
 
-    def _verdict_path(self) -> Path | None:
+    def _may_use_small_steps(self, fingerprint: str) -> bool:
+        """Whether no earlier start found that small steps have other bits."""
+        path = self._verdict_path(fingerprint)
+        known = recall(path) if path and not self.config.skip_self_check else None
+        if known is None or known.small_steps:
+            return True
+        logger.warning("small steps are left out: they failed the self-check at an earlier start")
+        return False
+
+    def _verdict_path(self, fingerprint: str) -> Path | None:
         """Where a verdict on these very programs is kept, beside the compiled ones if those are.
 
         Its name stands for all that the bits may depend on, except the weights. On a processor
@@ -178,7 +188,7 @@ class Engine:
         """
         if self._compilation_cache is None or self.device.platform != "cpu":
             return None
-        digest = hashlib.sha256(self._programs.fingerprint.encode())
+        digest = hashlib.sha256(fingerprint.encode())
         for path in sorted(Path(__file__).parent.rglob("*.py")):
             digest.update(path.read_bytes())
         versions = jax.__version__, jaxlib.version.__version__, np.__version__

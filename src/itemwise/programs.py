@@ -309,10 +309,13 @@ class ProgramSet:
 class Programs:
     """The programs compiled, with weights and page pool.
 
+    Smaller steps than the largest are compiled only if `use_small_steps`, called with the
+    fingerprint, says so.
+
     Attributes:
-        shapes: sizes of the steps, ascending.
+        shapes: sizes of the steps that were compiled, ascending.
         num_pages: P, pages of the pool, the null page included.
-        fingerprint: a digest of the steps as XLA was given them.
+        fingerprint: a digest of the steps of all sizes as XLA is given them.
         packed_compile_s: seconds that each packed program took to compile, by length and mask.
     """
 
@@ -326,8 +329,8 @@ class Programs:
         mesh: Mesh | None = None,
         kernel: Kernel | None = None,
         dot_sums: bool = False,
+        use_small_steps: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        self.shapes = tuple(shapes)
         self.num_pages = num_pages
         self.fingerprint = ""
         self.packed_compile_s: dict[tuple[int, Mask], float] = {}
@@ -337,27 +340,36 @@ class Programs:
             model, shapes[-1], num_pages, dtypes, mesh, kernel, dot_sums=dot_sums
         )
         self._pages = self._new_pages()
-        *steps, self._labels, self._vocab = with_whole_cache(self._compile)
-        self._steps = dict(zip(self.shapes, steps, strict=True))
+        compile_all = functools.partial(self._compile, shapes, use_small_steps)
+        self._steps, self._labels, self._vocab = with_whole_cache(compile_all)
+        self.shapes = tuple(self._steps)
         self._packed: dict[tuple[int, Mask], jax.stages.Compiled] = {}
 
-    def _compile(self) -> tuple[jax.stages.Compiled, ...]:
+    def _compile(
+        self, shapes: Sequence[StepShape], use_small_steps: Callable[[str], bool]
+    ) -> tuple[dict[StepShape, jax.stages.Compiled], jax.stages.Compiled, jax.stages.Compiled]:
         """Steps, reading of labels and log-sum-exp, compiled side by side."""
         programs, weights, digest = self._programs, self._weights, hashlib.sha256()
         with ThreadPoolExecutor() as pool:
-            compiling: list[Future[jax.stages.Compiled]] = []
-            for shape in reversed(self.shapes):  # the one that takes longest first
+
+            def compiling(lowered: jax.stages.Lowered) -> Future[jax.stages.Compiled]:
+                return pool.submit(compiled_for, lowered, self._platform)
+
+            def lower(shape: StepShape) -> jax.stages.Lowered:
                 lowered = programs.lower_step(weights, shape)
-                compiling.insert(0, pool.submit(compiled_for, lowered, self._platform))
                 digest.update(lowered.as_text().encode())
-            compiling.append(
-                pool.submit(compiled_for, programs.lower_labels(weights), self._platform)
-            )
-            compiling.append(
-                pool.submit(compiled_for, programs.lower_vocab(weights), self._platform)
-            )
+                return lowered
+
+            *small, largest = shapes
+            steps = {largest: compiling(lower(largest))}  # the one that takes longest first
+            lowered = {shape: lower(shape) for shape in reversed(small)}
             self.fingerprint = digest.hexdigest()
-            return tuple(one.result() for one in compiling)
+            if use_small_steps(self.fingerprint):
+                steps |= {shape: compiling(one) for shape, one in lowered.items()}
+            labels = compiling(programs.lower_labels(weights))
+            vocab = compiling(programs.lower_vocab(weights))
+            compiled = {shape: steps[shape].result() for shape in shapes if shape in steps}
+            return compiled, labels.result(), vocab.result()
 
     @property
     def shape(self) -> StepShape:

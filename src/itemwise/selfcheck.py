@@ -28,12 +28,15 @@ class SelfCheck:
         checks: each check and whether it held.
         seconds: time it took.
         checked_at: when, in UTC. At an earlier start, if the same programs passed there.
+        small_steps: whether it is about steps of all sizes; else small ones have other bits, are
+            left out, and the largest was checked alone.
     """
 
     status: Literal["passed", "failed", "skipped"]
     checks: dict[str, bool] = field(default_factory=dict)
     seconds: float = 0.0
     checked_at: str = ""
+    small_steps: bool = True
 
     @property
     def failures(self) -> list[str]:
