@@ -179,6 +179,15 @@ def test_sequences_are_bounded(make_engine: Callable[..., Engine]) -> None:
     assert engine.info()["steps"] - steps == 3
 
 
+def test_shares_are_of_the_padded_sequence(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(multi_item_algorithm="packed", skip_self_check=True)
+    work = engine.open(request_of(0, 40, (20, 4)))
+    assert work is not None
+    (step,) = engine.step([work]).landed
+    assert step.num_tokens == 64
+    assert step.token_share == step.lane_share == 64 / 256
+
+
 def test_a_delimiter_in_the_input_is_refused(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(
         multi_item_algorithm="packed", multi_item_scoring_delimiter=7, skip_self_check=True

@@ -103,7 +103,7 @@ class PackedWork:
         self._seconds += seconds
         self.remaining_tokens -= num_tokens
         share = num_tokens / shape.tokens
-        outcome.landed.append(StepStats(seconds, num_tokens, share, 1.0, len(items)))
+        outcome.landed.append(StepStats(seconds, num_tokens, share, share, len(items)))
         if self.done:
             outcome.finished.append(self)
         return outcome

@@ -298,13 +298,15 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class StepStats:
-    """A step that is done.
+    """A step that is done: an exact step, or a packed sequence.
 
     Attributes:
         seconds: from when the device could begin it until its results were here.
         num_tokens: tokens computed, padding left out.
-        token_share: its tokens, as a share of the token places of the largest step.
-        lane_share: its token places in use, gaps between lanes included, as the same share.
+        token_share: its tokens, as a share of the token places of the largest step; for a packed
+            sequence, of its padded length.
+        lane_share: its token places in use, gaps between lanes included, as the same share. A
+            packed sequence has no gaps.
         num_items: items scored.
     """
 

@@ -69,11 +69,15 @@ class Metrics:
         self._step_seconds = histogram("step_seconds", "Time of a step.", SECONDS)
         self._step_lanes = histogram(
             "step_lane_share",
-            "Token places of lanes in use, as a share of those of the largest step.",
+            "Token places of lanes in use, as a share of those of the largest step "
+            "(packed: of the padded sequence).",
             SHARES,
         )
         self._step_tokens = histogram(
-            "step_token_share", "Tokens, as a share of the places of the largest step.", SHARES
+            "step_token_share",
+            "Tokens, as a share of the places of the largest step "
+            "(packed: of the padded sequence).",
+            SHARES,
         )
         self._registry.register(_Snapshot(service))
         ProcessCollector(registry=self._registry)
