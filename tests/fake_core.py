@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from itemwise.types import ScoreRequest, ScoreResult, StepOutcome, StepStats
 
@@ -17,7 +18,12 @@ class FakeWork:
 
     request: ScoreRequest
     remaining_tokens: int
+    cached_tokens: int = 0
     answer: ScoreResult | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.answer is not None
 
     def result(self) -> ScoreResult:
         assert self.answer is not None
@@ -59,17 +65,17 @@ class FakeCore:
         self._open.append(work)
         return work
 
-    def close(self, work: FakeWork) -> None:
+    def close(self, work: Any) -> None:
         self._open.remove(work)
         self.closed.append(work.request.query[0])
 
-    def step(self, works: Sequence[FakeWork]) -> StepOutcome[FakeWork]:
+    def step(self, works: Sequence[Any]) -> StepOutcome:
         self.threads.add(threading.get_ident())
         self.in_step.set()
         assert self.gate.wait(WAIT_S)
         if self.lost is not None:
             raise self.lost
-        outcome = StepOutcome[FakeWork]()
+        outcome = StepOutcome()
         room, turn = self.step_tokens, list[int]()
         for work in works:
             taken = min(room, work.remaining_tokens)
@@ -85,7 +91,7 @@ class FakeCore:
         outcome.landed.append(StepStats(0.001, used, 1.0, 1.0, len(outcome.finished)))
         return outcome
 
-    def _end(self, work: FakeWork, outcome: StepOutcome[FakeWork]) -> None:
+    def _end(self, work: FakeWork, outcome: StepOutcome) -> None:
         self._open.remove(work)
         try:
             work.answer = self._score(work.request)

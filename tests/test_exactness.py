@@ -24,9 +24,8 @@ from itemwise.demo import LISTS
 from itemwise.engine import Engine
 from itemwise.ops import api
 from itemwise.ops.attention import StepLayout
-from itemwise.packed_run import AnyWork
 from itemwise.programs import Programs
-from itemwise.types import ScoreRequest, StepBatch, StepShape
+from itemwise.types import OpenRequest, ScoreRequest, StepBatch, StepShape
 from tests.conftest import VOCAB_SIZE
 
 PAGE = 32
@@ -211,7 +210,7 @@ def test_rows_mixed_in_any_order_with_some_given_up(
     requests[1] = replace(requests[1], item_first=item_first)
     alone = [fresh(engine, request) for request in requests]
     engine.forget_prefixes()
-    waiting, opened = list(range(count)), dict[int, AnyWork]()
+    waiting, opened = list(range(count)), dict[int, OpenRequest]()
     found: dict[int, Bits] = {}
     for _ in range(1000):
         if waiting and rng.integers(2):

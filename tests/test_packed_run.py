@@ -167,6 +167,27 @@ def test_self_check_and_item_first_go_through_the_exact_step(
     assert engine.info()["packed_programs"] == []
 
 
+def test_packed_and_exact_requests_may_be_open_together(
+    make_engine: Callable[..., Engine],
+) -> None:
+    engine = make_engine(multi_item_algorithm="packed", skip_self_check=True)
+    requests = [REQUESTS[name] for name in ("several sequences", "item first", "short")]
+    alone = [np.stack(list(engine.score([each])[0].scores)) for each in requests]
+    together = [np.stack(list(result.scores)) for result in engine.score(requests)]
+    assert [each.tobytes() for each in together] == [each.tobytes() for each in alone]
+    works = [work for each in requests if (work := engine.open(each))]
+    left = [works[1], works[0], works[2]]
+    assert engine.step(left).waiting  # an exact step is under way
+    left = left[1:] + left[:1]
+    (landed,) = engine.step(left).landed
+    assert landed.num_tokens == 9 + 20, "the first item, before any sequence"
+    while left:
+        outcome = engine.step(left)
+        left = [work for work in left if work not in outcome.finished]
+    found = [np.stack(list(work.result().scores)) for work in works]
+    assert [each.tobytes() for each in found] == [each.tobytes() for each in alone]
+
+
 def test_sequences_are_bounded(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(
         multi_item_algorithm="packed", max_multi_item_seq_len=256, skip_self_check=True

@@ -11,8 +11,7 @@ import pytest
 from itemwise import engine as engine_module
 from itemwise.engine import Engine
 from itemwise.errors import EngineLostError
-from itemwise.packed_run import AnyWork
-from itemwise.types import ScoreRequest, StepBatch
+from itemwise.types import OpenRequest, ScoreRequest, StepBatch
 from tests.conftest import tiled_step_shapes
 
 PAGE = 32
@@ -37,13 +36,13 @@ def request(seed: int, query: int = 70, items: int = 4, item: int = 9) -> ScoreR
     return ScoreRequest(tuple(tokens[:query]), rows, ((1, 2),) * items)
 
 
-def opened(engine: Engine, *requests: ScoreRequest) -> list[AnyWork]:
+def opened(engine: Engine, *requests: ScoreRequest) -> list[OpenRequest]:
     works = [engine.open(each) for each in requests]
     assert None not in works
     return [work for work in works if work is not None]
 
 
-def run(engine: Engine, works: Sequence[AnyWork]) -> dict[int, Exception]:
+def run(engine: Engine, works: Sequence[OpenRequest]) -> dict[int, Exception]:
     """Runs until all are finished or failed; the failures, by place in `works`."""
     left, failures = list(works), dict[int, Exception]()
     for _ in range(100):
@@ -57,7 +56,7 @@ def run(engine: Engine, works: Sequence[AnyWork]) -> dict[int, Exception]:
     raise AssertionError("it does not end")
 
 
-def scores(work: AnyWork) -> bytes:
+def scores(work: OpenRequest) -> bytes:
     return b"".join(row.tobytes() for row in work.result().scores)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,20 +23,27 @@ import numpy as np
 
 from itemwise import checkpoint
 from itemwise.config import EngineConfig, ModelConfig, cache_dir, xla_environment
-from itemwise.errors import ConfigError, RequestError, SelfCheckError
+from itemwise.errors import ConfigError, SelfCheckError
 from itemwise.hardware import multiplies_bfloat16, processor
 from itemwise.memory import plan_pages
 from itemwise.native import Kernels, load_kernels
 from itemwise.packed import DEFAULT_MAX_TOKENS
-from itemwise.packed_run import AnyWork, PackedWork, num_packed_tokens, packed_sequences
+from itemwise.packed_run import PackedBatcher
 from itemwise.pages import PageCache
 from itemwise.parallel import make_mesh
 from itemwise.programs import Programs, compile_counter, use_compilation_cache
-from itemwise.run import Batcher, Progress
+from itemwise.run import Batcher, Counters, Progress
 from itemwise.selfcheck import SelfCheck, recall, remember, run_self_check
-from itemwise.types import DTypes, Kernel, ScoreRequest, ScoreResult, StepOutcome, StepShape
+from itemwise.types import (
+    DTypes,
+    Kernel,
+    OpenRequest,
+    ScoreRequest,
+    ScoreResult,
+    StepOutcome,
+    StepShape,
+)
 from itemwise.weights import load_weights
-from itemwise.work import Work, num_computed_tokens
 
 GRANULE_TOKENS = 32
 BLOCK_TOKENS = 512  # context tokens of one product
@@ -116,7 +124,10 @@ class Engine:
             dot_sums=self.device.platform == "cpu",
             use_small_steps=self._may_use_small_steps,
         )
-        self._batcher = Batcher(self._programs, self._new_cache)
+        self._counters = Counters()
+        self._exact = Batcher(self._programs, self._new_cache, self._counters)
+        max_packed = config.max_multi_item_seq_len or min(self.max_seq_len, DEFAULT_MAX_TOKENS)
+        self._packed = PackedBatcher(self._programs, max_packed, self._counters)
         compiled = time.perf_counter()
         self.self_check = self._check_self()
         self._startup_s = {
@@ -159,7 +170,7 @@ class Engine:
             # On some processor a small product may add in another order than a large one.
             logger.warning("small steps are left out: %s", ", ".join(verdict.failures))
             self._programs.drop_small_steps()
-            self._batcher.reset()
+            self._exact.reset()
             verdict = replace(self._run_self_check(), small_steps=False)
         if verdict.status != "passed":
             raise SelfCheckError(
@@ -208,7 +219,7 @@ class Engine:
             self.forget_prefixes,
             vocab_size=self.model_config.vocab_size,
             page_tokens=page_tokens,
-            max_tokens=min(self.max_seq_len, self._batcher.cache.capacity * page_tokens),
+            max_tokens=min(self.max_seq_len, self._exact.cache.capacity * page_tokens),
             step_tokens=[shape.tokens for shape in self._programs.shapes],
         )
 
@@ -224,7 +235,7 @@ class Engine:
 
     def forget_prefixes(self) -> None:
         """Empties the prefix cache."""
-        self._batcher.cache.clear()
+        self._exact.cache.clear()
 
     def score(
         self, requests: Sequence[ScoreRequest], on_progress: Progress | None = None
@@ -252,13 +263,16 @@ class Engine:
         *,
         exactly: bool = False,
     ) -> list[ScoreResult]:
-        works = [self._new_work(request, exactly) for request in requests]
+        for request in requests:
+            self._batcher_for(request, exactly).check(request, self.config)
         total = sum(len(request.items) for request in requests)
-        waiting, opened, done = list(works), list[AnyWork](), 0
+        waiting, works, opened, done = deque(requests), list[OpenRequest](), list[OpenRequest](), 0
         try:
             while waiting or opened:
-                while waiting and self._open(waiting[0]):
-                    opened.append(waiting.pop(0))
+                while waiting and (work := self._open(waiting[0], exactly)):
+                    waiting.popleft()
+                    works.append(work)
+                    opened.append(work)
                 outcome = self.step(opened)
                 for _, error in outcome.failed:
                     raise error
@@ -268,77 +282,49 @@ class Engine:
                     on_progress("items", done, total)
         except BaseException:
             # Pages may be unwritten, and a failed step may have given the pool's memory away.
-            self._batcher.reset()
+            self._exact.reset()
+            self._packed.reset()
             raise
         return [work.result() for work in works]
 
-    def _new_work(self, request: ScoreRequest, exactly: bool = False) -> AnyWork:
-        """A request to run, if it can ever have its pages; else a `RequestError`."""
-        if self._is_packed(request) and not exactly:
-            return PackedWork(request, self.config, self._programs, self._max_packed_tokens)
-        work = Work(request, self.config)
-        page_tokens = self.shape.page_tokens
-        needed, capacity = work.pages_needed(page_tokens), self._batcher.cache.capacity
-        if needed > capacity:
-            raise RequestError(
-                "sequence_too_long",
-                f"a sequence of {len(request.query) + max(map(len, request.items))} tokens needs "
-                f"{needed} pages of {page_tokens} tokens, expected at most {capacity}; raise "
-                "--kv-cache-bytes",
-                "query",
-            )
-        return work
-
-    def _is_packed(self, request: ScoreRequest) -> bool:
-        return self.config.multi_item_algorithm == "packed" and not request.item_first
-
-    @property
-    def _max_packed_tokens(self) -> int:
-        """Most tokens of a packed sequence."""
-        return self.config.max_multi_item_seq_len or min(self.max_seq_len, DEFAULT_MAX_TOKENS)
+    def _batcher_for(self, request: ScoreRequest, exactly: bool = False) -> Batcher | PackedBatcher:
+        packed = self.config.multi_item_algorithm == "packed" and not request.item_first
+        return self._packed if packed and not exactly else self._exact
 
     def cost(self, request: ScoreRequest) -> int:
         """Tokens that scoring the request computes if no page of it is known."""
-        if not self._is_packed(request):
-            return num_computed_tokens(request, self.config)
-        sequences = packed_sequences(
-            request, self.config, self._max_packed_tokens, self.shape.max_rows
-        )
-        return num_packed_tokens(request, self.config, len(sequences))
+        return self._batcher_for(request).cost(request, self.config)
 
-    def open(self, request: ScoreRequest) -> AnyWork | None:
+    def open(self, request: ScoreRequest) -> OpenRequest | None:
         """Takes a request in for `step`; None if there are no pages for it now.
 
         Raises:
             RequestError: it needs more pages than there are (`sequence_too_long`).
         """
-        work = self._new_work(request)
-        return work if self._open(work) else None
+        return self._open(request)
 
-    def _open(self, work: AnyWork) -> bool:
-        return isinstance(work, PackedWork) or self._batcher.open(work)
+    def _open(self, request: ScoreRequest, exactly: bool = False) -> OpenRequest | None:
+        return self._batcher_for(request, exactly).open(request, self.config)
 
-    def close(self, work: AnyWork) -> None:
+    def close(self, work: OpenRequest) -> None:
         """Lets go of a request that is not wanted any more; no further row of it runs."""
-        if isinstance(work, Work):
-            self._batcher.close(work)
+        self._exact.close(work)
+        self._packed.close(work)
 
-    def step(self, works: Sequence[AnyWork]) -> StepOutcome[AnyWork]:
+    def step(self, works: Sequence[OpenRequest]) -> StepOutcome:
         """Runs a step filled from open requests, the most urgent first; see `Batcher.step`.
 
         With the packed algorithm, a step is one sequence of the most urgent request.
         """
-        if not works or isinstance(works[0], Work):
-            exact = self._batcher.step([work for work in works if isinstance(work, Work)])
-            return StepOutcome([*exact.finished], [*exact.failed], exact.landed, exact.waiting)
-        outcome = works[0].run_next()
-        self._batcher.count(outcome.landed)
-        return outcome
+        if not works or not self._packed.holds(works[0]):
+            return self._exact.step(works)
+        if self._exact.under_way:  # what runs comes first
+            return self._exact.step([])
+        return self._packed.step(works)
 
     def info(self) -> dict[str, Any]:
         """What runs, as JSON values: model, settings, device, self-check and counters."""
-        shape, batcher = self.shape, self._batcher
-        cache = batcher.cache
+        shape, counters, cache = self.shape, self._counters, self._exact.cache
         return {
             "model_config": asdict(self.model_config),
             "engine_config": asdict(self.config),
@@ -357,11 +343,11 @@ class Engine:
             "startup_s": self._startup_s,
             "compiled_programs": self._compiled_at_ready,
             "compiled_since_ready": compile_counter().count - self._compiled_at_ready,
-            "steps": batcher.num_steps,
-            "failed_steps": batcher.num_failures,
-            "computed_tokens": batcher.num_tokens,
-            "shared_tokens": batcher.num_shared_tokens,
-            "scored_items": batcher.num_items,
+            "steps": counters.num_steps,
+            "failed_steps": counters.num_failures,
+            "computed_tokens": counters.num_tokens,
+            "shared_tokens": counters.num_shared_tokens,
+            "scored_items": counters.num_items,
             "packed_programs": [
                 {"tokens": tokens, "mask": mask, "compile_s": seconds}
                 for (tokens, mask), seconds in self._programs.packed_compile_s.items()

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from itemwise.errors import EngineLostError
+from itemwise.config import EngineConfig
+from itemwise.errors import EngineLostError, RequestError
 from itemwise.packing import StepPacker
 from itemwise.pages import PageCache
 from itemwise.programs import Programs
-from itemwise.types import Float32Array, StepBatch, StepOutcome, StepStats
-from itemwise.work import Work
+from itemwise.types import Float32Array, OpenRequest, ScoreRequest, StepOutcome, StepStats
+from itemwise.work import Work, num_computed_tokens, num_pages_needed
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 MAX_FLIGHTS = 2  # steps that the device has at a time: one that runs, one that follows
@@ -54,13 +55,11 @@ class _Flight:
     lane_share: float
 
 
-class Batcher:
-    """Runs steps filled from several requests. Not thread-safe.
-
-    Which request gives the next rows is the caller's choice, and changes no bit of any score.
+@dataclass
+class Counters:
+    """What has run since the start, through whichever batcher.
 
     Attributes:
-        cache: the pages.
         num_steps: steps completed.
         num_tokens: tokens computed, padding left out.
         num_items: items scored.
@@ -68,47 +67,109 @@ class Batcher:
         num_failures: steps that failed.
     """
 
-    def __init__(self, programs: Programs, new_cache: Callable[[], PageCache]) -> None:
+    num_steps: int = 0
+    num_tokens: int = 0
+    num_items: int = 0
+    num_shared_tokens: int = 0
+    num_failures: int = 0
+
+    def count_step(self, step: StepStats) -> None:
+        """Counts a step that was completed."""
+        self.num_steps += 1
+        self.num_tokens += step.num_tokens
+        self.num_items += step.num_items
+
+    def count_failure(self, error: Exception) -> None:
+        """Counts a step that failed, and logs why."""
+        logger.error("a step failed: %s", type(error).__name__, exc_info=error)
+        self.num_failures += 1
+
+
+class Batcher:
+    """Runs exact steps filled from several requests. Not thread-safe.
+
+    Which request gives the next rows is the caller's choice, and changes no bit of any score.
+
+    Attributes:
+        cache: the pages.
+    """
+
+    def __init__(
+        self, programs: Programs, new_cache: Callable[[], PageCache], counters: Counters
+    ) -> None:
         self._programs = programs
         self._new_cache = new_cache
+        self._counters = counters
         self.cache = new_cache()
         self._packer = self._new_packer()
         self._open: dict[int, Work] = {}  # by identity, oldest first
         self._filling: list[_Segment] = []
         self._flights: deque[_Flight] = deque()
         self._landed_at = 0.0
-        self.num_steps = self.num_tokens = self.num_items = 0
-        self.num_shared_tokens = self.num_failures = 0
 
     def _new_packer(self) -> StepPacker:
         *smaller, largest = self._programs.shapes
         return StepPacker(largest, smaller)
 
-    def open(self, work: Work) -> bool:
-        """Takes a request in; False if there are no pages for it now."""
+    def cost(self, request: ScoreRequest, config: EngineConfig) -> int:
+        """Tokens that scoring a request computes if no page of it is known. From any thread."""
+        return num_computed_tokens(request, config)
+
+    def check(self, request: ScoreRequest, config: EngineConfig) -> None:
+        """Returns if a request can ever have its pages.
+
+        Raises:
+            RequestError: it needs more than there are (`sequence_too_long`).
+        """
+        page_tokens, capacity = self._programs.shape.page_tokens, self.cache.capacity
+        needed = num_pages_needed(request, config, page_tokens)
+        if needed > capacity:
+            raise RequestError(
+                "sequence_too_long",
+                f"a sequence of {len(request.query) + max(map(len, request.items))} tokens needs "
+                f"{needed} pages of {page_tokens} tokens, expected at most {capacity}; raise "
+                "--kv-cache-bytes",
+                "query",
+            )
+
+    def open(self, request: ScoreRequest, config: EngineConfig) -> Work | None:
+        """Takes a request in; None if there are no pages for it now. Raises what `check` does."""
+        self.check(request, config)
+        work = Work(request, config)
         if not work.start(self.cache):
-            return False
+            return None
         self._open[id(work)] = work
-        return True
+        return work
 
-    def close(self, work: Work) -> None:
-        """Lets go of a request, whether done or not; no further row of it runs."""
-        if self._open.pop(id(work), None) is not None:
-            work.close()
+    def close(self, work: OpenRequest) -> None:
+        """Lets go of a request, whether done or not; no further row of it runs.
 
-    def step(self, works: Iterable[Work]) -> StepOutcome[Work]:
+        Does nothing with one that is not open here.
+        """
+        mine = self._open.pop(id(work), None)
+        if mine is not None:
+            mine.close()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the device has steps whose results were not taken in."""
+        return bool(self._flights)
+
+    def step(self, works: Iterable[OpenRequest]) -> StepOutcome:
         """Sends the next step off, and takes in the results of an earlier one.
 
         Args:
-            works: open requests, the most urgent first. Each gives as many rows as fit.
+            works: requests, the most urgent first. Each that is open here gives as many rows as
+                fit.
 
         Raises:
             EngineLostError: a step failed, and the device does not run another one.
         """
-        outcome = StepOutcome[Work]()
+        outcome = StepOutcome()
+        mine = [self._open[id(work)] for work in works if id(work) in self._open]
         self._filling = []
         try:
-            flight = self._send(works)
+            flight = self._send(mine)
             if flight is not None:
                 self._flights.append(flight)
         except Exception as error:
@@ -119,15 +180,8 @@ class Batcher:
                 self._land(flight, outcome)
             except Exception as error:
                 self._recover([s.work for s in flight.segments], error, outcome)
-        outcome.waiting = bool(self._flights)
+        outcome.waiting = self.under_way
         return outcome
-
-    def count(self, landed: Iterable[StepStats]) -> None:
-        """Counts steps that ran beside its own: packed sequences."""
-        for step in landed:
-            self.num_steps += 1
-            self.num_tokens += step.num_tokens
-            self.num_items += step.num_items
 
     def reset(self) -> None:
         """Lets go of all requests and empties the pool."""
@@ -220,7 +274,7 @@ class Batcher:
             array.copy_to_host_async()
         return logits, logsumexp
 
-    def _land(self, flight: _Flight, outcome: StepOutcome[Work]) -> None:
+    def _land(self, flight: _Flight, outcome: StepOutcome) -> None:
         """Takes in the results of a step. Raises what the step raised."""
         logits = logsumexps = None
         if flight.logits:
@@ -238,48 +292,41 @@ class Batcher:
                 over_vocab = None if logsumexps is None else logsumexps[start:end]
                 self._hand_out(segment, logits[start:end], over_vocab, outcome)
             start = end
-        self.num_steps += 1
-        self.num_tokens += flight.num_tokens
-        self.num_items += start
         begun = max(flight.sent_at, self._landed_at)
         self._landed_at = now
         shares = flight.token_share, flight.lane_share
-        outcome.landed.append(StepStats(now - begun, flight.num_tokens, *shares, start))
+        step = StepStats(now - begun, flight.num_tokens, *shares, start)
+        self._counters.count_step(step)
+        outcome.landed.append(step)
 
     def _hand_out(
         self,
         segment: _Segment,
         logits: Float32Array,
         logsumexps: Float32Array | None,
-        outcome: StepOutcome[Work],
+        outcome: StepOutcome,
     ) -> None:
         """Gives a request its results; a fault in that fails this request alone."""
         work = segment.work
         try:
             work.take_results(segment.items, logits, logsumexps)
         except Exception as error:
-            self._note_failure(error)
+            self._counters.count_failure(error)
             if id(work) in self._open:
                 self.close(work)
                 outcome.failed.append((work, error))
             return
         if work.done and id(work) in self._open:
-            self.num_shared_tokens += work.cached_tokens
+            self._counters.num_shared_tokens += work.cached_tokens
             self.close(work)
             outcome.finished.append(work)
 
-    def _note_failure(self, error: Exception) -> None:
-        logger.error("a step failed: %s", type(error).__name__, exc_info=error)
-        self.num_failures += 1
-
-    def _recover(
-        self, blamed: Sequence[Work], error: Exception, outcome: StepOutcome[Work]
-    ) -> None:
+    def _recover(self, blamed: Sequence[Work], error: Exception, outcome: StepOutcome) -> None:
         """Fails the requests of a step that failed; the others begin anew in an empty pool.
 
         They keep the results they have. A failed step may have given the pool's memory away.
         """
-        self._note_failure(error)
+        self._counters.count_failure(error)
         failed = {id(work): (work, error) for work in blamed}
         while self._flights:  # those sent before may be whole
             flight = self._flights.popleft()
@@ -291,11 +338,7 @@ class Batcher:
                     failed |= {id(s.work): (s.work, another) for s in flight.segments}
         self._packer = self._new_packer()
         self.cache = self._new_cache()
-        try:
-            self._programs.reset_pages()
-            self._programs.step(_no_rows(self._packer)).block_until_ready()
-        except Exception as lost:
-            raise EngineLostError(f"the device is lost: {type(lost).__name__}") from lost
+        check_device(self._programs, new_pool=True)
         for work, reason in failed.values():
             if self._open.pop(id(work), None) is not None:
                 outcome.failed.append((work, reason))
@@ -303,5 +346,15 @@ class Batcher:
             work.restart(self.cache)
 
 
-def _no_rows(packer: StepPacker) -> StepBatch:
-    return packer.take()
+def check_device(programs: Programs, *, new_pool: bool = False) -> None:
+    """Returns if the device runs a step without rows, be it in an empty pool.
+
+    Raises:
+        EngineLostError: it does not.
+    """
+    try:
+        if new_pool:
+            programs.reset_pages()
+        programs.step(StepPacker(programs.shape).take()).block_until_ready()
+    except Exception as lost:
+        raise EngineLostError(f"the device is lost: {type(lost).__name__}") from lost

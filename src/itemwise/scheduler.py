@@ -20,7 +20,7 @@ from itemwise.errors import (
     QueueFullError,
     ShuttingDownError,
 )
-from itemwise.types import ScoreRequest, ScoreResult, StepOutcome, StepStats, WorkT
+from itemwise.types import OpenRequest, ScoreRequest, ScoreResult, StepOutcome, StepStats
 
 MIN_RETRY_AFTER_S = 1.0
 STRETCH = 10.0
@@ -33,7 +33,7 @@ logger = logging.getLogger("itemwise.scheduler")
 Ending = Literal["finished", "failed", "refused", "cancelled", "expired"]
 
 
-class Core(Protocol[WorkT]):
+class Core(Protocol):
     """What the scheduler needs of an engine. All but `cost` is called from one thread."""
 
     @property
@@ -45,15 +45,15 @@ class Core(Protocol[WorkT]):
         """Tokens to compute, at most. From any thread."""
         ...
 
-    def open(self, request: ScoreRequest) -> WorkT | None:
+    def open(self, request: ScoreRequest) -> OpenRequest | None:
         """Takes a request in, or None if there is no room for it now."""
         ...
 
-    def close(self, work: WorkT) -> None:
+    def close(self, work: OpenRequest) -> None:
         """Lets go of a request that is not wanted any more."""
         ...
 
-    def step(self, works: Sequence[WorkT]) -> StepOutcome[WorkT]:
+    def step(self, works: Sequence[OpenRequest]) -> StepOutcome:
         """Runs a step filled from open requests, the most urgent first."""
         ...
 
@@ -140,7 +140,7 @@ class Job:
     arrived: float
     deadline: float | None
     future: Future[Scored] = field(default_factory=Future)
-    work: Any = None  # what the engine calls it, once open
+    work: Any = None  # its `OpenRequest`, once the engine has taken it in
     opened: float = 0.0
     ended: bool = False
 
@@ -176,7 +176,7 @@ class Scheduler:
 
     def __init__(
         self,
-        core: Core[Any],
+        core: Core,
         limits: QueueLimits,
         on_step: Callable[[StepStats], None] | None = None,
         on_lost: Callable[[BaseException], None] | None = None,
@@ -370,7 +370,7 @@ class Scheduler:
         self._core.close(job.work)  # given up just now
         return False
 
-    def _settle(self, outcome: StepOutcome[Any]) -> None:
+    def _settle(self, outcome: StepOutcome) -> None:
         for step in outcome.landed:
             if self._mean_s:
                 self._mean_tokens += _RECENT * (step.num_tokens - self._mean_tokens)

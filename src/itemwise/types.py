@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
 # Products of fewer rows may add in another order; steps of all sizes shall have the same bits.
 MIN_SCORED_ROWS = 32
-WorkT = TypeVar("WorkT")  # what the engine calls an open request
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
 Kernel = Literal["cpu", "gpu", "tpu"]  # attention that is not XLA's: C++, or Pallas
@@ -317,8 +316,36 @@ class StepStats:
     num_items: int
 
 
+class OpenRequest(Protocol):
+    """A request that an engine has taken in, as those see it who wait for its answer."""
+
+    @property
+    def request(self) -> ScoreRequest:
+        """What is scored."""
+        ...
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens still to be computed, at most."""
+        ...
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prefix tokens that were found and not computed."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether every item has its result."""
+        ...
+
+    def result(self) -> ScoreResult:
+        """The answer, once `done`. From any thread."""
+        ...
+
+
 @dataclass
-class StepOutcome(Generic[WorkT]):
+class StepOutcome:
     """What came of a call of the engine's `step`.
 
     Attributes:
@@ -328,7 +355,7 @@ class StepOutcome(Generic[WorkT]):
         waiting: whether steps are still under way.
     """
 
-    finished: list[WorkT] = field(default_factory=list)
-    failed: list[tuple[WorkT, Exception]] = field(default_factory=list)
+    finished: list[OpenRequest] = field(default_factory=list)
+    failed: list[tuple[OpenRequest, Exception]] = field(default_factory=list)
     landed: list[StepStats] = field(default_factory=list)
     waiting: bool = False

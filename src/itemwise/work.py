@@ -51,6 +51,15 @@ def num_computed_tokens(
     return rows + shared * (len(chosen) if runs_serially(request, config) else 1)
 
 
+def num_pages_needed(request: ScoreRequest, config: EngineConfig, page_tokens: int) -> int:
+    """Most pages that a request's prefix and a long item need at once."""
+    prefix, row = len(request.query), max(map(len, request.items))
+    if request.item_first:
+        prefix, row = row, prefix
+    prefix += config.multi_item_scoring_delimiter is not None
+    return -(-prefix // page_tokens) + num_temporary_pages(row, page_tokens)
+
+
 class Work:
     """A request that is being scored.
 
@@ -117,17 +126,6 @@ class Work:
         if self.request.item_first:
             return item + self._between, self.request.query
         return self._shared, item
-
-    def pages_needed(self, page_tokens: int) -> int:
-        """Most pages that its prefix and a long item need at once."""
-
-        def of(prefix: int, row: int) -> int:
-            return -(-prefix // page_tokens) + num_temporary_pages(row, page_tokens)
-
-        longest = max(map(len, self.request.items))
-        if not self.request.item_first:
-            return of(len(self._shared), longest)
-        return of(longest + len(self._between), len(self.request.query))
 
     def _open_prefix(self) -> bool:
         cache = self._cache

@@ -31,7 +31,7 @@ class AnyScorer(Protocol):
         ...
 
     @property
-    def engine(self) -> Core[Any]:
+    def engine(self) -> Core:
         """What scores prepared requests."""
         ...
 
