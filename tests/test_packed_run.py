@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from itemwise.engine import Engine
-from itemwise.errors import RequestError
+from itemwise.errors import EngineLostError, RequestError
 from itemwise.scorer import Scorer
 from itemwise.types import Float32Array, Mask, ScoreRequest
 from tests.conftest import VOCAB_SIZE
@@ -186,6 +186,49 @@ def test_packed_and_exact_requests_may_be_open_together(
         left = [work for work in left if work not in outcome.finished]
     found = [np.stack(list(work.result().scores)) for work in works]
     assert [each.tobytes() for each in found] == [each.tobytes() for each in alone]
+
+
+def test_failing_sequence_fails_its_request_alone(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(multi_item_algorithm="packed", skip_self_check=True)
+    requests = [REQUESTS["short"], REQUESTS["item first"]]
+    alone = [np.stack(list(engine.score([each])[0].scores)) for each in requests]
+    works = [work for each in requests if (work := engine.open(each))]
+    before = engine.info()
+
+    def broken(*_: Any) -> None:
+        raise MemoryError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._programs, "packed", broken)
+        outcome = engine.step(works)
+    assert [work for work, _ in outcome.failed] == works[:1]
+    assert outcome.landed == []
+    info = engine.info()
+    assert info["failed_steps"] == before["failed_steps"] + 1
+    assert info["steps"] == before["steps"]
+    while not works[1].done:
+        assert not engine.step(works).failed
+    assert np.stack(list(works[1].result().scores)).tobytes() == alone[1].tobytes()
+    again = np.stack(list(engine.score(requests[:1])[0].scores))
+    assert again.tobytes() == alone[0].tobytes()
+
+
+def test_device_that_runs_neither_sequence_nor_step_is_lost(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(multi_item_algorithm="packed", skip_self_check=True)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(engine._programs, "packed", broken)
+    monkeypatch.setattr(engine._programs, "step", broken)
+    work = engine.open(REQUESTS["short"])
+    assert work is not None
+    with pytest.raises(EngineLostError):
+        engine.step([work])
 
 
 def test_sequences_are_bounded(make_engine: Callable[..., Engine]) -> None:

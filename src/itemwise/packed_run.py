@@ -10,7 +10,7 @@ import numpy as np
 from itemwise.config import EngineConfig
 from itemwise.packed import chunks, pack, packed_shape
 from itemwise.programs import Programs
-from itemwise.run import Counters
+from itemwise.run import Counters, check_device
 from itemwise.types import (
     Float32Array,
     Mask,
@@ -125,7 +125,13 @@ class PackedBatcher:
         self._open.clear()
 
     def step(self, works: Iterable[OpenRequest]) -> StepOutcome:
-        """Runs a sequence of the first request that is open here, and waits for its results."""
+        """Runs a sequence of the first request that is open here, and waits for its results.
+
+        A sequence that fails fails its request. The page pool is not touched.
+
+        Raises:
+            EngineLostError: it failed, and the device does not run an exact step either.
+        """
         outcome = StepOutcome()
         work = next((self._open[id(each)] for each in works if self.holds(each)), None)
         if work is None:
@@ -133,6 +139,8 @@ class PackedBatcher:
         try:
             step = self._run_next(work)
         except Exception as error:
+            self._counters.count_failure(error)
+            check_device(self._programs)
             self.close(work)
             outcome.failed.append((work, error))
             return outcome
