@@ -44,6 +44,7 @@ ORDER = (
     "native",
     "weights",
     "memory",
+    "compile_cache",
     "programs",
     "work",
     "run",

@@ -31,7 +31,7 @@ from itemwise.packed import DEFAULT_MAX_TOKENS
 from itemwise.packed_run import PackedBatcher
 from itemwise.pages import PageCache
 from itemwise.parallel import make_mesh
-from itemwise.programs import Programs, compile_counter, use_compilation_cache
+from itemwise.programs import Programs, compile_counter
 from itemwise.run import Batcher, Counters, Progress
 from itemwise.selfcheck import SelfCheck, recall, remember, run_self_check
 from itemwise.types import (
@@ -94,7 +94,6 @@ class Engine:
             config, self.model_config, self.dtypes, shapes[-1], self.device, config.tp_size
         )
         self._compilation_cache = _compilation_cache(config)
-        use_compilation_cache(self._compilation_cache)
 
         def told(done: int, total: int) -> None:
             if on_progress:
@@ -123,6 +122,7 @@ class Engine:
             kernel,
             dot_sums=self.device.platform == "cpu",
             use_small_steps=self._may_use_small_steps,
+            cache=self._compilation_cache,
         )
         self._counters = Counters()
         self._exact = Batcher(self._programs, self._new_cache, self._counters)

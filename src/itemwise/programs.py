@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
-import re
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from itemwise.compile_cache import compiling_into, with_whole_cache
 from itemwise.config import ModelConfig
 from itemwise.models.decoder import (
     Pages,
@@ -73,7 +70,6 @@ COMPILER_OPTIONS: dict[str, dict[str, bool | int | str]] = {
         "xla_gpu_dot_merger_threshold_mb": 0,
     }
 }
-logger = logging.getLogger("itemwise.engine")
 LABEL_COLUMNS = 8  # labels that one call reads; longer lists take several calls
 
 
@@ -93,50 +89,6 @@ class CompileCounter:
 def compile_counter() -> CompileCounter:
     """The process's counter; it counts from the first call on."""
     return CompileCounter()
-
-
-def use_compilation_cache(folder: Path | None) -> None:
-    """Keeps compiled programs in a folder across processes, or nowhere."""
-    compilation_cache.reset_cache()  # which else stays with the first folder of the process
-    if folder is None:
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    jax.config.update("jax_enable_compilation_cache", True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-_Made = TypeVar("_Made")
-_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([\w.-]+)'")
-
-
-def with_whole_cache(make: Callable[[], _Made]) -> _Made:
-    """Calls `make`, which compiles; makes anew what the compilation cache could not give.
-
-    JAX neither writes entries at once nor writes over them, so one that a killed process left half
-    written would cost its compile at every start.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        made = make()
-    damaged = set()
-    for warning in caught:
-        found = _DAMAGED.search(str(warning.message))
-        if found:
-            damaged.add(found[1])
-        else:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-    folder: str | None = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if not damaged or folder is None:
-        return made
-    for path in Path(folder).iterdir():
-        if any(path.name.startswith(f"{name}-") for name in damaged):
-            path.unlink(missing_ok=True)
-    logger.warning("damaged entries of the compilation cache made anew: %s", sorted(damaged))
-    return make()
 
 
 def compiled_for(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
@@ -330,6 +282,7 @@ class Programs:
         kernel: Kernel | None = None,
         dot_sums: bool = False,
         use_small_steps: Callable[[str], bool] = lambda _: True,
+        cache: Path | None = None,
     ) -> None:
         self.num_pages = num_pages
         self.fingerprint = ""
@@ -339,9 +292,11 @@ class Programs:
         self._programs = ProgramSet(
             model, shapes[-1], num_pages, dtypes, mesh, kernel, dot_sums=dot_sums
         )
-        self._pages = self._new_pages()
+        self._cache = cache
         compile_all = functools.partial(self._compile, shapes, use_small_steps)
-        self._steps, self._labels, self._vocab = with_whole_cache(compile_all)
+        with compiling_into(cache):
+            self._pages = self._new_pages()
+            self._steps, self._labels, self._vocab = with_whole_cache(compile_all)
         self.shapes = tuple(self._steps)
         self._packed: dict[tuple[int, Mask], jax.stages.Compiled] = {}
 
@@ -404,9 +359,10 @@ class Programs:
         if name not in self._packed:
             start = time.perf_counter()
             lowered = self._programs.lower_packed(self._weights, shape, mask)
-            self._packed[name] = with_whole_cache(
-                functools.partial(compiled_for, lowered, self._platform)
-            )
+            with compiling_into(self._cache):
+                self._packed[name] = with_whole_cache(
+                    functools.partial(compiled_for, lowered, self._platform)
+                )
             self.packed_compile_s[name] = time.perf_counter() - start
         joined = _join(_packed_arguments(batch))
         hidden: tuple[jax.Array, ...] = self._packed[name](self._weights, joined)
