@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from itemwise.compile_cache import with_whole_cache
+from itemwise.compile_cache import compile_whole, compiling_into
 from itemwise.engine import Engine
 from itemwise.types import ScoreRequest
 
@@ -100,27 +102,74 @@ def test_without_a_cache_the_host_program_stays_without(
     assert programs(tmp_path) == kept
 
 
-def test_half_written_cache_entries_are_made_anew(
+def start(make_engine: Callable[..., Engine], folder: Path) -> dict[str, int]:
+    """Sizes of what the folder keeps after a start that finds no program in memory."""
+    jax.clear_caches()
+    make_engine(compilation_cache_dir=str(folder), skip_self_check=True)
+    return {path.name: path.stat().st_size for path in folder.glob("*-cache")}
+
+
+def half_write(folder: Path) -> str:
+    """Cuts the entry of the step in two; returns its name."""
+    (path,) = folder.glob("jit_step-*-cache")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path.name
+
+
+def test_half_written_entry_is_replaced(
     make_engine: Callable[..., Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def start() -> dict[str, int]:
-        jax.clear_caches()
-        make_engine(compilation_cache_dir=str(tmp_path), skip_self_check=True)
-        return {path.name: path.stat().st_size for path in tmp_path.glob("*-cache")}
-
-    whole = start()
-    step = next(name for name in whole if name.startswith("jit_step"))
-    path = tmp_path / step
-    path.write_bytes(path.read_bytes()[: whole[step] // 2])
-    mended = start()
-    assert "jit_step" in caplog.text
+    whole = start(make_engine, tmp_path)
+    step = half_write(tmp_path)
+    mended = start(make_engine, tmp_path)
+    assert "compiling jit_step again" in caplog.text
     assert mended.keys() == whole.keys()
     assert mended[step] > whole[step] * 0.9
     caplog.clear()
-    assert start() == mended
-    assert "damaged" not in caplog.text
+    assert start(make_engine, tmp_path) == mended
+    assert caplog.text == ""
 
 
-def test_other_warnings_are_passed_on() -> None:
-    with pytest.warns(UserWarning, match="something else"):
-        with_whole_cache(lambda: warnings.warn("something else", stacklevel=1))
+def test_warnings_of_other_threads_pass_while_an_entry_is_replaced(
+    make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come out at once and unchanged, and none of JAX's is among them."""
+    start(make_engine, tmp_path)
+    half_write(tmp_path)
+    compile_program = jax.stages.Lowered.compile
+    sent = [UserWarning("from another thread")]
+
+    def compile_beside_a_warning(lowered: Any, **options: Any) -> Any:
+        if sent:
+            other = threading.Thread(target=warnings.warn, args=(warning := sent.pop(),))
+            other.start()
+            other.join()
+            assert [found.message for found in caught] == [warning]
+        return compile_program(lowered, **options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_beside_a_warning)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        start(make_engine, tmp_path)
+    assert not sent
+    assert len(caught) == 1
+
+
+def test_a_full_disk_stops_no_start(
+    make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_bytes(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert start(make_engine, tmp_path) == {}
+
+
+def test_programs_that_xla_refuses_raise_what_xla_says(tmp_path: Path) -> None:
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    with (
+        compiling_into(tmp_path, strict=True),
+        pytest.raises(jax.errors.JaxRuntimeError, match="no_such"),
+    ):
+        compile_whole(lowered, {"no_such_option": True}, tmp_path)

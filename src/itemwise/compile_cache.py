@@ -6,29 +6,35 @@ are ours only while we compile.
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 logger = logging.getLogger("itemwise.engine")
+_RAISE = "jax_raise_persistent_cache_errors"
 _in_use = threading.Lock()
 
 
 @contextmanager
-def compiling_into(folder: Path | None) -> Iterator[None]:
+def compiling_into(folder: Path | None, *, strict: bool = False) -> Iterator[None]:
     """JAX keeps what is compiled meanwhile in the folder, or nowhere; afterwards all is as before.
 
     One caller at a time; another waits. What the host program compiles at the same time on another
     thread is compiled as ever, but may be kept in our folder in place of its own; a setting of the
     cache that it changes at that time is lost.
+
+    Args:
+        folder: keeps the programs; None for nowhere.
+        strict: raise where an entry cannot be read or written, which JAX else only warns of; for
+            `compile_whole`.
     """
     ours: dict[str, Any] = {"jax_enable_compilation_cache": folder is not None}
     if folder is not None:
@@ -36,6 +42,7 @@ def compiling_into(folder: Path | None) -> Iterator[None]:
             "jax_compilation_cache_dir": str(folder),
             "jax_persistent_cache_min_compile_time_secs": 0.0,
             "jax_persistent_cache_min_entry_size_bytes": -1,
+            _RAISE: strict,
         }
     with _in_use:
         before = {name: getattr(jax.config, name) for name in ours}
@@ -52,33 +59,24 @@ def _set(settings: dict[str, Any]) -> None:
     compilation_cache.reset_cache()  # JAX opens it anew, with these settings, at the next compile
 
 
-_Made = TypeVar("_Made")
-_DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '([\w.-]+)'")
+def compile_whole(
+    lowered: jax.stages.Lowered, options: Any, folder: Path | None
+) -> jax.stages.Compiled:
+    """A program compiled in a strict `compiling_into(folder)`; damaged entries for it are replaced.
 
-
-def with_whole_cache(make: Callable[[], _Made]) -> _Made:
-    """Calls `make`, which compiles; makes anew what the compilation cache could not give.
-
-    JAX neither writes entries at once nor writes over them, so one that a killed process left half
-    written would cost its compile at every start.
+    JAX neither writes an entry at once nor writes over one. So an entry that a killed process left
+    half written would cost its compile at every start.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        made = make()
-    damaged = set()
-    for warning in caught:
-        found = _DAMAGED.search(str(warning.message))
-        if found:
-            damaged.add(found[1])
-        else:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-    folder: str | None = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if not damaged or folder is None:
-        return made
-    for path in Path(folder).iterdir():
-        if any(path.name.startswith(f"{name}-") for name in damaged):
-            path.unlink(missing_ok=True)
-    logger.warning("damaged entries of the compilation cache made anew: %s", sorted(damaged))
-    return make()
+    try:
+        return lowered.compile(compiler_options=options)
+    except Exception as error:  # of whatever kind: of the disk, of the format, of XLA
+        if folder is None:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    found = re.match(r"module @([\w.-]+)", lowered.as_text())
+    name = found[1] if found else ""
+    logger.warning("compiling %s again without its entries in %s: %s", name, folder, reason)
+    for path in folder.glob(f"{glob.escape(name)}-*"):
+        path.unlink(missing_ok=True)
+    jax.config.update(_RAISE, False)  # what fails now is no damaged entry: the disk may be full
+    return lowered.compile(compiler_options=options)

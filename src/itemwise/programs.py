@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from itemwise.compile_cache import compiling_into, with_whole_cache
+from itemwise.compile_cache import compile_whole, compiling_into
 from itemwise.config import ModelConfig
 from itemwise.models.decoder import (
     Pages,
@@ -91,10 +91,11 @@ def compile_counter() -> CompileCounter:
     return CompileCounter()
 
 
-def compiled_for(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
-    """Compiles a program with the options of JAX's kind of device."""
-    options: Any = COMPILER_OPTIONS.get(platform)
-    return lowered.compile(compiler_options=options)
+def compiled_for(
+    lowered: jax.stages.Lowered, platform: str, cache: Path | None = None
+) -> jax.stages.Compiled:
+    """Compiles a program with the options of JAX's kind of device; `cache` is the one in use."""
+    return compile_whole(lowered, COMPILER_OPTIONS.get(platform), cache)
 
 
 class ProgramSet:
@@ -293,10 +294,10 @@ class Programs:
             model, shapes[-1], num_pages, dtypes, mesh, kernel, dot_sums=dot_sums
         )
         self._cache = cache
-        compile_all = functools.partial(self._compile, shapes, use_small_steps)
         with compiling_into(cache):
             self._pages = self._new_pages()
-            self._steps, self._labels, self._vocab = with_whole_cache(compile_all)
+        with compiling_into(cache, strict=True):
+            self._steps, self._labels, self._vocab = self._compile(shapes, use_small_steps)
         self.shapes = tuple(self._steps)
         self._packed: dict[tuple[int, Mask], jax.stages.Compiled] = {}
 
@@ -308,7 +309,7 @@ class Programs:
         with ThreadPoolExecutor() as pool:
 
             def compiling(lowered: jax.stages.Lowered) -> Future[jax.stages.Compiled]:
-                return pool.submit(compiled_for, lowered, self._platform)
+                return pool.submit(compiled_for, lowered, self._platform, self._cache)
 
             def lower(shape: StepShape) -> jax.stages.Lowered:
                 lowered = programs.lower_step(weights, shape)
@@ -359,10 +360,8 @@ class Programs:
         if name not in self._packed:
             start = time.perf_counter()
             lowered = self._programs.lower_packed(self._weights, shape, mask)
-            with compiling_into(self._cache):
-                self._packed[name] = with_whole_cache(
-                    functools.partial(compiled_for, lowered, self._platform)
-                )
+            with compiling_into(self._cache, strict=True):
+                self._packed[name] = compiled_for(lowered, self._platform, self._cache)
             self.packed_compile_s[name] = time.perf_counter() - start
         joined = _join(_packed_arguments(batch))
         hidden: tuple[jax.Array, ...] = self._packed[name](self._weights, joined)
