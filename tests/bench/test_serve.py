@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from typer.testing import CliRunner
 
 from itemwise.bench.client import Client, loopback_address
@@ -20,6 +22,7 @@ from itemwise.cli import app
 from itemwise.config import ServerConfig
 from itemwise.errors import ConfigError
 from itemwise.scorer import Scorer
+from itemwise.server import metrics
 from tests.conftest import SMALL, VOCAB_SIZE
 from tests.server.fakes import get, running_server, wait_until
 
@@ -126,6 +129,35 @@ def test_soak_ends_well(url: str, tmp_path: Path) -> None:
     assert {name for name in failed if not name.startswith("memory")} == set()
     assert {"ok", "left", "invalid_items_type"} - set(report["codes"]) <= {"invalid_items_type"}
     assert report["requests"] > 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "itemwise_queue_requests",
+        "itemwise_open_requests",
+        "itemwise_http_requests_received_total",
+        "itemwise_http_requests_total",
+        "itemwise_scores_received_total",
+        "itemwise_scores_ended_total",
+        'itemwise_pages{state="used"}',
+        "process_resident_memory_bytes",
+    ],
+)
+def test_soak_without_a_metric_fails(
+    name: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A metric that is renamed must not count as one that is zero."""
+    renamed = re.compile(rf"^{re.escape(name)}(?=[ {{])", re.MULTILINE)
+
+    def generate(registry: CollectorRegistry) -> bytes:
+        text, count = renamed.subn("renamed", generate_latest(registry).decode())
+        assert count
+        return text.encode()
+
+    monkeypatch.setattr(metrics, "generate_latest", generate)
+    with pytest.raises(ConfigError, match=name.partition("{")[0]):
+        run_soak(url, seconds=1, load=0.5, workload=WORKLOAD, out_json=tmp_path / "soak.json")
 
 
 def test_commands_say_what_is_wrong() -> None:

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import orjson
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from itemwise.bench.client import Address, Client, loopback_address
 from itemwise.bench.load import NO_ANSWER, ask, closed_loop, count_wrong, every
 from itemwise.bench.serve import server_info
 from itemwise.bench.traffic import Sample, Workload
+from itemwise.errors import ConfigError
 
 SETTLED_S = 60.0  # memory is compared with what it was after so many seconds
 MAX_GROWTH = 0.02
@@ -54,7 +56,7 @@ def run_soak(
         add up, and all bits compared were the same.
 
     Raises:
-        ConfigError: the server is not on this machine, or is not ready.
+        ConfigError: the server is not on this machine, is not ready, or lacks a metric.
     """
     report = asyncio.run(_soak(loopback_address(url), seconds, load, workload))
     if out_json is not None:
@@ -71,6 +73,7 @@ async def _soak(
     address: Address, seconds: float, load: float, fields: dict[str, Any]
 ) -> dict[str, Any]:
     info = await server_info(address)
+    await read_metrics(address)  # fails now, and not after the load, where a metric is missing
     workload = Workload(vocab_size=info["engine"]["model_config"]["vocab_size"], **fields)
     full = await closed_loop(address, workload, 16, range(100_000, 110_000), min(10.0, seconds))
     rate = load * len(full.samples) / full.seconds
@@ -79,8 +82,7 @@ async def _soak(
 
     async def note_memory() -> None:
         found = await read_metrics(address)
-        now = time.perf_counter() - started
-        soak.memory.append((now, found.get("process_resident_memory_bytes", 0.0)))
+        soak.memory.append((time.perf_counter() - started, found.memory_bytes))
 
     watch = asyncio.create_task(every(5.0, stop, note_memory))
     tasks, rng, number, due = set[asyncio.Task[None]](), random.Random(0), 0, started
@@ -98,17 +100,19 @@ async def _soak(
     await watch
     await asyncio.sleep(0.5)
     after = await read_metrics(address)
+    soak.memory.append((time.perf_counter() - started, after.memory_bytes))
     wrong = await count_wrong(address, workload, soak.kept)
     growth = _growth(soak.memory)
     checks = {
         "no request is stuck": not stuck,
-        "the queue is empty": _sum(after, "itemwise_queue_requests", "itemwise_open_requests") == 0,
-        "received = answered": _all_answered(after),
-        "scores received = ended": after["itemwise_scores_received_total"]
-        == _sum(after, "itemwise_scores_ended_total"),
+        "the queue is empty": after.waiting_requests + after.open_requests == 0,
+        # But for the request that asked.
+        "received = answered": after.http_received == after.http_answered + 1,
+        "scores received = ended": after.scores_received == after.scores_ended,
         "nothing failed": not set(soak.codes) & {"internal_error", NO_ANSWER},
-        "pages are all free": after.get("itemwise_pages{state=used}", 0.0) == 0,
-        f"{len(soak.kept)} answers have the bits of each item alone": wrong == 0,
+        "pages are all free": after.used_pages == 0,
+        f"{len(soak.kept)} answers have the bits of each item alone": bool(soak.kept)
+        and wrong == 0,
         "memory grew by at most 2 % after the first minute": growth <= MAX_GROWTH,
     }
     return {
@@ -143,34 +147,56 @@ async def _one(soak: _Soak, number: int, chance: float) -> None:
     client.close()
 
 
-async def read_metrics(address: Address) -> dict[str, float]:
-    """Every sample of `/metrics`, by its name and labels in order."""
+@dataclass(frozen=True)
+class Metrics:
+    """What the checks need of `/metrics`."""
+
+    waiting_requests: float
+    open_requests: float
+    http_received: float
+    http_answered: float
+    scores_received: float
+    scores_ended: float
+    used_pages: float
+    memory_bytes: float
+
+
+async def read_metrics(address: Address) -> Metrics:
+    """What the server's `/metrics` says.
+
+    Raises:
+        ConfigError: a metric is missing.
+    """
     client = Client(address)
     text = (await client.request("GET", "/metrics")).body.decode()
     client.close()
-    found = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            name, _, value = line.rpartition(" ")
-            found[name.replace('"', "")] = float(value)
-    return found
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
 
+    def total(name: str, **labels: str) -> float:
+        found = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
+        if not found:
+            raise ConfigError(
+                f"the server's /metrics has no `{name}`{f' with {labels}' if labels else ''}, "
+                "expected what the soak checks; run both from the same version of Itemwise, on "
+                "Linux"
+            )
+        return sum(found)
 
-def _sum(found: dict[str, float], *names: str) -> float:
-    return sum(v for k, v in found.items() if k.partition("{")[0] in names)
-
-
-def _all_answered(after: dict[str, float]) -> bool:
-    """Whether every request that came is over, but for the one that asked."""
-    received = _sum(after, "itemwise_http_requests_received_total")
-    return received == _sum(after, "itemwise_http_requests_total") + 1
+    return Metrics(
+        waiting_requests=total("itemwise_queue_requests"),
+        open_requests=total("itemwise_open_requests"),
+        http_received=total("itemwise_http_requests_received_total"),
+        http_answered=total("itemwise_http_requests_total"),
+        scores_received=total("itemwise_scores_received_total"),
+        scores_ended=total("itemwise_scores_ended_total"),
+        used_pages=total("itemwise_pages", state="used"),
+        memory_bytes=total("process_resident_memory_bytes"),
+    )
 
 
 def _growth(memory: list[tuple[float, float]]) -> float:
     """Growth of memory from the end of the first minute to the end, as a share."""
-    if len(memory) < 2:
-        return 0.0
     settled = min(SETTLED_S, memory[-1][0] / 2)
     start = next(size for at, size in memory if at >= settled)
     end = float(np.median([size for _, size in memory[-5:]]))
-    return end / start - 1 if start else 0.0
+    return end / start - 1
