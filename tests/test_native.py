@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from itemwise import native
-from itemwise.native import Kernels, build, find_compiler, load_kernels
+from itemwise.native import Kernels, build, compile_command, find_compiler, load_kernels
 
 COMPILER = shutil.which("c++") or ""
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
@@ -26,6 +28,22 @@ def test_sources_are_in_the_package() -> None:
     root = Path(native.__file__).parent
     for path in (*native.SOURCES, native.HEADER):
         assert any(path.relative_to(root).match(pattern) for pattern in patterns)
+
+
+def warnings_of(*sources: Path) -> str:
+    """What a strict compiler says against the sources."""
+    strict = [*compile_command([COMPILER]), "-Wall", "-Wextra", "-Werror"]
+    command = [*strict, *map(str, sources), "-o", os.devnull]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_sources_compile_without_a_warning(tmp_path: Path) -> None:
+    assert warnings_of(*native.SOURCES) == ""
+    doubtful = tmp_path / "doubtful.cc"
+    doubtful.write_text('#include "xla/ffi/api/ffi.h"\nvoid f() { int unused; }\n')
+    assert "unused" in warnings_of(doubtful)
 
 
 @needs_compiler

@@ -29,7 +29,7 @@ SOURCES = tuple(Path(str(kernel.__file__)).with_suffix(".cc") for kernel in (cpu
 HEADER = SOURCES[0].with_name("cpu.h")
 COMPILERS = ("c++", "g++", "clang++")
 # Products are fused with sums where the source says so, and nowhere else.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-w")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
 TIMEOUT_S = 120
 MAX_REASON = 2000  # characters of a compiler's message that are logged
 logger = logging.getLogger("itemwise.engine")
@@ -105,10 +105,14 @@ def build(compiler: Sequence[str], folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as draft:
         made = Path(draft) / library.name
-        include = f"-I{jax.ffi.include_dir()}"
-        _run([*compiler, *FLAGS, include, *map(str, SOURCES), "-o", str(made)])
+        _run([*compile_command(compiler), *map(str, SOURCES), "-o", str(made)])
         made.replace(library)
     return library
+
+
+def compile_command(compiler: Sequence[str]) -> list[str]:
+    """The compiler with all flags; warnings are those of our sources, not of XLA's header."""
+    return [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir()]
 
 
 def _run(command: Sequence[str]) -> str:
