@@ -7,10 +7,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -167,23 +170,35 @@ inline void products(int64_t num_rows, const AllRows& rows, const Column* column
   });
 }
 
+// How long to look for the others' last unit before sleeping: as long as a sleeper takes to wake.
+constexpr std::chrono::microseconds SPIN{50};
+
 // Runs `count` units on the pool's threads and this one. A task that comes too late finds none left.
-template <typename Run>
-void run_units(ffi::ThreadPool& pool, int64_t count, Run run) {
+template <typename Pool, typename Run>
+void run_units(Pool& pool, int64_t count, Run run) {
   struct Progress {
     std::atomic<int64_t> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable all_done;
   };
   auto progress = std::make_shared<Progress>();
   auto work = [progress, count, run] {
     for (int64_t i; (i = progress->next.fetch_add(1)) < count;) {
       run(i);
-      progress->done.fetch_add(1, std::memory_order_release);
+      if (progress->done.fetch_add(1, std::memory_order_acq_rel) + 1 < count) continue;
+      const std::lock_guard<std::mutex> lock(progress->mutex);  // or a sleeper might miss it
+      progress->all_done.notify_one();
     }
   };
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(work)(work));
   work();
-  while (progress->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+  const auto is_done = [&] { return progress->done.load(std::memory_order_acquire) >= count; };
+  const auto until = std::chrono::steady_clock::now() + SPIN;
+  while (!is_done() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+  if (is_done()) return;
+  std::unique_lock<std::mutex> lock(progress->mutex);
+  progress->all_done.wait(lock, is_done);
 }
 
 }  // namespace itemwise
