@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -60,3 +62,12 @@ def test_template_of_a_file_takes_the_place_of_the_own_one(scorer: Scorer) -> No
     )
     asked = other.score(QUERY, ITEMS, apply_template=True)
     assert np.array_equal(asked.scores, scorer.score(QUERY, ITEMS, labels=[" no", " yes"]).scores)
+
+
+def test_prepare_takes_a_mapping_or_keywords(scorer: Scorer) -> None:
+    fields: dict[str, Any] = {"query": QUERY, "items": ITEMS, "apply_template": True}
+    expected = scorer.prepare(**fields)
+    assert scorer.prepare(fields) == expected
+    assert scorer.prepare({**fields, "model": "of a body"}) == expected
+    with pytest.raises(TypeError, match="`apply_softmax_`"):
+        scorer.prepare(**fields, apply_softmax_=True)

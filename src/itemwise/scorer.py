@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from itemwise import checkpoint
 from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine import Engine
 from itemwise.errors import RequestError
-from itemwise.request import RequestLimits, check_request
+from itemwise.request import REQUEST_FIELDS, RequestLimits, check_request
 from itemwise.run import Progress
 from itemwise.template import PromptTemplate
 from itemwise.tokenization import Tokenizer
@@ -120,7 +120,7 @@ class Scorer:
             fields["labels"] = labels
         if label_token_ids is not None:
             fields["label_token_ids"] = label_token_ids
-        return self.engine.score([self.prepare(**fields)], on_progress)[0]
+        return self.engine.score([self.prepare(fields)], on_progress)[0]
 
     def rank(
         self,
@@ -155,12 +155,20 @@ class Scorer:
         order = np.argsort(-scores, kind="stable")[:top_n]
         return [RankedItem(int(i), items[i], float(scores[i])) for i in order]
 
-    def prepare(self, **fields: Any) -> ScoreRequest:
-        """Checks and tokenises the fields of a request, as they come from JSON or Python.
+    def prepare(self, fields: Mapping[str, Any] | None = None, /, **named: Any) -> ScoreRequest:
+        """A checked and tokenised request, from the fields of a JSON body or from keywords.
+
+        Args:
+            fields: values by name; names that no request has are ignored.
+            **named: values in their place.
 
         Raises:
             RequestError: the request is wrong; its `code` and `param` say where.
+            TypeError: a keyword is no field of a request.
         """
+        if unknown := named.keys() - set(REQUEST_FIELDS):
+            raise TypeError(f"`{min(unknown)}` is no field of a request, expected {REQUEST_FIELDS}")
+        fields = {**(fields or {}), **named}
         return check_request(fields, self._limits, self.tokenizer, self.template)
 
     def run(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class FakeScorer:
         self._hold_file = hold_file
         self._limits = RequestLimits(VOCAB_SIZE, max_seq_len=64, max_items=8, delimiter=DELIMITER)
 
-    def prepare(self, **fields: Any) -> ScoreRequest:
+    def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
         return check_request(fields, self._limits, WordTokenizer())
 
     def info(self) -> dict[str, Any]:

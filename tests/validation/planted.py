@@ -7,7 +7,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -68,7 +68,7 @@ class PlantedScorer:
             vocab_size, max_seq_len=5000, max_items=64, delimiter=delimiter
         )
 
-    def prepare(self, **fields: Any) -> ScoreRequest:
+    def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
         return check_request(fields, self._limits, None)
 
     def info(self) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from starlette.types import Scope
 from itemwise import __version__
 from itemwise.config import ServerConfig
 from itemwise.errors import ItemwiseError, RefusedError, RequestError
-from itemwise.request import REQUEST_FIELDS
 from itemwise.scheduler import Job, Scheduler, Scored
 from itemwise.server.edge import Edge
 from itemwise.server.errors import (
@@ -218,7 +217,7 @@ def _prepare(service: Service, body: bytearray) -> ScoreRequest:
     if not isinstance(fields, dict):
         raise RequestError("invalid_json", "the body is JSON but not an object, expected {...}")
     service.check_model(fields.get("model"))
-    return service.prepare({name: fields[name] for name in REQUEST_FIELDS if name in fields})
+    return service.prepare(fields)
 
 
 def _has_few_scores(request: ScoreRequest) -> bool:

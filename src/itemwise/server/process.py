@@ -177,7 +177,7 @@ def _example(scorer: AnyScorer) -> dict[str, object]:
         {**words, "labels": labels, "apply_softmax": True},
     ):
         try:
-            scorer.prepare(**body)
+            scorer.prepare(body)
         except RequestError:
             continue
         return body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, Literal, Protocol
 
@@ -26,8 +26,12 @@ State = Literal["loading", "ready", "failed", "draining"]
 class AnyScorer(Protocol):
     """What the server needs of a `Scorer`."""
 
-    def prepare(self, **fields: Any) -> ScoreRequest:
-        """Checks and tokenises raw fields; raises `RequestError`. Called from any thread."""
+    def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
+        """Checks and tokenises raw fields; others are ignored. Called from any thread.
+
+        Raises:
+            RequestError: the request is wrong.
+        """
         ...
 
     @property
@@ -143,7 +147,7 @@ class Service:
             "model",
         )
 
-    def prepare(self, fields: dict[str, Any]) -> ScoreRequest:
+    def prepare(self, fields: Mapping[str, Any]) -> ScoreRequest:
         """A checked request; raises what `check_ready` and the scorer raise.
 
         Raises:
@@ -151,7 +155,7 @@ class Service:
         """
         self.check_ready()
         assert self.scorer is not None
-        request = self.scorer.prepare(**fields)
+        request = self.scorer.prepare(fields)
         num_tokens, most = self.scorer.engine.cost(request), self.config.max_request_tokens
         if num_tokens > most:
             raise RequestError(
