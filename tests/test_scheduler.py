@@ -110,6 +110,20 @@ def test_one_that_waits_for_room_is_not_overtaken(core: FakeCore, scheduler: Sch
     assert core.turns == [[0], [0], [1], [2]]
 
 
+def test_known_cost_is_not_computed_again(
+    core: FakeCore, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = held(core, scheduler)
+    asked = request(1, 8)
+    cost = core.cost(asked)
+    monkeypatch.setattr(core, "cost", None)
+    waiting = scheduler.submit(asked, cost)
+    assert waiting.remaining_tokens == cost
+    monkeypatch.undo()
+    core.gate.set()
+    assert [outcome_of(each) for each in (job, waiting)] == [0, 1]
+
+
 def test_times_are_told(scheduler: Scheduler) -> None:
     scored = scheduler.submit(request(1)).future.result(WAIT_S)
     assert 0 <= scored.queue_s <= scored.total_s < WAIT_S

@@ -205,15 +205,21 @@ class Scheduler:
         """Recent throughput of the engine."""
         return self._mean_tokens / self._mean_s if self._mean_s else FIRST_TOKENS_PER_S
 
-    def submit(self, request: ScoreRequest) -> Job:
+    def submit(self, request: ScoreRequest, cost: int | None = None) -> Job:
         """Queues a request; cancelling its future drops it, whether it waits or runs.
+
+        Args:
+            request: a checked request.
+            cost: what the core's `cost` gave for it, where the caller knows.
 
         Raises:
             QueueFullError: as many requests or tokens wait as may.
             ShuttingDownError: `drain` was called.
             EngineLostError: the engine is lost.
         """
-        now, cost = time.perf_counter(), self._core.cost(request)
+        now = time.perf_counter()
+        if cost is None:
+            cost = self._core.cost(request)
         bounds = (request.timeout_s, self._limits.max_timeout_s)
         timeout_s = min((bound for bound in bounds if bound is not None), default=None)
         job = Job(request, cost, now, None if timeout_s is None else now + timeout_s)

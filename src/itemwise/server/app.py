@@ -139,10 +139,10 @@ def _add_score(app: FastAPI, service: Service) -> None:
         record = record_of(request.scope)
         body = await _read_body(request, config.max_body_bytes)
         record.stages["read"] = record.seconds()
-        prepared = await run_in_threadpool(_prepare, service, body)
+        prepared, cost = await run_in_threadpool(_prepare, service, body)
         del body
         record.stages["tokenize"] = record.seconds() - record.stages["read"]
-        job, scheduler = service.submit(prepared)
+        job, scheduler = service.submit(prepared, cost)
         scored = await _scored_or_given_up(request, scheduler, job)
         record.items = len(prepared.items)
         if _has_few_scores(prepared):
@@ -209,7 +209,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytearray:
     return body
 
 
-def _prepare(service: Service, body: bytearray) -> ScoreRequest:
+def _prepare(service: Service, body: bytearray) -> tuple[ScoreRequest, int]:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:

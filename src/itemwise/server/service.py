@@ -147,8 +147,10 @@ class Service:
             "model",
         )
 
-    def prepare(self, fields: Mapping[str, Any]) -> ScoreRequest:
-        """A checked request; raises what `check_ready` and the scorer raise.
+    def prepare(self, fields: Mapping[str, Any]) -> tuple[ScoreRequest, int]:
+        """A checked request and its cost in tokens, for `submit`.
+
+        Raises what `check_ready` and the scorer raise.
 
         Raises:
             RequestError: it has too many tokens or labels for this server.
@@ -156,11 +158,11 @@ class Service:
         self.check_ready()
         assert self.scorer is not None
         request = self.scorer.prepare(fields)
-        num_tokens, most = self.scorer.engine.cost(request), self.config.max_request_tokens
-        if num_tokens > most:
+        cost, most = self.scorer.engine.cost(request), self.config.max_request_tokens
+        if cost > most:
             raise RequestError(
                 "too_many_tokens",
-                f"the request has {num_tokens} tokens to compute, at most {most} are allowed; send "
+                f"the request has {cost} tokens to compute, at most {most} are allowed; send "
                 "several requests",
                 "items",
             )
@@ -172,13 +174,13 @@ class Service:
                 f"{most} are allowed; send several requests",
                 "labels" if fields.get("label_token_ids") is None else "label_token_ids",
             )
-        return request
+        return request, cost
 
-    def submit(self, request: ScoreRequest) -> tuple[Job, Scheduler]:
+    def submit(self, request: ScoreRequest, cost: int) -> tuple[Job, Scheduler]:
         """Queues a request; raises what `check_ready` and `Scheduler.submit` raise."""
         self.check_ready()
         assert self.scheduler is not None
-        return self.scheduler.submit(request), self.scheduler
+        return self.scheduler.submit(request, cost), self.scheduler
 
     def drain(self) -> None:
         """Refuses what comes, and returns once what was taken is done, or its time is over.
