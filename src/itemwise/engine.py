@@ -24,7 +24,7 @@ import numpy as np
 from itemwise import checkpoint
 from itemwise.config import EngineConfig, ModelConfig, cache_dir, xla_environment
 from itemwise.errors import ConfigError, SelfCheckError
-from itemwise.hardware import multiplies_bfloat16, processor
+from itemwise.machine import multiplies_bfloat16, processor
 from itemwise.memory import plan_pages
 from itemwise.native import Kernels, load_kernels
 from itemwise.packed import DEFAULT_MAX_TOKENS

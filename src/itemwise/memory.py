@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from itemwise.config import EngineConfig, ModelConfig, Quantization
 from itemwise.errors import ConfigError
+from itemwise.machine import memory_bytes
 from itemwise.models.decoder import describe_weights
 from itemwise.parallel import AXIS, partition, stored_kv_heads, stored_shape
 from itemwise.types import DTypes, StepShape
@@ -112,4 +112,4 @@ def device_memory_bytes(device: jax.Device) -> int:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_bytes()

@@ -22,7 +22,7 @@ import jax
 import jaxlib.version
 
 from itemwise.config import cache_dir, chosen_compiler
-from itemwise.hardware import processor
+from itemwise.machine import processor
 from itemwise.ops import cpu_linear, cpu_step
 
 SOURCES = tuple(Path(str(kernel.__file__)).with_suffix(".cc") for kernel in (cpu_step, cpu_linear))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from itemwise.machine import environment
 from itemwise.validation.charts import charts
 from itemwise.validation.check import run_checks, summary
 from itemwise.validation.compare import compare_multi_serial, parity
-from itemwise.validation.environment import environment
 from itemwise.validation.files import Json
 from itemwise.validation.report import page, verdict, verdict_lines, write_report
 from itemwise.validation.validate import Settings, probes_pass, settings_json

@@ -17,8 +17,8 @@ import numpy as np
 
 from itemwise.bench.peak import peak_rss_bytes
 from itemwise.config import MaskSetting
+from itemwise.machine import environment
 from itemwise.types import Algorithm
-from itemwise.validation.environment import environment
 
 LABELS = (1, 2)
 # Items/s that sglang-jax's documentation gives for a TPU v6e-1, Qwen3-0.6B, this workload.

@@ -19,10 +19,10 @@ from rich.table import Table
 from itemwise.bench.pictures import wide_console
 from itemwise.bench.traffic import Run, Sample, Workload
 from itemwise.errors import ConfigError, ItemwiseError
+from itemwise.machine import environment
 from itemwise.scheduler import Job, QueueLimits, Scheduler
 from itemwise.scorer import Scorer
 from itemwise.types import ScoreRequest
-from itemwise.validation.environment import environment
 
 MAX_REQUESTS = 200_000  # of one rate; they are drawn before its time begins
 GROWTH = 1.3  # of the rate, from one to the next

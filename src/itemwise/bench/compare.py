@@ -25,8 +25,8 @@ from itemwise.bench.pictures import pyplot, wide_console
 from itemwise.bench.ways import ITEMWISE_WAYS
 from itemwise.bench.workloads import Workload, find_workloads
 from itemwise.errors import ConfigError, ItemwiseError
+from itemwise.machine import environment
 from itemwise.types import Float32Array
-from itemwise.validation.environment import environment
 
 TORCH_WAYS = ("serial", "padded", "expanded", "packed", "flex", "cascade")
 WAYS = (*ITEMWISE_WAYS, *(f"torch-{name}" for name in TORCH_WAYS))

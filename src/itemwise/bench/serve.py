@@ -17,7 +17,7 @@ from itemwise.bench.load import closed_loop, count_wrong, open_loop
 from itemwise.bench.pictures import pyplot, wide_console
 from itemwise.bench.traffic import Run, Sample, Workload
 from itemwise.errors import ConfigError
-from itemwise.validation.environment import environment
+from itemwise.machine import environment
 
 MAX_SECONDS = 3600.0
 MAX_REQUESTS = 100_000

@@ -8,8 +8,8 @@ from typing import Any
 
 from itemwise import checkpoint
 from itemwise.errors import ConfigError, ResultsError
+from itemwise.machine import environment
 from itemwise.progress import Told, silent
-from itemwise.validation.environment import environment
 from itemwise.validation.files import Json
 from itemwise.validation.measures import Scores, abs_diffs, average, largest, max_abs_diff
 from itemwise.validation.torch_parity import Asked, Reference, torch_reference

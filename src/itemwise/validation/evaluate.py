@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from itemwise.errors import ConfigError, RequestRefusedError
+from itemwise.machine import environment
 from itemwise.progress import Told, silent
 from itemwise.validation import probes
 from itemwise.validation.client import ScoreClient
-from itemwise.validation.environment import environment
 from itemwise.validation.files import Json, write_json
 from itemwise.validation.measures import Scores, speed
 from itemwise.validation.sweeps import Sweep, run_sweeps

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from itemwise.errors import ItemwiseError, ResultsError
+from itemwise.machine import environment
 from itemwise.progress import Told, silent
-from itemwise.validation.environment import environment
 from itemwise.validation.files import Json, read_json, write_json, write_text
 from itemwise.validation.report import markdown_table
 from itemwise.validation.validate import RESULT_FILE, Settings, settings_json, slug, validate

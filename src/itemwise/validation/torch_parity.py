@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from itemwise.errors import CheckpointError, ConfigError
+from itemwise.machine import available_memory_bytes
 from itemwise.progress import Told, silent
 from itemwise.types import Float32Array
-from itemwise.validation.environment import available_memory_bytes
 from itemwise.validation.files import Json
 from itemwise.validation.measures import Scores, speed
 from itemwise.validation.reference import TorchDType, load_torch, to_scores, torch_label_logits

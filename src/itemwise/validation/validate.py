@@ -14,11 +14,11 @@ from typing import Any
 from itemwise import checkpoint
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ConfigError
+from itemwise.machine import environment
 from itemwise.progress import Told, silent
 from itemwise.validation.check import run_checks, summary
 from itemwise.validation.client import ScoreClient
 from itemwise.validation.compare import compare_multi_serial, compare_with_torch
-from itemwise.validation.environment import environment
 from itemwise.validation.evaluate import Amount, Mode, evaluate
 from itemwise.validation.files import Json, read_json, write_json
 from itemwise.validation.report import write_report
