@@ -2,17 +2,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from itemwise.validation.measures import (
     abs_diffs,
     average,
     largest,
     max_abs_diff,
-    percentile,
     speed,
 )
 
@@ -32,11 +28,6 @@ def test_nan_is_no_small_difference() -> None:
 def test_rows_of_different_numbers_of_items_do_not_compare() -> None:
     with pytest.raises(ValueError, match="1 items, `b` has 2"):
         abs_diffs([[1.0]], [[1.0], [2.0]])
-
-
-@given(st.lists(st.floats(0.001, 100), min_size=1, max_size=20), st.sampled_from((50, 95)))
-def test_percentile_is_numpys(values: list[float], percent: int) -> None:
-    assert percentile(values, percent) == pytest.approx(np.percentile(values, percent))
 
 
 def test_speed_counts_items() -> None:

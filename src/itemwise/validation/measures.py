@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 Scores = list[list[float]]  # [items][labels]
 
 
@@ -35,18 +37,9 @@ def max_abs_diff(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> 
     return largest(abs_diffs(a, b))
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """A percentile by linear interpolation between the closest ranks, as NumPy's default."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
 def speed(latencies_s: Sequence[float], num_items: int) -> dict[str, Any]:
     """What is reported of the latencies of one number of items."""
-    p50, p95 = (percentile(latencies_s, percent) for percent in (50, 95))
+    p50, p95 = map(float, np.percentile(latencies_s, (50, 95)))
     return {
         "latencies_sec": list(latencies_s),
         "p50_sec": p50,
