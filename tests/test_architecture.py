@@ -89,7 +89,7 @@ HOST_ONLY = (
 JIT_ALLOWED = {Path("models/decoder.py"): "inside a program: a layer is traced once"}
 JAX_IN_HOST_ONLY = {"run": "device arrays of steps under way"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
-LATE_LIBRARIES = {"torch", "transformers", "matplotlib"}
+LATE_LIBRARIES = {"torch", "transformers", "matplotlib", "jinja2"}
 # Themselves loaded late.
 ALL_TORCH = {Path(f"bench/{name}.py") for name in ("batching", "cascade", "torch_ways")}
 
@@ -303,9 +303,15 @@ def test_architecture_page_lists_modules_in_order() -> None:
     ("module", "unwanted"),
     [
         ("itemwise", "jax numpy fastapi uvicorn pydantic torch transformers"),
-        ("itemwise.cli", "jax fastapi uvicorn torch transformers matplotlib httpx"),
-        ("itemwise.validation.evaluate", "jax fastapi uvicorn torch transformers matplotlib"),
-        ("itemwise.validation.validate", "jax fastapi uvicorn torch transformers matplotlib"),
+        ("itemwise.cli", "jax fastapi uvicorn torch transformers matplotlib jinja2 httpx"),
+        (
+            "itemwise.validation.evaluate",
+            "jax fastapi uvicorn torch transformers matplotlib jinja2",
+        ),
+        (
+            "itemwise.validation.validate",
+            "jax fastapi uvicorn torch transformers matplotlib jinja2",
+        ),
     ],
 )
 def test_import_is_light(module: str, unwanted: str) -> None:

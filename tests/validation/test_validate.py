@@ -150,6 +150,16 @@ def test_a_model_too_large_for_torch_is_refused_before_servers_start(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("library", ["jinja2", "matplotlib"])
+def test_without_the_extra_nothing_starts(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ConfigError, match=f"`{library}` is not installed"):
+        validate("demo", folder=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [("Qwen/Qwen3-0.6B", "Qwen3-0.6B"), ("/models/a b/", "a-b"), ("..", "model"), (".", "model")],

@@ -108,10 +108,11 @@ def require_extra() -> None:
     """
     require_torch()
     try:
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "`matplotlib` is not installed, and the report's pictures need it: pip install "
+            f"`{error.name}` is not installed, and the report needs it: pip install "
             "'itemwise[validate]'"
         ) from error
 
