@@ -287,9 +287,10 @@ def test_read_weights_reports_progress_after_each_tensor(tmp_path: Path) -> None
         SPECS,
         np.float32,
         lambda array, _: events.append("put"),
-        lambda done, total: events.append((done, total)),
+        lambda *event: events.append(event),
     )
-    assert [event for event in events if event != "put"] == [(done, 5) for done in range(1, 6)]
+    told = [event for event in events if event != "put"]
+    assert told == [("weights", done, 5) for done in range(1, 6)]
     assert events.count("put") == 5
 
 
@@ -525,9 +526,9 @@ def test_write_random_writes_equal_shards(tmp_path: Path) -> None:
 
 
 def test_write_random_reports_progress(tmp_path: Path) -> None:
-    events: list[tuple[int, int]] = []
-    write(tmp_path, shards=2, on_tensor=lambda done, total: events.append((done, total)))
-    assert events == [(done, 5) for done in range(1, 6)]
+    events: list[tuple[str, int, int]] = []
+    write(tmp_path, shards=2, on_progress=lambda *event: events.append(event))
+    assert events == [("weights", done, 5) for done in range(1, 6)]
 
 
 @pytest.mark.parametrize(
@@ -563,12 +564,12 @@ def test_write_random_names_a_folder_it_cannot_write(tmp_path: Path) -> None:
 def test_write_random_leaves_no_whole_looking_folder_when_stopped(
     tmp_path: Path, last: int
 ) -> None:
-    def stop(done: int, _: int) -> None:
+    def stop(what: str, done: int, total: int) -> None:
         if done == last:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, shards=5, on_tensor=stop)
+        write(tmp_path, shards=5, on_progress=stop)
     with pytest.raises(CheckpointError, match="config.json` is missing"):
         read_config(tmp_path)
     assert "has no weights" in failure(tmp_path)

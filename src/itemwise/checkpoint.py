@@ -25,9 +25,8 @@ from safetensors.numpy import save_file
 
 from itemwise.config import DEMO_MODEL, ModelConfig
 from itemwise.errors import CheckpointError, ConfigError, UnsupportedModelError
+from itemwise.progress import ProgressFn, silent
 from itemwise.types import WeightSpec
-
-Progress = Callable[[int, int], None]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -155,7 +154,7 @@ def read_weights(
     specs: Any,
     dtype: DTypeLike,
     put: Callable[[NDArray[Any], WeightSpec], Any],
-    on_tensor: Progress | None = None,
+    on_progress: ProgressFn = silent,
 ) -> Any:
     """The tensors that `specs` describes, each as `put` returns it, in a tree like `specs`.
 
@@ -165,7 +164,7 @@ def read_weights(
         dtype: type that `put` receives; on disk, F32, F16 and BF16 are read.
         put: takes an array and what it is; called from several threads. The array is its own: it
             shares no memory with a file.
-        on_tensor: told after each tensor how many are done, and how many there are.
+        on_progress: told after each tensor how many are done, and how many there are.
 
     Raises:
         CheckpointError: with all problems of all files, else of all tensors.
@@ -181,8 +180,7 @@ def read_weights(
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _READERS)) as pool:
         for one in pool.map(load, leaves):
             loaded.append(one)
-            if on_tensor:
-                on_tensor(len(loaded), len(leaves))
+            on_progress("weights", len(loaded), len(leaves))
     in_order = iter(loaded)
     return _map_leaves(lambda _: next(in_order), specs)
 
@@ -361,7 +359,7 @@ def write_random(
     seed: int,
     dtype: DTypeLike = ml_dtypes.bfloat16,
     shards: int | None = None,
-    on_tensor: Progress | None = None,
+    on_progress: ProgressFn = silent,
 ) -> None:
     """Writes a checkpoint with random weights, which transformers can load too.
 
@@ -376,7 +374,7 @@ def write_random(
         dtype: type of the weights, one of bfloat16, float16, float32.
         shards: number of files; None for as many as keep each under 2 GiB, where tensors allow.
             Memory holds one file's tensors at a time.
-        on_tensor: told after each tensor how many are drawn, and how many there are.
+        on_progress: told after each tensor how many are drawn, and how many there are.
 
     Raises:
         CheckpointError: the folder is not empty, or cannot be written.
@@ -388,7 +386,7 @@ def write_random(
     groups = _group(leaves, dtype.itemsize, shards)
     try:
         _make_empty(folder)
-        _write_shards(folder, groups, seed, dtype, on_tensor)
+        _write_shards(folder, groups, seed, dtype, on_progress)
         config = {**config_json, "torch_dtype": dtype.name}
         config.pop("dtype", None)
         _write_json(folder / CONFIG_FILE, config)
@@ -450,7 +448,7 @@ def _write_shards(
     groups: list[list[WeightSpec]],
     seed: int,
     dtype: np.dtype[Any],
-    on_tensor: Progress | None,
+    on_progress: ProgressFn,
 ) -> None:
     total = sum(len(group) for group in groups)
     weight_map: dict[str, str] = {}
@@ -464,8 +462,7 @@ def _write_shards(
             for spec, tensor in zip(group, drawn, strict=True):
                 tensors[spec.name] = tensor
                 weight_map[spec.name] = name
-                if on_tensor:
-                    on_tensor(len(weight_map), total)
+                on_progress("weights", len(weight_map), total)
             save_file(tensors, folder / name, metadata={"format": "pt"})
     if len(groups) > 1:
         size = sum(_num_bytes(spec, dtype.itemsize) for group in groups for spec in group)

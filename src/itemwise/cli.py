@@ -275,7 +275,7 @@ def checkpoint_random(
             dtype=dtype,
             vocab_size=vocab_size,
             shards=shards,
-            on_tensor=lambda done, total: told("weights", done, total),
+            on_progress=told,
         )
     typer.echo(f"Wrote a random {like} to {folder}")
 

@@ -32,7 +32,8 @@ from itemwise.packed_run import PackedBatcher
 from itemwise.pages import PageCache
 from itemwise.parallel import make_mesh
 from itemwise.programs import Programs, compile_counter
-from itemwise.run import Batcher, Counters, Progress
+from itemwise.progress import ProgressFn, silent
+from itemwise.run import Batcher, Counters
 from itemwise.selfcheck import SelfCheck, recall, remember, run_self_check
 from itemwise.types import (
     DTypes,
@@ -73,7 +74,7 @@ class Engine:
     """
 
     def __init__(
-        self, folder: Path, config: EngineConfig, on_progress: Progress | None = None
+        self, folder: Path, config: EngineConfig, on_progress: ProgressFn = silent
     ) -> None:
         start = time.perf_counter()
         counter = compile_counter()
@@ -94,11 +95,6 @@ class Engine:
             config, self.model_config, self.dtypes, shapes[-1], self.device, config.tp_size
         )
         self._compilation_cache = _compilation_cache(config)
-
-        def told(done: int, total: int) -> None:
-            if on_progress:
-                on_progress("weights", done, total)
-
         kernel, self._kernels = self._find_kernel()
         with_panels = self._kernels if mesh is None else None
         weights = load_weights(
@@ -108,7 +104,7 @@ class Engine:
             mesh,
             quantization=config.quantization,
             panel_width=with_panels.panel_width if with_panels else None,
-            on_tensor=told,
+            on_progress=on_progress,
         )
         weights_read = time.perf_counter()
         self._attention = f"{kernel} kernel" if kernel else "xla"
@@ -238,7 +234,7 @@ class Engine:
         self._exact.cache.clear()
 
     def score(
-        self, requests: Sequence[ScoreRequest], on_progress: Progress | None = None
+        self, requests: Sequence[ScoreRequest], on_progress: ProgressFn = silent
     ) -> list[ScoreResult]:
         """Scores requests together, in shared steps. A result's bits do not depend on the others.
 
@@ -259,7 +255,7 @@ class Engine:
     def _score(
         self,
         requests: Sequence[ScoreRequest],
-        on_progress: Progress | None = None,
+        on_progress: ProgressFn = silent,
         *,
         exactly: bool = False,
     ) -> list[ScoreResult]:
@@ -278,7 +274,7 @@ class Engine:
                     raise error
                 opened = [work for work in opened if work not in outcome.finished]
                 done += sum(step.num_items for step in outcome.landed)
-                if on_progress and outcome.landed:
+                if outcome.landed:
                     on_progress("items", done, total)
         except BaseException:
             # Pages may be unwritten, and a failed step may have given the pool's memory away.

@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Told = Callable[[str, int, int], None]  # what, done, total
+ProgressFn = Callable[[str, int, int], None]  # what, done, total
 PLAIN_LINES = 10  # lines that a long job prints where there is no terminal
 
 
 @contextmanager
-def progress() -> Iterator[Told]:
+def progress() -> Iterator[ProgressFn]:
     """Shows progress on stderr: bars on a terminal, a few plain lines elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:

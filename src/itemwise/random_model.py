@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from itemwise import checkpoint
 from itemwise.config import ModelConfig
 from itemwise.models.decoder import describe_weights
+from itemwise.progress import ProgressFn, silent
 
 
 def write_named(
@@ -18,7 +18,7 @@ def write_named(
     dtype: str = "bfloat16",
     vocab_size: int | None = None,
     shards: int | None = None,
-    on_tensor: Callable[[int, int], None] | None = None,
+    on_progress: ProgressFn = silent,
 ) -> None:
     """Writes a checkpoint of the shape `name` (see `checkpoint.NAMED_SHAPES`) into a new folder.
 
@@ -29,7 +29,7 @@ def write_named(
         dtype: bfloat16, float16 or float32.
         vocab_size: in place of the shape's own.
         shards: number of weight files; None for as many as keep each under 2 GiB.
-        on_tensor: told after each tensor how many are drawn, and how many there are.
+        on_progress: told after each tensor how many are drawn, and how many there are.
 
     Raises:
         ConfigError: `name`, `dtype` or `shards` cannot be had.
@@ -38,5 +38,5 @@ def write_named(
     config = checkpoint.model_dict(name, vocab_size=vocab_size, dtype=dtype)
     specs = describe_weights(ModelConfig.from_hf(config))
     checkpoint.write_random(
-        folder, config, specs, seed=seed, dtype=dtype, shards=shards, on_tensor=on_tensor
+        folder, config, specs, seed=seed, dtype=dtype, shards=shards, on_progress=on_progress
     )

@@ -22,7 +22,6 @@ from itemwise.programs import Programs
 from itemwise.types import Float32Array, OpenRequest, ScoreRequest, StepOutcome, StepStats
 from itemwise.work import Work, num_computed_tokens, num_pages_needed
 
-Progress = Callable[[str, int, int], None]  # what, done, total
 MAX_FLIGHTS = 2  # steps that the device has at a time: one that runs, one that follows
 logger = logging.getLogger("itemwise.engine")
 

@@ -12,8 +12,8 @@ from itemwise import checkpoint
 from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine import Engine
 from itemwise.errors import RequestError
+from itemwise.progress import ProgressFn, silent
 from itemwise.request import REQUEST_FIELDS, RequestLimits, check_request
-from itemwise.run import Progress
 from itemwise.template import PromptTemplate
 from itemwise.tokenization import Tokenizer
 from itemwise.types import RankedItem, ScoreRequest, ScoreResult
@@ -51,7 +51,7 @@ class Scorer:
         model: str | Path = DEMO_MODEL,
         *,
         prompt_template: str | Path | None = None,
-        on_progress: Progress | None = None,
+        on_progress: ProgressFn = silent,
         **engine: Any,
     ) -> Scorer:
         """A scorer for a checkpoint: compiled, self-checked, ready.
@@ -89,7 +89,7 @@ class Scorer:
         apply_template: bool = False,
         item_first: bool = False,
         temperature: float = 1.0,
-        on_progress: Progress | None = None,
+        on_progress: ProgressFn = silent,
     ) -> ScoreResult:
         """Scores of every item: the next-token distribution over the labels after `query + item`.
 
@@ -128,7 +128,7 @@ class Scorer:
         items: Sequence[str],
         top_n: int | None = None,
         *,
-        on_progress: Progress | None = None,
+        on_progress: ProgressFn = silent,
     ) -> list[RankedItem]:
         """The items, best first, by the probability of the template's first label.
 

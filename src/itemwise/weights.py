@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from itemwise.config import ModelConfig, Quantization
 from itemwise.models.decoder import Weights, describe_weights
 from itemwise.ops.cpu_linear import to_panels
 from itemwise.parallel import place
+from itemwise.progress import ProgressFn
 from itemwise.types import DTypes, Float32Array, WeightSpec
 
 INT8_MAX = 127
@@ -35,7 +35,7 @@ def load_weights(
     *,
     quantization: Quantization,
     panel_width: int | None,
-    on_tensor: Callable[[int, int], None],
+    on_progress: ProgressFn,
 ) -> Weights:
     """The weights on their devices, in the tree of `describe_weights`.
 
@@ -48,7 +48,7 @@ def load_weights(
         mesh: the devices that share the model, or None for a single one.
         quantization: `int8` for the matrices of the layers.
         panel_width: outputs side by side in a panel, where products are C++; else None.
-        on_tensor: told after each tensor how many are done, and how many there are.
+        on_progress: told after each tensor how many are done, and how many there are.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -66,7 +66,7 @@ def load_weights(
         return _Matrix(place(array, spec, model, mesh), scale)
 
     weights: Weights = checkpoint.read_weights(
-        folder, describe_weights(model), dtypes.weights, put, on_tensor
+        folder, describe_weights(model), dtypes.weights, put, on_progress
     )
     for layer in weights["layers"]:
         for name, found in list(layer.items()):

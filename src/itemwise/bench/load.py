@@ -112,11 +112,10 @@ async def count_wrong(
     address: Address,
     workload: Workload,
     samples: Sequence[Sample],
-    told: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Scored requests whose bits differ from those of each item scored alone, one at a time."""
     client, wrong = Client(address), 0
-    for done, sample in enumerate(samples):
+    for sample in samples:
         body = workload.body(sample.number)
         alone = []
         for item in body["items"]:
@@ -124,7 +123,6 @@ async def count_wrong(
             found = await ask(client, sample.number, fields, time.perf_counter())
             alone.append(found.scores[0] if found.code == "ok" else found.code)
         wrong += alone != sample.scores
-        told(done + 1, len(samples))
     client.close()
     return wrong
 

@@ -9,7 +9,7 @@ from typing import Any
 from itemwise import checkpoint
 from itemwise.errors import ConfigError, ResultsError
 from itemwise.machine import environment
-from itemwise.progress import Told, silent
+from itemwise.progress import ProgressFn, silent
 from itemwise.validation.files import Json
 from itemwise.validation.measures import Scores, abs_diffs, average, largest, max_abs_diff
 from itemwise.validation.torch_parity import Asked, Reference, torch_reference
@@ -123,7 +123,7 @@ def _performance(multi: Json, serial: Json) -> Json:
 
 
 def compare_with_torch(
-    multi: Json, serial: Json, torch_model: str | None = None, on_progress: Told = silent
+    multi: Json, serial: Json, torch_model: str | None = None, on_progress: ProgressFn = silent
 ) -> Json:
     """The JSON of parity: both endpoints against transformers, in float32 and in bfloat16.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from itemwise.errors import ConfigError, RequestRefusedError
 from itemwise.machine import environment
-from itemwise.progress import Told, silent
+from itemwise.progress import ProgressFn, silent
 from itemwise.validation import probes
 from itemwise.validation.client import ScoreClient
 from itemwise.validation.files import Json, write_json
@@ -66,7 +66,7 @@ def evaluate(
     workload: Workload = DEFAULT,
     amount: Amount | None = None,
     output: Path | None = None,
-    on_progress: Told = silent,
+    on_progress: ProgressFn = silent,
 ) -> Json:
     """Measures an endpoint and returns the JSON of `itemwise evaluate`.
 
@@ -98,7 +98,7 @@ class _Evaluation:
         workload: Workload,
         amount: Amount,
         output: Path | None,
-        told: Told,
+        told: ProgressFn,
     ) -> None:
         self.client, self.mode, self.workload = client, mode, workload
         self.amount, self.output, self.told = amount, output, told

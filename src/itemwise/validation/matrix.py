@@ -8,7 +8,7 @@ from typing import Any
 
 from itemwise.errors import ItemwiseError, ResultsError
 from itemwise.machine import environment
-from itemwise.progress import Told, silent
+from itemwise.progress import ProgressFn, silent
 from itemwise.validation.files import Json, read_json, write_json, write_text
 from itemwise.validation.report import markdown_table
 from itemwise.validation.validate import RESULT_FILE, Settings, settings_json, slug, validate
@@ -36,7 +36,7 @@ def run_matrix(
     folder: Path,
     fresh: bool = False,
     api_key: str | None = None,
-    on_progress: Told = silent,
+    on_progress: ProgressFn = silent,
 ) -> Json:
     """Validates models one after the other and returns `matrix.json`; goes on past a failing one.
 
@@ -75,7 +75,7 @@ def _row_of(
     folder: Path,
     fresh: bool,
     api_key: str | None,
-    told: Told,
+    told: ProgressFn,
 ) -> Json:
     kept = None if fresh else _finished(folder, settings)
     try:

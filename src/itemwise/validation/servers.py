@@ -18,7 +18,7 @@ from types import FrameType
 import httpx
 
 from itemwise.errors import EndpointError
-from itemwise.progress import Told, silent
+from itemwise.progress import ProgressFn, silent
 
 GRACE_S = 15.0  # from SIGTERM to SIGKILL
 TAIL_LINES = 20
@@ -87,7 +87,7 @@ class ChildServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def wait_healthy(self, on_progress: Told = silent) -> None:
+    def wait_healthy(self, on_progress: ProgressFn = silent) -> None:
         """Returns once `GET /health` answers 200.
 
         Raises:

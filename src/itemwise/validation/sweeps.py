@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from itemwise.errors import RequestRefusedError
-from itemwise.progress import Told
+from itemwise.progress import ProgressFn
 from itemwise.validation.files import Json
 from itemwise.validation.measures import max_abs_diff
 from itemwise.validation.probes import Score
@@ -59,7 +59,7 @@ def cases(sweep: Sweep, workload: Workload) -> list[Case]:
     return found
 
 
-def run_sweeps(score: Score, workload: Workload, sweep: Sweep, told: Told) -> Json:
+def run_sweeps(score: Score, workload: Workload, sweep: Sweep, told: ProgressFn) -> Json:
     """Runs the cases; one that the server refuses is noted with its reason and counts as neither.
 
     Raises:

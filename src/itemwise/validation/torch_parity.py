@@ -13,7 +13,7 @@ from typing import Any
 
 from itemwise.errors import CheckpointError, ConfigError
 from itemwise.machine import available_memory_bytes
-from itemwise.progress import Told, silent
+from itemwise.progress import ProgressFn, silent
 from itemwise.types import Float32Array
 from itemwise.validation.files import Json
 from itemwise.validation.measures import Scores, speed
@@ -119,7 +119,7 @@ def _num_weights(path: Path) -> int:
 
 
 def torch_reference(
-    folder: Path, dtype: TorchDType, asked: Asked, on_progress: Told = silent
+    folder: Path, dtype: TorchDType, asked: Asked, on_progress: ProgressFn = silent
 ) -> Reference:
     """Scores and times a workload with transformers, one full forward per item.
 
@@ -159,7 +159,7 @@ def _scores(model: Any, asked: Asked, items: list[list[int]], item_shift: int = 
     return [[float(str(score)) for score in row] for row in scores]
 
 
-def _time(model: Any, asked: Asked, count: int, dtype: TorchDType, told: Told) -> list[float]:
+def _time(model: Any, asked: Asked, count: int, dtype: TorchDType, told: ProgressFn) -> list[float]:
     items = [asked.items[i % len(asked.items)] for i in range(count)]
     total = asked.warmup + asked.rounds
     latencies = []

@@ -15,7 +15,7 @@ from itemwise import checkpoint
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ConfigError
 from itemwise.machine import environment
-from itemwise.progress import Told, silent
+from itemwise.progress import ProgressFn, silent
 from itemwise.validation.check import run_checks, summary
 from itemwise.validation.client import ScoreClient
 from itemwise.validation.compare import compare_multi_serial, compare_with_torch
@@ -70,7 +70,7 @@ def validate(
     *,
     folder: Path | None = None,
     api_key: str | None = None,
-    on_progress: Told = silent,
+    on_progress: ProgressFn = silent,
 ) -> Json:
     """Validates a model and returns the result, which `validation.json` in the folder holds too.
 
@@ -126,7 +126,7 @@ class _Run:
         settings: Settings,
         folder: Path | None,
         api_key: str | None,
-        told: Told,
+        told: ProgressFn,
     ) -> None:
         require_extra()
         self.settings, self.api_key, self.told = settings, api_key, told
