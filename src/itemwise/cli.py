@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ from itemwise.cli_options import (
     PromptTemplate,
     ServerOptions,
     expand_options,
+    numbers,
     option,
 )
 from itemwise.cli_programs import add_bench_commands, add_tpu_command
@@ -34,8 +35,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # the plain form never cuts the names of flags short
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_Number = TypeVar("_Number", int, float)
 
 checkpoint_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make checkpoints to try things with."
@@ -327,8 +326,8 @@ def bench_serve(
 
     fine = run_serve(
         url,
-        clients=_numbers("--clients", clients, int),
-        rates=_numbers("--rates", rates, float),
+        clients=numbers(clients, "clients") if clients else (),
+        rates=numbers(rates, "rates", float) if rates else (),
         seconds=seconds,
         max_requests=max_requests,
         workload=dataclasses.asdict(load),
@@ -362,14 +361,3 @@ def bench_soak(
         url, seconds=seconds, load=share, workload=dataclasses.asdict(load), out_json=json_file
     )
     raise typer.Exit(0 if fine else 1)
-
-
-def _numbers(flag: str, text: str, kind: Callable[[str], _Number]) -> list[_Number]:
-    """Numbers above 0 from a comma-separated text."""
-    try:
-        numbers = [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        numbers = []
-    if any(number <= 0 for number in numbers) or (text.strip() and not numbers):
-        fail(f"{flag} is {text!r}, expected numbers above 0 like 1,4,16")
-    return numbers

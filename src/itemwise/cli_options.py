@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,30 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import typer
 
 from itemwise.config import DEMO_MODEL
+from itemwise.errors import ConfigError
+
+_Number = TypeVar("_Number", int, float)
 
 
 def option(flag: str, text: str, *names: str, **settings: Any) -> Any:
     """An option `--flag` with its twin `ITEMWISE_FLAG` in the environment."""
     envvar = "ITEMWISE_" + flag.upper().replace("-", "_")
     return typer.Option(f"--{flag}", *names, help=text, envvar=envvar, **settings)
+
+
+def numbers(text: str, flag: str, kind: Callable[[str], _Number] = int) -> tuple[_Number, ...]:
+    """Numbers above 0 from a comma-separated text, one at least.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    try:
+        found = tuple(map(kind, text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < number < math.inf for number in found):
+        raise ConfigError(f"`--{flag}` is {text!r}, expected numbers above 0, like 1,8,32")
+    return found
 
 
 PromptTemplate = Annotated[

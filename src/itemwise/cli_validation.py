@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from itemwise.cli_options import expand_options, option
+from itemwise.cli_options import expand_options, numbers, option
 from itemwise.config import DEMO_MODEL
-from itemwise.errors import ConfigError
 from itemwise.progress import progress
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class AmountOptions:
         from itemwise.validation.evaluate import Amount
 
         return Amount(
-            _numbers(self.item_counts, "item-counts"), self.rounds, self.warmup, self.sweep
+            numbers(self.item_counts, "item-counts"), self.rounds, self.warmup, self.sweep
         )
 
 
@@ -127,7 +126,7 @@ class ValidateOptions:
         return Settings(
             workload=self.workload,
             amount=amount.amount(),
-            serial_item_counts=None if serial is None else _numbers(serial, "serial-item-counts"),
+            serial_item_counts=None if serial is None else numbers(serial, "serial-item-counts"),
             dtype=self.dtype,
             chunk_size=self.chunk_size,
             torch_model=self.torch_model,
@@ -347,10 +346,3 @@ def validate(
         print_validation(result)
     if not result["all_pass"]:
         raise typer.Exit(FAILED)
-
-
-def _numbers(text: str, flag: str) -> tuple[int, ...]:
-    parts: list[Any] = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise ConfigError(f"`--{flag}` is {text!r}, expected numbers from 1, like 1,8,32")
-    return tuple(int(part) for part in parts)

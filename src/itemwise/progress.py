@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,6 +41,13 @@ def progress() -> Iterator[ProgressFn]:
 def _plain_line(what: str, done: int, total: int) -> None:
     if done == total or done % max(1, total // PLAIN_LINES) == 0:
         sys.stderr.write(f"{what} {done}/{total}\n")
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Writes a line at once, to stdout where no file is given."""
+    file = file or sys.stdout
+    file.write(line + "\n")
+    file.flush()
 
 
 def silent(what: str, done: int, total: int) -> None:

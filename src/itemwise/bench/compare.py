@@ -26,6 +26,7 @@ from itemwise.bench.ways import ITEMWISE_WAYS
 from itemwise.bench.workloads import Workload, find_workloads
 from itemwise.errors import ConfigError, ItemwiseError
 from itemwise.machine import environment
+from itemwise.progress import say
 from itemwise.types import Float32Array
 
 TORCH_WAYS = ("serial", "padded", "expanded", "packed", "flex", "cascade")
@@ -166,7 +167,7 @@ def run_compare(
     with ExitStack() as stack:
         processes = []
         for name in ways:
-            _say(f"{name}: starts")
+            _note(f"{name}: starts")
             try:
                 process = WayProcess(name, folder, engine)
             except ItemwiseError as error:
@@ -224,9 +225,8 @@ def _check(ways: Sequence[str], rounds: int, warmup: int, max_items: int | None)
         raise ConfigError("; ".join(problems))
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
+def _note(text: str) -> None:
+    say(f"{time.strftime('%H:%M:%S')} {text}", sys.stderr)
 
 
 def _probe(processes: Sequence[WayProcess], failed: dict[str, str]) -> dict[str, float]:
@@ -270,7 +270,7 @@ def _measure(
             if turn >= warmup:
                 one.seconds.append(answer["seconds"])
             seconds, count = answer["seconds"], len(one.scores)
-            _say(f"{workload.name}, {kind}, {process.name}: {count} items in {seconds:.2f} s")
+            _note(f"{workload.name}, {kind}, {process.name}: {count} items in {seconds:.2f} s")
     return measured
 
 

@@ -19,6 +19,7 @@ import uvicorn
 from itemwise import __version__
 from itemwise.config import ServerConfig
 from itemwise.errors import ConfigError, RequestError
+from itemwise.progress import say
 from itemwise.scheduler import LAST_STEP_S
 from itemwise.server.app import app_of
 from itemwise.server.connections import protocol
@@ -123,7 +124,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        _say(self._greeting)
+        say(self._greeting)
         self.greeted.set()
 
     @contextmanager
@@ -149,7 +150,7 @@ class _Server(uvicorn.Server):
             os._exit(_INTERRUPTED)
 
     def _begin_drain(self) -> None:
-        _say("Shutting down once what was taken is done; Ctrl-C again to exit at once.")
+        say("Shutting down once what was taken is done; Ctrl-C again to exit at once.")
         self._drain_task = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
@@ -162,10 +163,10 @@ def _announce_ready(scorer: AnyScorer, config: ServerConfig, url: str, seconds: 
     verdict = scorer.info().get("self_check", "unknown")
     if isinstance(verdict, dict):
         verdict = verdict.get("status", "unknown")
-    _say(f"Ready after {seconds:.1f} s; self-check {verdict}. Try it:")
+    say(f"Ready after {seconds:.1f} s; self-check {verdict}. Try it:")
     key = "" if config.api_key is None else " -H 'Authorization: Bearer '\"$ITEMWISE_API_KEY\""
     body = orjson.dumps(_example(scorer)).decode()
-    _say(f"  curl {url}/v1/score{key} -d '{body}'")
+    say(f"  curl {url}/v1/score{key} -d '{body}'")
 
 
 def _example(scorer: AnyScorer) -> dict[str, object]:
@@ -187,8 +188,3 @@ def _example(scorer: AnyScorer) -> dict[str, object]:
 def _url(host: str, listener: socket.socket) -> str:
     port = listener.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from itemwise.progress import say
 from itemwise.validation.charts import isolation_values
 from itemwise.validation.check import Check
 from itemwise.validation.files import Json
@@ -36,10 +37,10 @@ def print_evaluation(results: Json, path: Path) -> None:
     ]
     _print_table("", ("items", "p50 s", "p95 s", "items/s at p50"), speeds)
     for count, why in results.get("performance_refused", {}).items():
-        _say(f"{count} items were refused: {why}")
+        say(f"{count} items were refused: {why}")
     for note in results.get("notes", []):
-        _say(f"Note: {note}")
-    _say(f"Results: {path}")
+        say(f"Note: {note}")
+    say(f"Results: {path}")
 
 
 def print_comparison(both: Json, parity: Json | None) -> None:
@@ -62,7 +63,7 @@ def print_comparison(both: Json, parity: Json | None) -> None:
     _print_table("", ("items", "speed-up over serial, p50"), speedups)
     for count, row in (parity or {}).get("torch_performance", {}).items():
         if "speedup_vs_torch_serial_p50" in row:
-            _say(
+            say(
                 f"{row['speedup_vs_torch_serial_p50']:.2f} times as fast as transformers serial "
                 f"({row['best_dtype']}) at {count} items"
             )
@@ -74,8 +75,8 @@ def print_checks(checks: Sequence[Check]) -> None:
         value = "not measured" if check.value is None else _number(check.value)
         word = "pass" if check.passed else "FAIL"
         line = f"{word}  {check.name}: {value}, expected {check.relation} {check.bound:g}"
-        _say(line + (f" ({check.note})" if check.note else ""))
-    _say(f"all_pass= {all(check.passed for check in checks)}")
+        say(line + (f" ({check.note})" if check.note else ""))
+    say(f"all_pass= {all(check.passed for check in checks)}")
 
 
 def print_validation(result: Json) -> None:
@@ -92,8 +93,8 @@ def print_validation(result: Json) -> None:
     headings = ("check", "measured", "the runbook", "Itemwise's own")
     _print_table(f"Validation of {result['name']}", headings, rows)
     for line in (verdict(result) + ".", *verdict_lines(result)):
-        _say(line)
-    _say(f"Report: {Path(result['folder']) / PAGE_FILE}")
+        say(line)
+    say(f"Report: {Path(result['folder']) / PAGE_FILE}")
 
 
 def print_matrix(matrix: Json, folder: Path) -> None:
@@ -104,8 +105,8 @@ def print_matrix(matrix: Json, folder: Path) -> None:
     _print_table("", names, rows)
     for row in matrix["rows"]:
         if "error" in row:
-            _say(f"{row['model']} failed: {row['error']}")
-    _say(f"Table: {folder / 'matrix.md'}, {folder / 'matrix.json'}")
+            say(f"{row['model']} failed: {row['error']}")
+    say(f"Table: {folder / 'matrix.md'}, {folder / 'matrix.json'}")
 
 
 def _number(value: float) -> str:
@@ -121,7 +122,3 @@ def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[st
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
