@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from itemwise.bench.pictures import wide_console
+from itemwise.bench.pictures import print_runs, wide_console
 from itemwise.bench.traffic import Run, Sample, Workload
 from itemwise.errors import ConfigError, ItemwiseError
 from itemwise.machine import environment
@@ -84,7 +83,9 @@ def run_arrivals(
             best, rate = rows[-1], rate * GROWTH
     finally:
         scheduler.drain(seconds)
-    _print(rows, best, p99_ms)
+    print_runs(rows)
+    reached = f"{best['items_per_s']:.5g} items/s" if best else "no rate"
+    console.print(f"p99 within {p99_ms:g} ms: {reached}")
     if out_json is not None:
         out_json.parent.mkdir(parents=True, exist_ok=True)
         report = {
@@ -163,25 +164,3 @@ def _said(row: dict[str, Any]) -> str:
     latency = row.get("latency_ms", {"p50": float("nan"), "p99": float("nan")})
     times = f"p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms"
     return f"{row['items_per_s']:.5g} items/s, {times}"
-
-
-def _print(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None, p99_ms: float) -> None:
-    table = Table()
-    for name in ("requests/s", "requests", "items/s", "p50 ms", "p95 ms", "p99 ms"):
-        table.add_column(name, justify="right")
-    table.add_column("answers")
-    table.add_column("bits")
-    for row in rows:
-        latency = row.get("latency_ms", {})
-        table.add_row(
-            f"{row['offered_per_s']:.4g}",
-            str(row["requests"]),
-            f"{row['items_per_s']:.5g}",
-            *(f"{latency[p]:.1f}" if latency else "" for p in ("p50", "p95", "p99")),
-            ", ".join(f"{code} {count}" for code, count in sorted(row["codes"].items())),
-            f"{row['checked'] - row['wrong']}/{row['checked']} same",
-        )
-    console = wide_console()
-    console.print(table)
-    reached = f"{best['items_per_s']:.5g} items/s" if best else "no rate"
-    console.print(f"p99 within {p99_ms:g} ms: {reached}")

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.table import Table
 
 from itemwise.bench.client import Address, Client, loopback_address
 from itemwise.bench.load import closed_loop, count_wrong, open_loop
-from itemwise.bench.pictures import pyplot, wide_console
+from itemwise.bench.pictures import print_runs, pyplot
 from itemwise.bench.traffic import Run, Sample, Workload
 from itemwise.errors import ConfigError
 from itemwise.machine import environment
@@ -65,7 +64,7 @@ def run_serve(
         out_json.write_text(json.dumps(report, indent=2) + "\n")
     if chart is not None:
         draw(report, chart)
-    _print(report)
+    print_runs(report["runs"])
     return all(row["wrong"] == 0 and set(row["codes"]) <= _FINE for row in report["runs"])
 
 
@@ -129,30 +128,6 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     if count >= len(samples):
         return list(samples)
     return [samples[i * len(samples) // count] for i in range(count)]
-
-
-def _print(report: dict[str, Any]) -> None:
-    table = Table()
-    for name in ("load", "requests", "req/s", "items/s", "p50 ms", "p95 ms", "p99 ms"):
-        table.add_column(name, justify="right")
-    table.add_column("overhead p50 ms", justify="right")
-    table.add_column("answers")
-    table.add_column("bits")
-    for row in report["runs"]:
-        load = f"{row['offered_per_s']:g}/s" if row["clients"] is None else f"{row['clients']} cl."
-        latency = row.get("latency_ms", {})
-        overhead = row.get("overhead_ms", {})
-        table.add_row(
-            load,
-            str(row["requests"]),
-            f"{row['achieved_per_s']:.1f}",
-            f"{row['items_per_s']:.1f}",
-            *(f"{latency[p]:.1f}" if latency else "" for p in ("p50", "p95", "p99")),
-            f"{overhead['p50']:.2f}" if overhead else "",
-            ", ".join(f"{code} {count}" for code, count in sorted(row["codes"].items())),
-            f"{row['checked'] - row['wrong']}/{row['checked']} same" if row["checked"] else "-",
-        )
-    wide_console().print(table)
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
