@@ -6,18 +6,19 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from itemwise import checkpoint
-from itemwise import engine as engine_module
 from itemwise.config import DEMO_MODEL, EngineConfig, ModelConfig
+from itemwise.cpu_level import BY_NAME, LEVELS
 from itemwise.engine import Engine, step_shapes
+from itemwise.machine import instructions
 from itemwise.models.decoder import describe_weights
-from itemwise.types import StepShape
+from itemwise.types import CppLevel, CpuLevelName, StepShape
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests share a GPU
 VOCAB_SIZE = 500
@@ -28,6 +29,12 @@ SMALL: dict[str, Any] = {
     "kv_cache_bytes": 1 << 20,
     "compilation_cache_dir": "",
 }
+# The levels that this processor can run; without a compiler, tests of those in C++ are skipped.
+CPU_LEVELS: tuple[CpuLevelName, ...] = tuple(
+    level.name for level in LEVELS if level.compiler_flags is None or level.suits(instructions())
+)
+CPP_LEVELS: tuple[CppLevel, ...] = tuple(name for name in get_args(CppLevel) if name in CPU_LEVELS)
+NO_LEVEL = "CPU level "  # begins the reason of a test that is skipped for want of a level
 
 
 def tiled_step_shapes(*arguments: Any) -> list[StepShape]:
@@ -59,20 +66,51 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 def make_engine(make_checkpoint: Callable[[str], Path]) -> Callable[..., Engine]:
     """An engine for a named shape, or for the demo model, with small steps.
 
-    Keywords are fields of `EngineConfig`. With `native_bfloat16`, the processor counts as one that
-    multiplies bfloat16, or as one that does not.
+    Keywords are fields of `EngineConfig`. A test whose outcome depends on the CPU level names it,
+    and is skipped where the machine cannot run it; without a name it is the machine's own.
     """
 
     def make(
-        name: str = "tiny-qwen3", native_bfloat16: bool | None = None, **settings: Any
+        name: str = "tiny-qwen3", level: CpuLevelName | None = None, **settings: Any
     ) -> Engine:
         folder = checkpoint.locate(name) if name == DEMO_MODEL else make_checkpoint(name)
-        with pytest.MonkeyPatch.context() as patch:
-            if native_bfloat16 is not None:
-                patch.setattr(engine_module, "multiplies_bfloat16", lambda _: native_bfloat16)
-            return Engine(folder, EngineConfig(**{**SMALL, **settings}))
+        if level is not None:
+            require(level)
+            settings["cpu_level"] = level
+        return Engine(folder, EngineConfig(**{**SMALL, **settings}))
 
     return make
+
+
+def require(level: CpuLevelName) -> None:
+    """Skips the test if this machine cannot run the level."""
+    lack = BY_NAME[level].lack()
+    if lack:
+        pytest.skip(f"{NO_LEVEL}{level} {lack}")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Notes the CPU level that a test names by its parameter `level`, or in its `case`."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    case = params.get("case")
+    named = {params.get("level"), *(case if isinstance(case, tuple) else ())}
+    item.user_properties += [("cpu_level", name) for name in CPU_LEVELS if name in named]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which CPU levels were tested, and which this machine cannot run."""
+    stats = terminalreporter.stats
+    reports = [report for kind in ("passed", "failed") for report in stats.get(kind, [])]
+    noted = {value for report in reports for name, value in report.user_properties}
+    ran = [name for name in CPU_LEVELS if name in noted]
+    reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in stats.get("skipped", [])}
+    skipped = sorted(reason for reason in reasons if reason.startswith(NO_LEVEL))
+    absent = [f"{level.name} {level.lack()}" for level in LEVELS if level.name not in CPU_LEVELS]
+    if ran or skipped:
+        terminalreporter.section("CPU levels")
+        terminalreporter.line(f"ran: {', '.join(ran) or 'none'}")
+        for reason in (*absent, *skipped):
+            terminalreporter.line(f"not on this machine: {reason.removeprefix(NO_LEVEL)}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -42,6 +42,7 @@ ORDER = (
     "parallel",
     "machine",
     "native",
+    "cpu_level",
     "weights",
     "memory",
     "compile_cache",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,10 @@ from itemwise.memory import device_memory_bytes
 from itemwise.ops import api
 from itemwise.ops.attention import attend
 from itemwise.programs import Programs
-from itemwise.types import Algorithm, ScoreRequest, StepBatch
+from itemwise.types import Algorithm, CpuLevelName, ScoreRequest, StepBatch
+from tests.conftest import CPU_LEVELS
+
+ON_GPU = jax.devices()[0].platform == "gpu"
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +178,9 @@ def test_a_failed_step_leaves_a_working_engine(
     assert np.asarray(engine.score([request()])[0].scores).tobytes() == base.tobytes()
 
 
+@pytest.mark.parametrize("level", ["xla-bfloat16", "xla-float32"])
 def test_a_leak_fails_the_self_check(
-    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    level: CpuLevelName, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leaky(*args: Any) -> jax.Array:
         q, k, v, k_pages, v_pages, layout, shape, dot_sums = args
@@ -185,7 +190,7 @@ def test_a_leak_fails_the_self_check(
 
     monkeypatch.setattr(api, "attend", leaky)
     with pytest.raises(SelfCheckError, match="permuted_in_company"):
-        make_engine(attention_backend="native")
+        make_engine(level=level, attention_backend="native")
 
 
 def test_a_start_of_the_same_programs_takes_the_verdict_over(
@@ -207,21 +212,27 @@ def other_bits_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def other_bits(self: Programs, batch: StepBatch) -> jax.Array:
         hidden = step(self, batch)
-        return hidden if batch.shape == self.shape else jax.numpy.multiply(hidden, 1.001)
+        # By a factor that bfloat16 does not round to 1.
+        return hidden if batch.shape == self.shape else jax.numpy.multiply(hidden, 1.5)
 
     monkeypatch.setattr(Programs, "step", other_bits)
 
 
-def test_steps_of_all_sizes_run_where_they_have_the_same_bits(engine: Engine) -> None:
+@pytest.mark.parametrize("level", CPU_LEVELS)
+def test_steps_of_all_sizes_run_where_they_have_the_same_bits(
+    level: CpuLevelName, make_engine: Callable[..., Engine]
+) -> None:
+    engine = make_engine(level=level)
     assert engine.info()["small_steps"]
     assert engine.self_check.small_steps
 
 
+@pytest.mark.parametrize("level", CPU_LEVELS)
 @pytest.mark.usefixtures("other_bits_in_small_steps")
 def test_small_steps_with_other_bits_are_left_out(
-    make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+    level: CpuLevelName, make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = make_engine()
+    engine = make_engine(level=level)
     assert engine.info()["small_steps"] == []
     assert engine.info()["self_check"]["status"] == "passed"
     assert "small steps are left out" in caplog.text
@@ -251,6 +262,19 @@ def test_small_steps_with_other_bits_are_known_at_the_next_start(
     assert second.info()["steps"] == 1
     assert len(compiled) == 3, "the largest step, labels, vocabulary"
     assert "small steps are left out" in caplog.text
+
+
+@pytest.mark.skipif(ON_GPU, reason="levels are of processors")
+@pytest.mark.parametrize("level", CPU_LEVELS)
+def test_the_level_is_told(
+    level: CpuLevelName, make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "itemwise.engine"):
+        info = make_engine(level=level, skip_self_check=True).info()
+    assert info["cpu_level"] == level
+    assert info["attention"] == ("xla" if level.startswith("xla") else f"{level} kernel")
+    assert info["activations"] == ("bfloat16" if level == "xla-bfloat16" else "float32")
+    assert f"CPU level {level}: " in caplog.text
 
 
 def test_self_check_verdict_is_told(engine: Engine, make_engine: Callable[..., Engine]) -> None:

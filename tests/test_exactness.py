@@ -25,20 +25,19 @@ from itemwise.engine import Engine
 from itemwise.ops import api
 from itemwise.ops.attention import StepLayout
 from itemwise.programs import Programs
-from itemwise.types import OpenRequest, ScoreRequest, StepBatch, StepShape
-from tests.conftest import VOCAB_SIZE
+from itemwise.types import CpuLevelName, OpenRequest, ScoreRequest, StepBatch, StepShape
+from tests.conftest import CPP_LEVELS, CPU_LEVELS, VOCAB_SIZE
 
 PAGE = 32
 RANDOM = "tiny-qwen3"
 ON_GPU = jax.devices()[0].platform == "gpu"
-# A model, its type, what the processor counts as, attention: kernels, and XLA's form.
+# A model, its type, and on a processor the level; on GPU attention: the kernel, and XLA's form.
 ON_CPU_CASES = [
-    (RANDOM, "bfloat16", True, "native"),
-    (RANDOM, "bfloat16", False, "fa"),
-    (RANDOM, "float32", False, "native"),
-    (DEMO_MODEL, "bfloat16", False, "fa"),
+    *((RANDOM, "bfloat16", level) for level in CPU_LEVELS),
+    (RANDOM, "float32", "xla-float32"),
+    *((DEMO_MODEL, "bfloat16", level) for level in CPP_LEVELS),
 ]
-ON_GPU_CASES = [(RANDOM, "bfloat16", True, "fa"), (RANDOM, "bfloat16", True, "native")]
+ON_GPU_CASES = [(RANDOM, "bfloat16", "fa"), (RANDOM, "bfloat16", "native")]
 Bits = list[bytes]  # of each item's scores
 exhaustive = settings(
     max_examples=20,
@@ -67,24 +66,18 @@ def garbage_in_padding() -> Iterator[None]:
 @pytest.fixture(
     scope="module",
     params=ON_GPU_CASES if ON_GPU else ON_CPU_CASES,
-    ids=lambda case: f"{case[0]}-{case[1]}-{'native' if case[2] else 'widened'}-{case[3]}",
+    ids="-".join,
 )
 def case(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Arguments of `make_engine`: a model, its type, what the processor counts as, attention."""
-    name, dtype, native, backend = request.param
-    return {
-        "name": name,
-        "dtype": dtype,
-        "native_bfloat16": native,
-        "attention_backend": backend,
-    }
+    """Arguments of `make_engine`: a model, its type, and the level or attention."""
+    name, dtype, code = request.param
+    return {"name": name, "dtype": dtype, "attention_backend" if ON_GPU else "level": code}
 
 
 @pytest.fixture(scope="module")
 def engine(case: dict[str, Any], make_engine: Callable[..., Engine]) -> Engine:
     engine = make_engine(**case)
-    native = case["dtype"] == "bfloat16" and case["native_bfloat16"]
-    assert engine.info()["activations"] == ("bfloat16" if native else "float32")
+    assert engine.info()["cpu_level"] == case.get("level")
     return engine
 
 
@@ -323,21 +316,26 @@ def test_items_differ(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "backend", "name"),
-    [(RANDOM, "native", "attend"), *([] if ON_GPU else [(DEMO_MODEL, "fa", "attend_cpu")])],
+    ("model", "level", "name"),
+    [
+        (RANDOM, "xla-float32", "attend"),
+        *((DEMO_MODEL, level, "attend_cpu") for level in (() if ON_GPU else CPP_LEVELS)),
+    ],
 )
 @pytest.mark.parametrize("fault", ["context one too long", "granule starts early", "same lane"])
 def test_a_planted_fault_is_seen(
     fault: str,
     model: str,
-    backend: str,
+    level: CpuLevelName,
     name: str,
     make_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attend = getattr(api, name)
+    attend, calls = getattr(api, name), 0
 
-    def faulty(*args: Any) -> jax.Array:
+    def faulty(*args: Any, **named: Any) -> jax.Array:
+        nonlocal calls
+        calls += 1
         q, k, v, k_pages, v_pages, layout, shape, *more = args
         assert isinstance(layout, StepLayout)
         if fault == "context one too long":
@@ -350,11 +348,13 @@ def test_a_planted_fault_is_seen(
         else:  # granules counted over the lane: items see the items before them
             index = layout.granule_start // shape.granule_tokens
             layout = layout._replace(granule_index=index)
-        seen: jax.Array = attend(q, k, v, k_pages, v_pages, layout, shape, *more)
+        seen: jax.Array = attend(q, k, v, k_pages, v_pages, layout, shape, *more, **named)
         return seen
 
     monkeypatch.setattr(api, name, faulty)
-    engine = make_engine(model, skip_self_check=True, attention_backend=backend)
+    backend = "native" if name == "attend" else "fa"
+    engine = make_engine(model, level, skip_self_check=True, attention_backend=backend)
+    assert calls, "the engine attends by other code"
     rng = np.random.default_rng(0)
     items = tuple(tuple(rng.integers(0, VOCAB_SIZE, n).tolist()) for n in (20, 5, 31, 12))
     request = ScoreRequest(tuple(range(40)), items, ((1, 2),) * 4, apply_softmax=True)

@@ -39,7 +39,8 @@ def engine_of(make_engine: Callable[..., Engine]) -> Iterator[Callable[..., Engi
         @functools.cache
         def make(backend: str, dtype: str = "float32") -> Engine:
             settings = {"dtype": dtype, "step_lanes": 3, "skip_self_check": True}
-            return make_engine("tiny-qwen2", attention_backend=backend, **settings)
+            level = f"xla-{dtype}"
+            return make_engine("tiny-qwen2", level, attention_backend=backend, **settings)
 
         yield make
 

@@ -1,4 +1,4 @@
-"""Which processors multiply bfloat16 themselves."""
+"""What a processor says of itself."""
 
 from __future__ import annotations
 
@@ -7,35 +7,25 @@ from pathlib import Path
 import jax
 import pytest
 
-from itemwise.machine import available_memory_bytes, environment, memory_bytes, multiplies_bfloat16
+from itemwise.machine import available_memory_bytes, environment, instructions, memory_bytes
 
 
 @pytest.mark.parametrize(
     ("cpuinfo", "expected"),
     [
-        ("processor : 0\nflags\t\t: fpu avx2 avx512f avx512_bf16 amx_tile\n", True),
-        ("processor : 0\nflags\t\t: fpu avx2 amx_bf16\n", True),
-        ("processor : 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
-        ("processor : 0\nflags\t\t: fpu avx2 fma avx512f\nbugs : bf16\n", False),
-        ("processor : 0\nFeatures\t: fp asimd\n", False),
-        ("", False),
+        ("processor : 0\nflags\t\t: fpu avx2 avx512_bf16\n", {"fpu", "avx2", "avx512_bf16"}),
+        ("processor : 0\nFeatures\t: fp asimd bf16 i8mm\n", {"fp", "asimd", "bf16", "i8mm"}),
+        ("processor : 0\nflags\t\t: fpu avx2 fma\nbugs : bf16\n", {"fpu", "avx2", "fma"}),
+        ("", set()),
     ],
 )
-def test_processor_says_whether_it_multiplies_bfloat16(
-    cpuinfo: str, expected: bool, tmp_path: Path
+def test_instructions_are_what_linux_tells(
+    cpuinfo: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo)
-    assert multiplies_bfloat16("cpu", path) is expected
-
-
-def test_unknown_processor_counts_as_unable(tmp_path: Path) -> None:
-    assert not multiplies_bfloat16("cpu", tmp_path / "none")
-
-
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_accelerators_multiply_bfloat16(platform: str, tmp_path: Path) -> None:
-    assert multiplies_bfloat16(platform, tmp_path / "none")
+    assert instructions(path) == expected
 
 
 def test_available_memory_is_what_linux_says(tmp_path: Path) -> None:
@@ -50,3 +40,11 @@ def test_environment_names_the_machine_and_the_versions() -> None:
     assert found["machine"]["cpu"]
     assert found["machine"]["memory_bytes"] == memory_bytes() >= available_memory_bytes()
     assert found["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.parametrize(("machine", "expected"), [("x86_64", set()), ("arm64", {"asimd"})])
+def test_without_linux_what_the_kind_always_has(
+    machine: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert instructions(tmp_path / "none") == expected

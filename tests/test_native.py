@@ -18,7 +18,7 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 
 def load_anew() -> Kernels | None:
     """As `load_kernels` in a process that has not called it."""
-    return load_kernels.__wrapped__()
+    return load_kernels.__wrapped__("cpp-avx2", ())
 
 
 def test_sources_are_in_the_package() -> None:
@@ -32,7 +32,7 @@ def test_sources_are_in_the_package() -> None:
 
 def warnings_of(*sources: Path) -> str:
     """What a strict compiler says against the sources."""
-    strict = [*compile_command([COMPILER]), "-Wall", "-Wextra", "-Werror"]
+    strict = [*compile_command([COMPILER], ["-march=native"]), "-Wall", "-Wextra", "-Werror"]
     command = [*strict, *map(str, sources), "-o", os.devnull]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
@@ -52,23 +52,30 @@ def test_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     source.write_text("int main() { return 0; }")
     monkeypatch.setattr(native, "SOURCES", (source,))
     folder = tmp_path / "kernels"
-    library = build([COMPILER], folder)
+    library = build([COMPILER], (), folder)
     made = library.stat().st_mtime_ns
-    assert build([COMPILER], folder) == library
+    assert build([COMPILER], (), folder) == library
     assert library.stat().st_mtime_ns == made
     assert list(folder.iterdir()) == [library]
-    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-DOTHER"))
-    assert build([COMPILER], folder) != library
+    assert build([COMPILER], ("-DOTHER",), folder) != library
 
 
-@pytest.mark.parametrize("compiler", ["/bin/false", "/nonexistent/c++"])
-def test_without_a_working_compiler_xla_serves(
-    compiler: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("/bin/false", "kernels for cpp-avx2 cannot be built"),
+        ("/nonexistent/c++", "compiler `/nonexistent/c++`, which $CXX names, is not there"),
+        ("", "No C++ compiler found"),
+    ],
+)
+def test_without_a_working_compiler_there_are_no_kernels(
+    compiler: str, message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("PATH", "")
     with caplog.at_level(logging.INFO, "itemwise.engine"):
         assert load_anew() is None
-    assert "in XLA" in caplog.text
+    assert message in caplog.text
 
 
 @needs_compiler
@@ -81,9 +88,9 @@ def test_a_damaged_library_is_built_anew(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(native, "SOURCES", (source,))
     monkeypatch.setattr("jax.ffi.register_ffi_target", lambda *_, **__: None)
     (folder := tmp_path / "itemwise" / "kernels").mkdir(parents=True)
-    library = build(find_compiler() or [], folder)
+    library = build(find_compiler() or [], (), folder)
     library.write_bytes(b"damaged")
-    assert load_anew() == Kernels(library, 7)
+    assert load_anew() == Kernels("cpp-avx2", library, 7)
     assert library.stat().st_size > 1000
 
 

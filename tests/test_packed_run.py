@@ -47,7 +47,7 @@ REQUESTS = {
 def engine_of(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
     @functools.cache
     def make(name: str, dtype: str) -> Engine:
-        return make_engine(name, True, dtype=dtype, skip_self_check=True)
+        return make_engine(name, f"xla-{dtype}", dtype=dtype, skip_self_check=True)
 
     return make
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from itemwise.config import DType, EngineConfig
+from itemwise.config import CpuLevelSetting, DType, EngineConfig
+from itemwise.cpu_level import BY_NAME
 from itemwise.engine import Engine
-from itemwise.types import Float32Array, ScoreRequest
+from itemwise.types import CpuLevelName, Float32Array, ScoreRequest
 from itemwise.validation.reference import (
     PackedTorch,
     TorchLogits,
@@ -24,6 +25,7 @@ from itemwise.validation.reference import (
     torch_label_logits,
     torch_scores,
 )
+from tests.conftest import CPU_LEVELS, require
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -31,7 +33,8 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 
 CaseFolder = Callable[[str], Path]
-CaseEngine = Callable[[str, DType], Engine]
+CaseEngine = Callable[..., Engine]
+FLOAT32_LEVELS = tuple(name for name in CPU_LEVELS if BY_NAME[name].activations == "float32")
 
 VOCAB_SIZE = 500
 LABELS = (0, 1, 17, 99, 250, 333, 498, 499)
@@ -139,12 +142,15 @@ def case_folder(tmp_path_factory: pytest.TempPathFactory) -> CaseFolder:
 
 @pytest.fixture(scope="module")
 def case_engine(case_folder: CaseFolder) -> CaseEngine:
-    """An engine for a case and a type, compiled once a module."""
+    """An engine for a case, a type and a CPU level, compiled once a module."""
 
     @functools.cache
-    def make(case: str, dtype: DType) -> Engine:
+    def make(case: str, dtype: DType, level: CpuLevelSetting = "auto") -> Engine:
+        if level != "auto":
+            require(level)
         config = EngineConfig(
             dtype=dtype,
+            cpu_level=level,
             page_tokens=32,
             step_lanes=2,
             kv_cache_bytes=4 << 20,
@@ -211,10 +217,13 @@ def error_in_spreads(scores: Float32Array, truth: TorchLogits) -> float:
     return float((errors / truth.spread[:, None]).max())
 
 
+@pytest.mark.parametrize("level", FLOAT32_LEVELS)
 @pytest.mark.parametrize("case", CASES)
-def test_float32_parity(case: str, case_folder: CaseFolder, case_engine: CaseEngine) -> None:
+def test_float32_parity(
+    case: str, level: CpuLevelName, case_folder: CaseFolder, case_engine: CaseEngine
+) -> None:
     folder = case_folder(case)
-    engine = case_engine(case, "float32")
+    engine = case_engine(case, "float32", level)
     model = load_torch(folder, "float32")
     query, *items = draw(1, (75, 1, 20, 40, 0, 100, 7, 32, 33, 64))
     truth = torch_label_logits(model, query, items, LABELS)
@@ -235,15 +244,16 @@ def test_sharded_checkpoints_are_sharded(case_folder: CaseFolder) -> None:
         assert len(list(case_folder(case).glob("*.safetensors"))) > 2
 
 
+@pytest.mark.parametrize("level", CPU_LEVELS)
 @pytest.mark.parametrize("case", FAMILIES)
 def test_bfloat16_is_as_close_to_the_truth_as_transformers(
-    case: str, case_folder: CaseFolder, case_engine: CaseEngine
+    case: str, level: CpuLevelName, case_folder: CaseFolder, case_engine: CaseEngine
 ) -> None:
     folder = case_folder(case)
     query, *items = draw(2, (80, *np.random.default_rng(3).integers(1, 50, 60).tolist()))
     truth = torch_scores(load_torch(folder, "float32"), query, items, LABELS, apply_softmax=True)
     theirs = torch_scores(load_torch(folder, "bfloat16"), query, items, LABELS, apply_softmax=True)
-    ours = itemwise_scores(case_engine(case, "bfloat16"), query, items, apply_softmax=True)
+    ours = itemwise_scores(case_engine(case, "bfloat16", level), query, items, apply_softmax=True)
     our_errors, their_errors = np.abs(ours - truth), np.abs(theirs - truth)
     assert our_errors.max() <= MAX_ERROR_RATIO_BFLOAT16 * their_errors.max()
     rms = [np.sqrt(np.mean(errors**2)) for errors in (our_errors, their_errors)]

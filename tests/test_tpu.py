@@ -39,7 +39,8 @@ def engine_of(make_engine: Callable[..., Engine]) -> Iterator[Callable[..., Engi
         @functools.cache
         def make(backend: str) -> Engine:
             settings = {"dtype": "float32", "step_lanes": 2, "skip_self_check": True}
-            return make_engine("tiny-qwen2", attention_backend=backend, **settings)
+            level = "xla-float32"
+            return make_engine("tiny-qwen2", level, attention_backend=backend, **settings)
 
         yield make
 

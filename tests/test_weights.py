@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,9 +10,9 @@ import pytest
 
 from itemwise.engine import Engine
 from itemwise.errors import ConfigError
-from itemwise.types import ScoreRequest
+from itemwise.types import CpuLevelName, ScoreRequest
 from itemwise.weights import quantize
-from tests.conftest import VOCAB_SIZE
+from tests.conftest import CPU_LEVELS, VOCAB_SIZE
 
 
 def test_quantised_values_are_the_nearest() -> None:
@@ -33,19 +32,13 @@ def request() -> ScoreRequest:
     return ScoreRequest(tuple(range(70)), items, ((1, 2),) * 5, apply_softmax=True)
 
 
-@pytest.mark.parametrize(
-    ("backend", "native_bfloat16"), [("fa", False), ("native", False), ("native", True)]
-)
+@pytest.mark.parametrize("level", CPU_LEVELS)
 def test_int8_is_near_and_exact_in_any_company(
-    backend: str, native_bfloat16: bool, make_engine: Callable[..., Engine]
+    level: CpuLevelName, make_engine: Callable[..., Engine]
 ) -> None:
-    settings: dict[str, Any] = {
-        "attention_backend": backend,
-        "native_bfloat16": native_bfloat16,
-    }
-    engine = make_engine(quantization="int8", **settings)
+    engine = make_engine(level=level, quantization="int8")
     found = np.asarray(engine.score([request()])[0].scores)
-    plain = make_engine(**settings)
+    plain = make_engine(level=level)
     expected = np.asarray(plain.score([request()])[0].scores)
     assert 0 < np.abs(found - expected).max() < 0.1
     assert engine.info()["weight_bytes"] < plain.info()["weight_bytes"]

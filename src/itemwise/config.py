@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from itemwise.errors import ConfigError, UnsupportedModelError
-from itemwise.types import Algorithm
+from itemwise.types import Algorithm, CpuLevelName
 
 DType = Literal["auto", "bfloat16", "float32"]
 LogFormat = Literal["text", "json"]
@@ -21,6 +21,7 @@ Family = Literal["qwen3", "qwen2", "llama"]
 AttentionBackend = Literal["auto", "fa", "native"]
 Quantization = Literal["none", "int8"]
 MaskSetting = Literal["auto", "dense", "segment"]
+CpuLevelSetting = Literal["auto", CpuLevelName]
 DEMO_MODEL = "itemwise/demo"  # the model that comes with the package
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
@@ -34,6 +35,11 @@ def cache_dir() -> Path:
 def chosen_compiler() -> str | None:
     """The C++ compiler that the environment names, `$CXX`."""
     return os.environ.get("CXX") or None
+
+
+def chosen_cpu_level() -> str:
+    """The CPU level that the environment names, `$ITEMWISE_CPU_LEVEL`; `auto` if none."""
+    return os.environ.get("ITEMWISE_CPU_LEVEL") or "auto"
 
 
 def xla_environment() -> tuple[str | None, ...]:
@@ -214,14 +220,14 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
 class EngineConfig:
     """How the engine runs.
 
-    `dtype` and `quantization` change scores; `step_lanes`, `page_tokens`, `tp_size` and
-    `attention_backend` pick another compiled program and may move last bits, and so does the
-    `packed` algorithm with all its settings. No other setting changes a bit.
+    `dtype` and `quantization` change scores; `step_lanes`, `page_tokens`, `tp_size`,
+    `attention_backend` and `cpu_level` pick another compiled program and may move last bits, and so
+    does the `packed` algorithm with all its settings. No other setting changes a bit.
 
     Attributes:
         dtype: type of weights; `auto` takes bfloat16 unless the checkpoint is float32. Activations
-            and cached keys and values have it too, but are float32 on a processor without
-            bfloat16 instructions.
+            and cached keys and values have it too, but are float32 on a processor whose
+            `cpu_level` says so.
         multi_item_algorithm: `prefill_extend` (the query once, cached), `packed` (query and items
             in one sequence, nothing cached) or `serial` (the query once per item).
         multi_item_scoring_delimiter: token id put between query and item, or None.
@@ -236,6 +242,10 @@ class EngineConfig:
         attention_backend: `fa` (kernels, where there are: TPU, GPU in bfloat16, and processors
             with a C++ compiler whose activations are float32: there matrix products, too),
             `native` (XLA) or `auto` (fa).
+        cpu_level: on processors, the type of activations and the code that computes: the name of
+            one of `cpu_level.LEVELS`, or `auto` (what `$ITEMWISE_CPU_LEVEL` names, else the
+            fastest). Weights in float32, and `attention_backend` native, come first: a level
+            that does not go with them counts as xla-float32.
         quantization: `int8` keeps the matrices of the layers in eight bits, with a scale for each
             output; `none`.
         tp_size: devices that share the model.
@@ -259,6 +269,7 @@ class EngineConfig:
     max_multi_item_seq_len: int | None = None
     max_multi_item_count: int | None = None
     attention_backend: AttentionBackend = "auto"
+    cpu_level: CpuLevelSetting = "auto"
     quantization: Quantization = "none"
     tp_size: int = 1
     disable_radix_cache: bool = False
@@ -277,6 +288,7 @@ class EngineConfig:
             ("multi_item_algorithm", Algorithm),
             ("multi_item_mask_impl", MaskSetting),
             ("attention_backend", AttentionBackend),
+            ("cpu_level", CpuLevelSetting),
             ("quantization", Quantization),
         )
         for name, allowed in choices:

@@ -23,10 +23,11 @@ import numpy as np
 
 from itemwise import checkpoint
 from itemwise.config import EngineConfig, ModelConfig, cache_dir, xla_environment
+from itemwise.cpu_level import CpuLevel, choose_level
 from itemwise.errors import ConfigError, SelfCheckError
-from itemwise.machine import multiplies_bfloat16, processor
+from itemwise.machine import processor
 from itemwise.memory import plan_pages
-from itemwise.native import Kernels, load_kernels
+from itemwise.native import Kernels
 from itemwise.packed import DEFAULT_MAX_TOKENS
 from itemwise.packed_run import PackedBatcher
 from itemwise.pages import PageCache
@@ -82,7 +83,13 @@ class Engine:
         self.model_config = checkpoint.read_config(folder)
         mesh = make_mesh(self.model_config, _devices(config.tp_size))
         self.device = jax.devices()[0]
-        self.dtypes = _dtypes(config, self.model_config, self.device.platform)
+        weights_dtype = _weights_dtype(config, self.model_config)
+        self.level: CpuLevel | None = None
+        if self.device.platform == "cpu":
+            self.level = choose_level(config, weights_dtype)
+            logger.info("CPU level %s: %s", self.level.name, self.level.meaning)
+        activations = np.dtype(self.level.activations) if self.level else weights_dtype
+        self.dtypes = DTypes(weights_dtype, activations)
         self.max_seq_len = (
             config.max_multi_item_seq_len or self.model_config.max_position_embeddings
         )
@@ -103,7 +110,7 @@ class Engine:
             self.dtypes,
             mesh,
             quantization=config.quantization,
-            panel_width=with_panels.panel_width if with_panels else None,
+            kernels=with_panels,
             on_progress=on_progress,
         )
         weights_read = time.perf_counter()
@@ -143,10 +150,8 @@ class Engine:
             page_tokens = self.config.page_tokens
             served = gpu_kernel_serves(self.model_config, self.dtypes, page_tokens)
             return ("gpu" if served else None), None
-        if self.device.platform == "cpu" and self.dtypes.activations == np.float32:
-            kernels = load_kernels()
-            return ("cpu" if kernels else None), kernels
-        return None, None
+        kernels = self.level.kernels() if self.level else None
+        return (kernels.level if kernels else None), kernels
 
     def _new_cache(self) -> PageCache:
         reuse = not self.config.disable_radix_cache
@@ -326,6 +331,7 @@ class Engine:
             "engine_config": asdict(self.config),
             "max_seq_len": self.max_seq_len,
             "device": {"platform": self.device.platform, "kind": self.device.device_kind},
+            "cpu_level": self.level.name if self.level else None,
             "attention": self._attention,
             "jax_version": jax.__version__,
             "dtype": self.dtypes.weights.name,
@@ -376,12 +382,11 @@ def _devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def _dtypes(config: EngineConfig, model: ModelConfig, platform: str) -> DTypes:
+def _weights_dtype(config: EngineConfig, model: ModelConfig) -> np.dtype[Any]:
     name = config.dtype
     if name == "auto":
         name = "float32" if model.dtype == "float32" else "bfloat16"
-    weights = np.dtype(jax.numpy.dtype(name))
-    return DTypes(weights, weights if multiplies_bfloat16(platform) else np.dtype(np.float32))
+    return np.dtype(jax.numpy.dtype(name))
 
 
 def step_shapes(config: EngineConfig, platform: str, max_seq_len: int) -> tuple[StepShape, ...]:

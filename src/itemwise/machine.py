@@ -11,25 +11,18 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("itemwise", "jax", "jaxlib", "numpy", "torch", "transformers")
-# Instructions that multiply bfloat16, as Linux names them on x86-64 and on Arm.
-BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 
 
-def multiplies_bfloat16(platform: str, cpuinfo: Path = CPUINFO) -> bool:
-    """Whether a device has bfloat16 instructions.
+def instructions(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """Extensions of the processor's instruction set, as Linux names them on x86-64 and on Arm.
 
-    Accelerators count as having them, processors where they say so. XLA emulates them on others,
-    which on two cores with AVX2 runs at 110 GFLOP/s where float32 runs at 180.
-
-    Args:
-        platform: JAX's name of the kind of device: `cpu`, `gpu`, `tpu`.
-        cpuinfo: what Linux tells about the processor; other systems count as unable.
+    On other systems only what every processor of the kind has.
     """
-    if platform != "cpu":
-        return True
-    return not BFLOAT16_FLAGS.isdisjoint(_line(cpuinfo, "flags", "Features").split())
+    found = _line(cpuinfo, "flags", "Features").partition(":")[2].split()
+    always = ["asimd"] if platform.machine() in ("aarch64", "arm64") else []
+    return frozenset([*found, *always])
 
 
 def processor(cpuinfo: Path = CPUINFO) -> str:

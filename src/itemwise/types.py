@@ -26,7 +26,10 @@ Float32Array = NDArray[np.float32]
 MIN_SCORED_ROWS = 32
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
-Kernel = Literal["cpu", "gpu", "tpu"]  # attention that is not XLA's: C++, or Pallas
+# How a processor runs a model, see `cpu_level.py`: by C++ kernels for some instructions, or by XLA.
+CppLevel = Literal["cpp-avx512", "cpp-avx2", "cpp-neon"]
+CpuLevelName = Literal["xla-bfloat16", CppLevel, "xla-float32"]
+Kernel = Literal[CppLevel, "gpu", "tpu"]  # attention that is not XLA's: C++, or Pallas
 
 
 class DTypes(NamedTuple):

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from itemwise import checkpoint
 from itemwise.config import ModelConfig, Quantization
 from itemwise.models.decoder import Weights, describe_weights
-from itemwise.ops.cpu_linear import to_panels
+from itemwise.native import Kernels
+from itemwise.ops.cpu_linear import Panels, to_panels
 from itemwise.parallel import place
 from itemwise.progress import ProgressFn
 from itemwise.types import DTypes, Float32Array, WeightSpec
@@ -34,7 +35,7 @@ def load_weights(
     mesh: Mesh | None,
     *,
     quantization: Quantization,
-    panel_width: int | None,
+    kernels: Kernels | None,
     on_progress: ProgressFn,
 ) -> Weights:
     """The weights on their devices, in the tree of `describe_weights`.
@@ -47,7 +48,7 @@ def load_weights(
         dtypes: type of weights that are not quantised.
         mesh: the devices that share the model, or None for a single one.
         quantization: `int8` for the matrices of the layers.
-        panel_width: outputs side by side in a panel, where products are C++; else None.
+        kernels: those that multiply, where products are C++; else None.
         on_progress: told after each tensor how many are done, and how many there are.
 
     Raises:
@@ -61,8 +62,9 @@ def load_weights(
         if quantization == "int8":
             array, scales = quantize(array)
             scale = place(scales, spec, model, mesh)
-        if panel_width is not None and array.shape[0] % panel_width == 0:
-            array = to_panels(array, panel_width)
+        if kernels is not None and array.shape[0] % kernels.panel_width == 0:
+            panels = place(to_panels(array, kernels.panel_width), spec, model, mesh)
+            return _Matrix(Panels(panels, kernels.level), scale)
         return _Matrix(place(array, spec, model, mesh), scale)
 
     weights: Weights = checkpoint.read_weights(

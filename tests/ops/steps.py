@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,18 @@ CASES: dict[str, list[RowPlan]] = {
 }
 
 
+class Step(NamedTuple):
+    """Rows packed into a step, with the arrays that attention takes: float32, and the layout."""
+
+    q: NDArray[np.float32]
+    k: NDArray[np.float32]
+    v: NDArray[np.float32]
+    k_pages: NDArray[np.float32]
+    v_pages: NDArray[np.float32]
+    layout: StepLayout
+    starts: list[int]  # the first place of each row
+
+
 def run(
     way: StepAttention,
     rows: Sequence[RowPlan],
@@ -56,10 +69,29 @@ def run(
     seed: int = 0,
     broken: int | None = None,
 ) -> list[NDArray[np.float32]]:
-    """The attention output of each row; `seed` draws what surrounds the rows in the step.
+    """The attention output of each row; arguments as in `draw_step`.
 
-    The row `broken` has keys and values that are no numbers. `heads` are N, K and H.
+    The row `broken` has keys and values that are no numbers.
     """
+    step = draw_step(rows, heads, seed)
+    if broken is not None:
+        for array in (step.k, step.v):
+            array[step.starts[broken] :][: len(rows[broken].tokens)] = np.nan
+    found = attention(way, step, dtype)
+    assert np.isfinite(found).all() or broken is not None
+    return [found[s : s + len(r.tokens)] for r, s in zip(rows, step.starts, strict=True)]
+
+
+def attention(way: StepAttention, step: Step, dtype: str = "float32") -> NDArray[np.float32]:
+    """What comes out at every place of the step."""
+    own = [jnp.asarray(a, dtype) for a in (step.q, step.k, step.v)]
+    kept = [to_storage(jnp.asarray(a, dtype)) for a in (step.k_pages, step.v_pages)]
+    jitted = jax.jit(way, static_argnums=6)
+    return np.asarray(jitted(*own, *kept, step.layout, SHAPE), np.float32)
+
+
+def draw_step(rows: Sequence[RowPlan], heads: tuple[int, int, int], seed: int = 0) -> Step:
+    """A step of the rows; `seed` draws what surrounds them. `heads` are N, K and H."""
     num_heads, num_kv_heads, head_dim = heads
     packer, starts = StepPacker(SHAPE), []
     for one in rows:
@@ -77,14 +109,7 @@ def run(
         for array in (q, k, v):
             size = (len(one.tokens), *array.shape[1:])
             array[start : start + size[0]] = mine.standard_normal(size, np.float32)
-    if broken is not None:
-        for array in (k, v):
-            array[starts[broken] :][: len(rows[broken].tokens)] = np.nan
     rng = np.random.default_rng(1)
     pool = (NUM_PAGES, num_kv_heads, SHAPE.page_tokens, head_dim)
-    pages = [rng.standard_normal(pool, np.float32) for _ in range(2)]
-    own = [jnp.asarray(a, dtype) for a in (q, k, v)]
-    kept = [to_storage(jnp.asarray(a, dtype)) for a in pages]
-    found = np.asarray(jax.jit(way, static_argnums=6)(*own, *kept, layout, SHAPE), np.float32)
-    assert np.isfinite(found).all() or broken is not None
-    return [found[s : s + len(r.tokens)] for r, s in zip(rows, starts, strict=True)]
+    k_pages, v_pages = (rng.standard_normal(pool, np.float32) for _ in range(2))
+    return Step(q, k, v, k_pages, v_pages, layout, starts)

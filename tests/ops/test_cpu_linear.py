@@ -10,38 +10,53 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from itemwise.native import load_kernels
-from itemwise.ops.cpu_linear import linear_cpu, to_panels
+from itemwise.cpu_level import BY_NAME
+from itemwise.native import Kernels
+from itemwise.ops.cpu_linear import Panels, linear_cpu, to_panels
+from itemwise.types import CppLevel
+from tests.conftest import CPP_LEVELS, require
 
 SIZES = [(32, 64), (1000, 96), (1024, 32), (1025, 160), (2500, 64)]  # inputs and outputs
 TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
 
 
+@pytest.fixture(scope="module", params=CPP_LEVELS)
+def level(request: pytest.FixtureRequest) -> CppLevel:
+    require(request.param)
+    level: CppLevel = request.param
+    return level
+
+
 @pytest.fixture(scope="module")
-def width() -> int:
-    kernels = load_kernels()
-    if kernels is None:
-        pytest.skip("no C++ compiler")
-    return kernels.panel_width
+def kernels(level: CppLevel) -> Kernels:
+    found = BY_NAME[level].kernels()
+    assert found is not None
+    return found
 
 
 def draw(rng: np.random.Generator, *size: int) -> NDArray[np.float32]:
     return rng.standard_normal(size, np.float32)
 
 
-def run(x: NDArray[Any], panels: NDArray[Any], num_rows: int) -> NDArray[np.float32]:
-    return np.asarray(linear_cpu(jnp.asarray(x), jnp.asarray(panels), jnp.int32(num_rows)))
+def panels_of(matrix: NDArray[Any], kernels: Kernels) -> Panels:
+    return Panels(jnp.asarray(to_panels(matrix, kernels.panel_width)), kernels.level)
+
+
+def run(x: NDArray[Any], panels: Panels, num_rows: int) -> NDArray[np.float32]:
+    return np.asarray(linear_cpu(jnp.asarray(x), panels, jnp.int32(num_rows)))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_product_is_right_in_the_rows_in_use(size: tuple[int, int], dtype: str, width: int) -> None:
+def test_product_is_right_in_the_rows_in_use(
+    size: tuple[int, int], dtype: str, kernels: Kernels
+) -> None:
     inputs, outputs = size
     rng = np.random.default_rng(0)
     matrix = (draw(rng, outputs, inputs) * 20).astype(TYPES[dtype])
     x = draw(rng, 300, inputs)
     exact = x.astype(np.float64) @ matrix.astype(np.float64).T
-    panels = to_panels(matrix, width)
+    panels = panels_of(matrix, kernels)
     for num_rows in (0, 1, 5, 6, 47, 300):
         y = run(x, panels, num_rows)
         error = np.abs(y[:num_rows] - exact[:num_rows])
@@ -52,11 +67,11 @@ def test_product_is_right_in_the_rows_in_use(size: tuple[int, int], dtype: str, 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_row_has_the_same_bits_wherever_it_lies(
-    size: tuple[int, int], dtype: str, width: int
+    size: tuple[int, int], dtype: str, kernels: Kernels
 ) -> None:
     inputs, outputs = size
     rng = np.random.default_rng(0)
-    panels = to_panels((draw(rng, outputs, inputs) * 20).astype(TYPES[dtype]), width)
+    panels = panels_of((draw(rng, outputs, inputs) * 20).astype(TYPES[dtype]), kernels)
     row = draw(rng, inputs)
     found = set()
     for places, place, num_rows in (

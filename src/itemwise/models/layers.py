@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax import Array, lax
 from jaxtyping import Float, Float32, Int32, Shaped
 
 from itemwise.config import ModelConfig
-from itemwise.ops.cpu_linear import linear_cpu
+from itemwise.ops.cpu_linear import Panels, linear_cpu
 from itemwise.ops.online import dot_sum, product
 
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -59,14 +59,14 @@ def linear(
 
 def unbiased(
     x: Float[Array, "T inner"],
-    w: dict[str, Array],
+    w: dict[str, Any],
     name: str,
     num_rows: Int32[Array, ""],
     result: jnp.dtype = FLOAT32,
 ) -> Float[Array, "T outer"]:
     """`linear` without the bias."""
     weight, scale = w[name], w.get(f"{name}_scale")
-    if weight.ndim == 3:
+    if isinstance(weight, Panels):
         y = linear_cpu(x, weight, num_rows)
     else:
         y = matmul(x, weight, result if scale is None else FLOAT32)

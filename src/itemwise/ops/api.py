@@ -69,9 +69,9 @@ def step_attention(
             from itemwise.ops.tpu_step import attend_tpu
 
             return attend_tpu(*arrays), (k_pages, v_pages)
-        if kernel == "cpu":
-            return attend_cpu(*arrays, wanted), (k_pages, v_pages)
-        return attend(*arrays, dot_sums), (k_pages, v_pages)
+        if kernel is None:
+            return attend(*arrays, dot_sums), (k_pages, v_pages)
+        return attend_cpu(*arrays, wanted, level=kernel), (k_pages, v_pages)
 
     return attend_elsewhere, (writes, layout)
 

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,7 +17,23 @@ from jax import Array
 from jaxtyping import Float32, Int32, Shaped
 from numpy.typing import NDArray
 
-TARGET = "itemwise_linear"  # what XLA knows it by, and the symbol in the library
+from itemwise.types import CppLevel
+
+SYMBOL = "itemwise_linear"  # in the library
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Panels:
+    """A matrix on the device as the kernels of a level read it, see `to_panels`."""
+
+    values: Shaped[Array, "panels inner width"]
+    level: CppLevel = field(metadata={"static": True})
+
+
+def target(level: CppLevel) -> str:
+    """What XLA knows the kernel by."""
+    return f"{SYMBOL}-{level}"
 
 
 def to_panels(matrix: NDArray[Any], width: int) -> NDArray[Any]:
@@ -31,15 +48,15 @@ def to_panels(matrix: NDArray[Any], width: int) -> NDArray[Any]:
 
 def linear_cpu(
     x: Float32[Array, "T inner"],
-    panels: Shaped[Array, "panels inner width"],
+    panels: Panels,
     num_rows: Int32[Array, ""],
 ) -> Float32[Array, "T outer"]:
     """`x @ matrix.T` of the first `num_rows` rows; zero in the others.
 
-    Weights are float32, bfloat16 or int8. Only after `native.load_kernels`.
+    Weights are float32, bfloat16 or int8. Only after `native.load_kernels` of the panels' level.
     """
-    size = (x.shape[0], panels.shape[0] * panels.shape[2])
-    y: Array = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(size, jnp.float32))(
-        x, panels, num_rows
+    size = (x.shape[0], panels.values.shape[0] * panels.values.shape[2])
+    y: Array = jax.ffi.ffi_call(target(panels.level), jax.ShapeDtypeStruct(size, jnp.float32))(
+        x, panels.values, num_rows
     )
     return y

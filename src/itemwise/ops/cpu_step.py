@@ -15,9 +15,14 @@ from jax import Array
 from jaxtyping import Float32
 
 from itemwise.ops.attention import StepLayout, Wanted
-from itemwise.types import StepShape
+from itemwise.types import CppLevel, StepShape
 
-TARGET = "itemwise_attend"  # what XLA knows it by, and the symbol in the library
+SYMBOL = "itemwise_attend"  # in the library
+
+
+def target(level: CppLevel) -> str:
+    """What XLA knows the kernel by."""
+    return f"{SYMBOL}-{level}"
 
 
 def attend_cpu(
@@ -29,16 +34,18 @@ def attend_cpu(
     layout: StepLayout,
     shape: StepShape,
     wanted: Wanted | None = None,
+    *,
+    level: CppLevel,
 ) -> Float32[Array, "T N H"]:
     """Attention output of the wanted token places, or of all; zero in the others.
 
     Places outside lanes count as not wanted, those of a lane behind its rows hold garbage.
 
-    Only after `native.load_kernels`.
+    Only after `native.load_kernels` of this level.
     """
     if wanted is None:
         wanted = Wanted(jnp.arange(q.shape[0], dtype=jnp.int32), jnp.int32(q.shape[0]))
-    seen: Array = jax.ffi.ffi_call(TARGET, jax.ShapeDtypeStruct(q.shape, jnp.float32))(
+    seen: Array = jax.ffi.ffi_call(target(level), jax.ShapeDtypeStruct(q.shape, jnp.float32))(
         q,
         k,
         v,
