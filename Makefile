@@ -43,7 +43,7 @@ test: $(VENV)/.dev-installed $(LIBTPU) $(CUDA)  ## Run the tests; ARGS goes to p
 		$(BIN)/python -m pytest -m "not ($$absent)" -n $$workers --dist worksteal $(ARGS)
 
 tpu-matrix: $(VENV)/.dev-installed $(LIBTPU)  ## Compile every supported shape for every TPU
-	@ITEMWISE_TPU_MATRIX=1 $(BIN)/python -m pytest tests/test_tpu_compile.py $(ARGS)
+	@ITEMWISE_TPU_MATRIX=1 $(BIN)/python -m pytest tests/tpu/test_compile.py $(ARGS)
 
 check: $(VENV)/.dev-installed  ## Lint, check the format and the types
 	@$(BIN)/ruff check .

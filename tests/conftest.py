@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from itemwise import checkpoint
+from itemwise.checkpoint import read as checkpoint
 from itemwise.config import DEMO_MODEL, EngineConfig, ModelConfig
-from itemwise.cpu_level import BY_NAME, LEVELS
-from itemwise.engine import Engine, step_shapes
+from itemwise.engine.cpu_level import BY_NAME, LEVELS
+from itemwise.engine.engine import Engine, step_shapes
 from itemwise.machine import instructions
 from itemwise.models.decoder import describe_weights
 from itemwise.types import CppLevel, CpuLevelName, StepShape

@@ -12,7 +12,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from typer.testing import CliRunner
 
-from itemwise.cli import app
+from itemwise.cli.app import app
 from itemwise.config import ServerConfig
 from itemwise.scorer import Scorer
 from itemwise.server.metrics import Metrics

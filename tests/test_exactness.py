@@ -18,13 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from itemwise import Scorer, packing
+from itemwise import Scorer
+from itemwise.cli.demo import LISTS
 from itemwise.config import DEMO_MODEL
-from itemwise.demo import LISTS
-from itemwise.engine import Engine
+from itemwise.engine import step_packer as packing
+from itemwise.engine.engine import Engine
+from itemwise.engine.programs import Programs
 from itemwise.ops import api
-from itemwise.ops.attention import StepLayout
-from itemwise.programs import Programs
+from itemwise.ops.step.xla import StepLayout
 from itemwise.types import CpuLevelName, OpenRequest, ScoreRequest, StepBatch, StepShape
 from tests.conftest import CPP_LEVELS, CPU_LEVELS, VOCAB_SIZE
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
-from itemwise.engine import Engine, gpu_kernel_serves
-from itemwise.ops import gpu_packed, gpu_step
+from itemwise.engine.engine import Engine, gpu_kernel_serves
+from itemwise.ops.packed import gpu as gpu_packed
+from itemwise.ops.step import gpu as gpu_step
 from itemwise.types import DTypes, Kernel
-from tests.test_packed_run import difference, packed, request_of, scores
+from tests.engine.test_packed_batcher import difference, packed, request_of, scores
 
 ON_GPU = jax.devices()[0].platform == "gpu"
 interpreted = pytest.mark.skipif(ON_GPU, reason="interprets the kernels")

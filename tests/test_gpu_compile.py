@@ -32,7 +32,7 @@ def compiled(model: str, form: str) -> dict[str, Any]:
         "PATH": os.pathsep.join(tools),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu_compile_one", model, form, str(LAYERS), PAGES],
+        [sys.executable, "-m", "tests.programs.gpu_compile_one", model, form, str(LAYERS), PAGES],
         env=environment,
         cwd=ROOT,
         capture_output=True,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from itemwise.config import CpuLevelSetting, DType, EngineConfig
-from itemwise.cpu_level import BY_NAME
-from itemwise.engine import Engine
+from itemwise.engine.cpu_level import BY_NAME
+from itemwise.engine.engine import Engine
 from itemwise.types import CpuLevelName, Float32Array, ScoreRequest
 from itemwise.validation.reference import (
     PackedTorch,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from itemwise import RankedItem, RequestError, Scorer
-from itemwise.template import PromptTemplate
+from itemwise.request.template import PromptTemplate
 
 QUERY = "desk lamps"
 ITEMS = ["Tea kettle", "Brass lamp for the desk", "Desk with drawers", "Lamps for any desk"]

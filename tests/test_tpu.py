@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from itemwise import engine as engine_module
-from itemwise.engine import Engine
+from itemwise.engine import engine as engine_module
+from itemwise.engine.engine import Engine
 from itemwise.types import Kernel
 from tests.conftest import tiled_step_shapes
-from tests.test_packed_run import difference, packed, request_of, scores
+from tests.engine.test_packed_batcher import difference, packed, request_of, scores
 
 ON_TPU = jax.devices()[0].platform == "tpu"
 REQUEST = request_of(0, 40, (5, 3, 20, 1), apply_softmax=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itemwise.cli import main
+from itemwise.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from itemwise.cli import main
+from itemwise.cli.app import main
 
 if __name__ == "__main__":
     main(["serve", *sys.argv[1:]])

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from itemwise import checkpoint
+from itemwise.checkpoint import read as checkpoint
 from itemwise.config import DEMO_MODEL, EngineConfig
-from itemwise.engine import Engine
+from itemwise.engine.engine import Engine
 from itemwise.errors import RequestError
 from itemwise.progress import ProgressFn, silent
-from itemwise.request import REQUEST_FIELDS, RequestLimits, check_request
-from itemwise.template import PromptTemplate
-from itemwise.tokenization import Tokenizer
+from itemwise.request.check import REQUEST_FIELDS, RequestLimits, check_request
+from itemwise.request.template import PromptTemplate
+from itemwise.request.tokenizer import Tokenizer
 from itemwise.types import RankedItem, ScoreRequest, ScoreResult
 
 

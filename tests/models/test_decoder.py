@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from itemwise import checkpoint
+from itemwise.checkpoint import read as checkpoint
 from itemwise.config import ModelConfig
 from itemwise.models import decoder
 from itemwise.models.decoder import label_logits, vocab_logsumexp

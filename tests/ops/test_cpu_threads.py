@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from itemwise import native
-from itemwise.native import compile_command
+from itemwise.ops import build_cpu as native
+from itemwise.ops.build_cpu import compile_command
 
 COMPILER = shutil.which("c++") or ""
 pytestmark = pytest.mark.skipif(

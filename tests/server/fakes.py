@@ -16,13 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from itemwise.config import ServerConfig
 from itemwise.errors import RequestError
-from itemwise.request import RequestLimits, check_request
+from itemwise.request.check import RequestLimits, check_request
 from itemwise.server.app import create_app
 from itemwise.server.connections import protocol
 from itemwise.server.process import listen
 from itemwise.server.service import AnyScorer
 from itemwise.types import ScoreRequest, ScoreResult
-from tests.fake_core import FakeCore
+from tests.engine.fake_core import FakeCore
 
 WAIT_S = 20
 VOCAB_SIZE = 1000

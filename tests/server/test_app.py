@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from itemwise import __version__
 from itemwise.config import ServerConfig
 from itemwise.errors import CheckpointError, SelfCheckError
-from itemwise.request import REQUEST_FIELDS
+from itemwise.request.check import REQUEST_FIELDS
 from itemwise.server.errors import STATUS_OF_CODE
 from itemwise.server.service import AnyScorer, model_names
 from itemwise.types import ScoreResult
-from tests.fake_core import FakeWork
+from tests.engine.fake_core import FakeWork
 from tests.server.fakes import (
     DELIMITER,
     GOOD,

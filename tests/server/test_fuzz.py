@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from itemwise.bench.client import Client, Reply, loopback_address
+from itemwise.bench.serving.client import Client, Reply, loopback_address
 from itemwise.config import ServerConfig
 from itemwise.server.errors import STATUS_OF_CODE
 from itemwise.server.schemas import ScoreBody

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from itemwise.engine.scheduler import LAST_STEP_S
 from itemwise.errors import ConfigError
-from itemwise.scheduler import LAST_STEP_S
 from itemwise.server.process import EXIT_S, SLOW_CLIENT_S, listen
 from tests.server.fakes import (
     GOOD,

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from itemwise.config import ServerConfig
-from itemwise.request import RequestLimits, check_request
+from itemwise.request.check import RequestLimits, check_request
 from itemwise.types import ScoreRequest, ScoreResult
 from itemwise.validation.client import ScoreClient
 from itemwise.validation.evaluate import Amount, Mode, evaluate
@@ -24,7 +24,7 @@ from itemwise.validation.files import Json
 from itemwise.validation.measures import Scores
 from itemwise.validation.torch_parity import Reference
 from itemwise.validation.workloads import DEFAULT, Workload
-from tests.fake_core import FakeCore
+from tests.engine.fake_core import FakeCore
 from tests.server.fakes import running_server, wait_until
 
 Fault = Literal["leak", "order", "swapped", "shifted", "coarse"]

@@ -75,7 +75,7 @@ def test_all_five_checks_pass_on_a_tiny_model(
 # Processes inherit that Ctrl-C is ignored, as it is in the background of a shell.
 WITH_CTRL_C = """
 import signal, sys
-from itemwise.cli import main
+from itemwise.cli.app import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 main(sys.argv[1:])
 """

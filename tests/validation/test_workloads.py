@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from itemwise import checkpoint
+from itemwise.checkpoint import read as checkpoint
 from itemwise.errors import ConfigError
 from itemwise.validation.workloads import (
     DEFAULT,

@@ -31,9 +31,9 @@ from itemwise.models.layers import (
     summed_linear,
 )
 from itemwise.ops.api import attend_packed, step_attention
-from itemwise.ops.attention import PageWrites, StepLayout, Wanted, from_storage, to_storage
-from itemwise.ops.online import LOWEST, product
-from itemwise.ops.packed import PackedLayout
+from itemwise.ops.packed.base import PackedLayout
+from itemwise.ops.softmax import LOWEST, product
+from itemwise.ops.step.xla import PageWrites, StepLayout, Wanted, from_storage, to_storage
 from itemwise.types import Kernel, Mask, PackedShape, StepShape, WeightSpec
 
 Weights = dict[str, Any]

@@ -11,8 +11,8 @@ from jax import Array, lax
 from jaxtyping import Float, Float32, Int32, Shaped
 
 from itemwise.config import ModelConfig
-from itemwise.ops.cpu_linear import Panels, linear_cpu
-from itemwise.ops.online import dot_sum, product
+from itemwise.ops.linear.cpu import Panels, linear_cpu
+from itemwise.ops.softmax import dot_sum, product
 
 FLOAT32 = jnp.dtype(jnp.float32)
 

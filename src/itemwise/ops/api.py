@@ -8,11 +8,11 @@ from typing import Any
 from jax import Array
 from jaxtyping import Float
 
-from itemwise.ops.attention import PageWrites, StepLayout, Wanted, attend, write_pages
-from itemwise.ops.cpu_step import attend_cpu
-from itemwise.ops.dense import attend_dense
-from itemwise.ops.packed import PackedLayout
-from itemwise.ops.segment import attend_segment
+from itemwise.ops.packed.base import PackedLayout
+from itemwise.ops.packed.dense import attend_dense
+from itemwise.ops.packed.segment import attend_segment
+from itemwise.ops.step.cpu import attend_cpu
+from itemwise.ops.step.xla import PageWrites, StepLayout, Wanted, attend, write_pages
 from itemwise.types import Kernel, Mask, PackedShape, StepShape
 
 # Writes a layer's keys and values into its pages, and attends: q, k, v, pages, the places wanted
@@ -34,7 +34,7 @@ def step_attention(
     Kernels are imported when asked for: others do without Pallas.
     """
     if kernel == "gpu":
-        from itemwise.ops.gpu_step import attend_gpu, lane_walk, page_places, write_places
+        from itemwise.ops.step.gpu import attend_gpu, lane_walk, page_places, write_places
 
         walk = lane_walk(layout, shape)
 
@@ -66,7 +66,7 @@ def step_attention(
         k_pages, v_pages = (write_pages(*pair, writes) for pair in zip(pages, (k, v), strict=True))
         arrays = q, k, v, k_pages, v_pages, layout, shape
         if kernel == "tpu":
-            from itemwise.ops.tpu_step import attend_tpu
+            from itemwise.ops.step.tpu import attend_tpu
 
             return attend_tpu(*arrays), (k_pages, v_pages)
         if kernel is None:
@@ -92,11 +92,11 @@ def attend_packed(
     if mask == "dense":
         return attend_dense(q, k, v, layout)
     if kernel == "tpu":
-        from itemwise.ops.tpu_packed import attend_packed_tpu  # loads Pallas
+        from itemwise.ops.packed.tpu import attend_packed_tpu  # loads Pallas
 
         return attend_packed_tpu(q, k, v, layout)
     if kernel == "gpu":
-        from itemwise.ops.gpu_packed import attend_packed_gpu
+        from itemwise.ops.packed.gpu import attend_packed_gpu
 
         return attend_packed_gpu(q, k, v, layout)
     return attend_segment(q, k, v, layout, shape.granule_tokens)

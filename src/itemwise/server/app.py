@@ -26,8 +26,8 @@ from starlette.types import Scope
 
 from itemwise import __version__
 from itemwise.config import ServerConfig
+from itemwise.engine.scheduler import Job, Scheduler, Scored
 from itemwise.errors import ItemwiseError, RefusedError, RequestError
-from itemwise.scheduler import Job, Scheduler, Scored
 from itemwise.server.edge import Edge
 from itemwise.server.errors import (
     STATUS_OF_CODE,

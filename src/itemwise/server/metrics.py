@@ -22,7 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from itemwise import __version__
-from itemwise.scheduler import Scheduler
+from itemwise.engine.scheduler import Scheduler
 from itemwise.server.record import STAGES, Record
 from itemwise.server.service import Service
 from itemwise.types import StepStats

@@ -18,9 +18,9 @@ import uvicorn
 
 from itemwise import __version__
 from itemwise.config import ServerConfig
+from itemwise.engine.scheduler import LAST_STEP_S
 from itemwise.errors import ConfigError, RequestError
 from itemwise.progress import say
-from itemwise.scheduler import LAST_STEP_S
 from itemwise.server.app import app_of
 from itemwise.server.connections import protocol
 from itemwise.server.logs import set_up_logs

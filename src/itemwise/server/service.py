@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any, Literal, Protocol
 
 from itemwise.config import ServerConfig
+from itemwise.engine.scheduler import Core, Job, QueueLimits, Scheduler
 from itemwise.errors import (
     EngineLostError,
     ItemwiseError,
@@ -17,7 +18,6 @@ from itemwise.errors import (
     SelfCheckError,
     ShuttingDownError,
 )
-from itemwise.scheduler import Core, Job, QueueLimits, Scheduler
 from itemwise.types import ScoreRequest, StepStats
 
 State = Literal["loading", "ready", "failed", "draining"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from itemwise import checkpoint
+from itemwise.checkpoint import read as checkpoint
 from itemwise.errors import ConfigError, ResultsError
 from itemwise.machine import environment
 from itemwise.progress import ProgressFn, silent

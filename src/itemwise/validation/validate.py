@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from itemwise import checkpoint
+from itemwise.checkpoint import read as checkpoint
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ConfigError
 from itemwise.machine import environment

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from itemwise import checkpoint
+from itemwise.checkpoint import read as checkpoint
 from itemwise.errors import ConfigError, RequestError
-from itemwise.tokenization import TOKENIZER_FILE, Tokenizer
+from itemwise.request.tokenizer import TOKENIZER_FILE, Tokenizer
 from itemwise.validation.files import Json, read_json
 
 Ids = tuple[int, ...]

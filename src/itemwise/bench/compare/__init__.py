@@ -1,0 +1,1 @@
+"""Itemwise beside other ways to score the same items."""

@@ -1,0 +1,1 @@
+"""Load on a server: what it answers, how fast, for how long."""

@@ -1,0 +1,120 @@
+"""What the commands of `cli.py` share: requests from files, scores as a table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from itemwise.errors import RequestError
+from itemwise.progress import progress
+from itemwise.request.check import REQUEST_FIELDS
+from itemwise.scorer import Scorer
+from itemwise.types import RankedItem, ScoreResult
+
+BAR_WIDTH = 20
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """The fields of a request from a JSON file, or from standard input if the path is `-`.
+
+    Raises:
+        RequestError: the file cannot be read, or holds no JSON object (`invalid_json`).
+    """
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise RequestError("invalid_json", f"`{path}` cannot be read: {error.strerror}") from error
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise RequestError("invalid_json", f"`{path}` is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise RequestError("invalid_json", f"`{path}` is {type(body).__name__}, expected an object")
+    return {name: value for name, value in body.items() if name in REQUEST_FIELDS}
+
+
+def read_lines(path: Path) -> list[str]:
+    """Texts of a file, a line each, or of standard input if the path is `-`; none is empty.
+
+    Raises:
+        RequestError: the file cannot be read as text (`invalid_items_type`).
+    """
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        lines = raw.decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError("invalid_items_type", f"`{path}` cannot be read: {error}") from error
+    return [line for line in lines if line.strip()]
+
+
+def print_ranking(
+    model: str,
+    settings: dict[str, Any],
+    query: str,
+    items: list[str],
+    top_n: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Ranks texts and prints JSON, or a table with a bar per item."""
+    with progress() as told:
+        scorer = Scorer.from_pretrained(model, on_progress=told, **settings)
+        ranking = scorer.rank(query, items, top_n, on_progress=told)
+    if as_json:
+        sys.stdout.write(orjson.dumps(ranking).decode() + "\n")
+        return
+    Console().print(ranking_table(query, ranking))
+
+
+def ranking_table(query: str, ranking: list[RankedItem]) -> Table:
+    """A table with a row per item and its score as a bar."""
+    table = Table(title=Text(f"query: {query}"), title_justify="left")
+    table.add_column("item")
+    table.add_column("score", justify="right")
+    table.add_column("", width=BAR_WIDTH)
+    for item in ranking:
+        bar = Bar(1.0, 0.0, item.score, width=BAR_WIDTH, color="green")
+        table.add_row(Text(item.text), f"{item.score:.3f}", bar)
+    return table
+
+
+def print_scores(
+    model: str, settings: dict[str, Any], fields: dict[str, Any], *, as_json: bool
+) -> None:
+    """Scores one request and prints JSON, or a table with a row per item."""
+    with progress() as told:
+        scorer = Scorer.from_pretrained(model, on_progress=told, **settings)
+        result = scorer.engine.score([scorer.prepare(**fields)], told)[0]
+    scores = [row.tolist() for row in result.scores]
+    if as_json:
+        body = {
+            "object": "scoring",
+            "model": model,
+            "scores": scores,
+            "usage": {"prompt_tokens": result.prompt_tokens},
+            "self_check": scorer.info()["self_check"]["status"],
+        }
+        sys.stdout.write(orjson.dumps(body).decode() + "\n")
+        return
+    Console().print(_table(fields, result))
+
+
+def _table(fields: dict[str, Any], result: ScoreResult) -> Table:
+    labels = fields.get("labels") or fields.get("label_token_ids") or []
+    shared = not any(isinstance(label, list) for label in labels)
+    headings = [repr(label) for label in labels] if shared else ["scores"]
+    table = Table()
+    table.add_column("item")
+    for heading in headings:
+        table.add_column(Text(heading), justify="right")
+    for item, row in zip(fields["items"], result.scores, strict=True):
+        numbers = [f"{value:.6g}" for value in row.tolist()]
+        table.add_row(Text(str(item)), *(numbers if shared else ["  ".join(numbers)]))
+    return table

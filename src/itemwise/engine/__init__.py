@@ -1,0 +1,1 @@
+"""The engine: one model on one device, ready to score."""

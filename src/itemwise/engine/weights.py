@@ -1,0 +1,92 @@
+"""How weights lie on the device: as checkpoints have them, in panels for C++, or in int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import NDArray
+
+from itemwise.checkpoint import read as checkpoint
+from itemwise.config import ModelConfig, Quantization
+from itemwise.models.decoder import Weights, describe_weights
+from itemwise.models.sharding import place
+from itemwise.ops.build_cpu import Kernels
+from itemwise.ops.linear.cpu import Panels, to_panels
+from itemwise.progress import ProgressFn
+from itemwise.types import DTypes, Float32Array, WeightSpec
+
+INT8_MAX = 127
+
+
+class _Matrix(NamedTuple):
+    """A matrix on the device, and the scale of each output where it is quantised."""
+
+    weight: Any
+    scale: Any | None
+
+
+def load_weights(
+    folder: Path,
+    model: ModelConfig,
+    dtypes: DTypes,
+    mesh: Mesh | None,
+    *,
+    quantization: Quantization,
+    kernels: Kernels | None,
+    on_progress: ProgressFn,
+) -> Weights:
+    """The weights on their devices, in the tree of `describe_weights`.
+
+    A quantised matrix has its scales beside it, under `<name>_scale`.
+
+    Args:
+        folder: holds the checkpoint.
+        model: its shape.
+        dtypes: type of weights that are not quantised.
+        mesh: the devices that share the model, or None for a single one.
+        quantization: `int8` for the matrices of the layers.
+        kernels: those that multiply, where products are C++; else None.
+        on_progress: told after each tensor how many are done, and how many there are.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+    """
+
+    def put(array: NDArray[Any], spec: WeightSpec) -> Any:
+        if not is_layer_matrix(spec):
+            return place(array, spec, model, mesh)
+        scale = None
+        if quantization == "int8":
+            array, scales = quantize(array)
+            scale = place(scales, spec, model, mesh)
+        if kernels is not None and array.shape[0] % kernels.panel_width == 0:
+            panels = place(to_panels(array, kernels.panel_width), spec, model, mesh)
+            return _Matrix(Panels(panels, kernels.level), scale)
+        return _Matrix(place(array, spec, model, mesh), scale)
+
+    weights: Weights = checkpoint.read_weights(
+        folder, describe_weights(model), dtypes.weights, put, on_progress
+    )
+    for layer in weights["layers"]:
+        for name, found in list(layer.items()):
+            if isinstance(found, _Matrix):
+                layer[name] = found.weight
+                if found.scale is not None:
+                    layer[f"{name}_scale"] = found.scale
+    return weights
+
+
+def is_layer_matrix(spec: WeightSpec) -> bool:
+    """Whether a weight is a matrix that tokens are multiplied with in each layer."""
+    return len(spec.shape) == 2 and "vocab" not in spec.axes
+
+
+def quantize(matrix: NDArray[Any]) -> tuple[NDArray[np.int8], Float32Array]:
+    """The nearest int8 matrix [out, in], and the scale [out] of each output, in float32."""
+    wide = matrix.astype(np.float32)
+    scale = np.abs(wide).max(1) / INT8_MAX
+    scale[scale == 0] = 1
+    return np.rint(wide / scale[:, None]).astype(np.int8), scale

@@ -1,0 +1,1 @@
+"""Matrix products: one meaning, several backends."""

@@ -1,0 +1,1 @@
+"""Attention of the exact step: one meaning, several backends."""

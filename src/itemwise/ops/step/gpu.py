@@ -1,0 +1,235 @@
+"""The exact step on NVIDIA GPUs: its attention as one kernel, own rows and paged context fused.
+
+Pallas hands it to Triton. It has the meaning of the XLA form (`attention.py`), and keeps the same
+promise: a query meets the keys of its own row granule by granule, counted from the row's first
+token, then its context from the beginning; a masked place is an exact no-op.
+
+A program has the places of one lane and one query head, and keeps their sums in registers. It walks
+the granules of every row that reaches into the lane; a query takes in those of its own row, and of
+others nothing. Then it walks the lane's pages. Programs of lanes that are not in use walk nothing.
+
+Nothing here is a loop of XLA, at each turn of which a GPU would wait for the host: what depends on
+the layout is computed for all places at once, and pages are written by a scatter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Bool, Float, Float32, Int32, Shaped
+
+from itemwise.ops.softmax import LOWEST
+from itemwise.ops.step.xla import PageWrites, StepLayout, from_storage, to_storage
+from itemwise.types import StepShape
+
+CONTEXT_KEYS = 64  # context tokens of one product
+LOG2_E = 1.4426950408889634
+# Of Triton: warps of a program, and loads on their way while a block is computed.
+NUM_WARPS, NUM_STAGES = 8, 3
+
+
+class LaneWalk(NamedTuple):
+    """What each lane's programs walk, made from a `StepLayout` once a step."""
+
+    row_start: Int32[Array, " T"]  # first place of the row that has a place
+    granule_start: Int32[Array, " granules"]
+    granule_row: Int32[Array, " granules"]  # first place of the granule's row
+    lane_start: Int32[Array, " G"]
+    lane_end: Int32[Array, " G"]  # places from here on belong to the next lane, or to none
+    first_granule: Int32[Array, " G"]
+    end_granule: Int32[Array, " G"]
+    context_pages: Int32[Array, "G C"]
+    context_lens: Int32[Array, "G C"]
+    num_pages: Int32[Array, " G"]
+
+
+def lane_walk(layout: StepLayout, shape: StepShape) -> LaneWalk:
+    """Which granules and pages each lane's programs walk."""
+    granules, lanes = layout.granule_start.shape[0], layout.lane_start.shape[0]
+    in_use = jnp.arange(granules) < layout.num_granules
+    granule_start = jnp.where(in_use, layout.granule_start, shape.tokens)
+    granule_row = granule_start - layout.granule_index * shape.granule_tokens
+    before = _search(granule_start, jnp.arange(shape.tokens), "right")
+    row_start = granule_row[jnp.maximum(before - 1, 0)]
+
+    lane = jnp.arange(lanes)
+    used = lane < layout.num_lanes
+    end = jnp.minimum(layout.lane_start + shape.lane_tokens, shape.tokens)
+    following = jnp.where(lane + 1 < layout.num_lanes, jnp.roll(layout.lane_start, -1), end)
+    lane_end = jnp.where(used, jnp.minimum(end, following), 0)
+    first = _search(granule_start, row_start[layout.lane_start], "left")
+    return LaneWalk(
+        row_start,
+        granule_start,
+        granule_row,
+        layout.lane_start,
+        lane_end,
+        jnp.where(used, first, 0),
+        jnp.where(used, _search(granule_start, lane_end, "left"), 0),
+        layout.context_pages,
+        layout.context_lens,
+        jnp.where(used, (layout.context_lens > 0).sum(1), 0),
+    )
+
+
+class PagePlaces(NamedTuple):
+    """Where the keys and values of each token place go, made from `PageWrites` once a step."""
+
+    page: Int32[Array, " T"]  # past all pages for a place whose row is not kept
+    slot: Int32[Array, " T"]
+
+
+def page_places(writes: PageWrites, walk: LaneWalk, num_pages: int) -> PagePlaces:
+    """Where in the pool each token place is kept, if at all."""
+    in_use = jnp.arange(writes.starts.shape[0]) < writes.num_writes
+    mine = (walk.row_start[:, None] == writes.starts) & in_use
+    place = jnp.arange(walk.row_start.shape[0])
+    # Past all pages where nothing is kept, each in another page, as a scatter may ask for.
+    page = jnp.where(mine, writes.pages, (num_pages + place)[:, None]).min(1)
+    return PagePlaces(page, place - walk.row_start)
+
+
+def write_places(
+    pool: Shaped[Array, "P K page H"], new: Float[Array, "T K H"], places: PagePlaces
+) -> Shaped[Array, "P K page H"]:
+    """The pool with the keys or values of rows that are kept in their pages, updated in place."""
+    kept = pool.at[places.page, :, places.slot, :]
+    written: Array = kept.set(to_storage(new), mode="drop", unique_indices=True)
+    return written
+
+
+def _search(a: Array, values: Array, side: str) -> Array:
+    """`searchsorted` by comparing all pairs: no loop, which would wait for the host."""
+    found: Array = jnp.searchsorted(a, values, side=side, method="compare_all")
+    return found
+
+
+def attend_gpu(
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T K H"],
+    v: Float[Array, "T K H"],
+    k_pages: Shaped[Array, "P K page H"],
+    v_pages: Shaped[Array, "P K page H"],
+    walk: LaneWalk,
+    shape: StepShape,
+    interpret: bool = False,
+) -> Float[Array, "T N H"]:
+    """Attention output of every token place; places outside rows hold finite garbage.
+
+    Args:
+        q: queries; head_dim must be a power of two, at least 16.
+        k: keys of the step's own tokens.
+        v: values of the step's own tokens.
+        k_pages: the pool's keys, in storage form.
+        v_pages: the pool's values, in storage form.
+        walk: what each lane's programs walk.
+        shape: sizes of the step.
+        interpret: run it without a GPU, for tests.
+    """
+    group, context_keys = q.shape[1] // k.shape[1], min(CONTEXT_KEYS, shape.page_tokens)
+
+    def kernel(*refs: Any) -> None:
+        lanes, others = refs[: len(walk)], refs[len(walk) :]
+        _kernel(LaneWalk(*lanes), *others, group=group, shape=shape, context_keys=context_keys)
+
+    attended: Array = pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        grid=(shape.lanes, q.shape[1]),
+        compiler_params=plgpu.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES),
+        # Over the queries: what no lane has must not be memory that nobody wrote.
+        input_output_aliases={len(walk): 0},
+        interpret=interpret,
+        name="step_attention",
+    )(*walk, q, k, v, from_storage(k_pages, q.dtype), from_storage(v_pages, q.dtype))
+    return attended
+
+
+def _kernel(
+    walk: LaneWalk,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    k_pages_ref: Any,
+    v_pages_ref: Any,
+    out_ref: Any,
+    *,
+    group: int,
+    shape: StepShape,
+    context_keys: int,
+) -> None:
+    lane, head = pl.program_id(0), pl.program_id(1)
+    kv_head = lax.div(head, group)
+    start, end = walk.lane_start[lane], walk.lane_end[lane]
+    # A window of the lane's length that ends within the step; where it begins moves no bit.
+    window = jnp.minimum(start, shape.tokens - shape.lane_tokens)
+    here = pl.ds(window, shape.lane_tokens)
+    q, rows = q_ref[here, head, :], walk.row_start[here]
+    place = window + jnp.arange(shape.lane_tokens)
+
+    def own_granule(n: Array, sums: Sums) -> Sums:
+        key = walk.granule_start[n] + jnp.arange(shape.granule_tokens)
+        at = jnp.minimum(key, shape.tokens - 1)  # a granule may reach past the step's end
+        row = walk.granule_row[n]
+        mine = (rows == row)[:, None]
+        visible = mine & (key[None, :] <= place[:, None])
+        # What is no number in one row must reach no other: zero times it would.
+        of_row = (walk.row_start[at] == row)[:, None]
+        v = jnp.where(of_row, v_ref[at, kv_head, :], jnp.zeros((), v_ref.dtype))
+        more = take_in(sums, q, k_ref[at, kv_head, :], v, visible)
+        return more._replace(total=jnp.where(mine, more.total, sums.total))
+
+    blocks = shape.page_tokens // context_keys
+
+    def context_block(n: Array, sums: Sums) -> Sums:
+        slot, first = lax.div(n, blocks), lax.rem(n, blocks) * context_keys
+        page, keys = walk.context_pages[lane, slot], pl.ds(first, context_keys)
+        valid = first + jnp.arange(context_keys) < walk.context_lens[lane, slot]
+        k, v = k_pages_ref[page, kv_head, keys, :], v_pages_ref[page, kv_head, keys, :]
+        return take_in(sums, q, k, v, valid[None, :])
+
+    sums = no_sums(q.shape)
+    sums = lax.fori_loop(walk.first_granule[lane], walk.end_granule[lane], own_granule, sums)
+    sums = lax.fori_loop(0, walk.num_pages[lane] * blocks, context_block, sums)
+    mine = (place >= start) & (place < end)
+    plgpu.store(out_ref.at[here, head, :], divided(sums).astype(q.dtype), mask=mine[:, None])
+
+
+class Sums(NamedTuple):
+    """Running state of the online softmax, as in `online.py`, but in powers of two."""
+
+    top: Float32[Array, " rows"]
+    weight: Float32[Array, " rows"]
+    total: Float32[Array, "rows H"]
+
+
+def no_sums(shape: tuple[int, ...]) -> Sums:
+    """The sums before any block, for queries of this shape."""
+    weight = jnp.zeros(shape[:1], jnp.float32)
+    return Sums(jnp.full_like(weight, LOWEST), weight, jnp.zeros(shape, jnp.float32))
+
+
+def take_in(
+    sums: Sums,
+    q: Float[Array, "rows H"],
+    k: Float[Array, "keys H"],
+    v: Float[Array, "keys H"],
+    visible: Bool[Array, "rows keys"],
+) -> Sums:
+    """Takes one block of keys into the sums, as `online.accumulate`."""
+    scores = plgpu.dot(q, k, trans_b=True) * (q.shape[-1] ** -0.5 * LOG2_E)
+    scores = jnp.where(visible, scores, -jnp.inf)
+    top = jnp.maximum(sums.top, scores.max(1))
+    p, shrink = jnp.exp2(scores - top[:, None]), jnp.exp2(sums.top - top)
+    total = sums.total * shrink[:, None] + plgpu.dot(p.astype(v.dtype), v)
+    return Sums(top, sums.weight * shrink + p.sum(1), total)
+
+
+def divided(sums: Sums) -> Float32[Array, "rows H"]:
+    """The attention output; a place that has seen nothing gets zero instead of NaN."""
+    return sums.total / jnp.maximum(sums.weight, 1e-30)[:, None]

@@ -1,0 +1,1 @@
+"""Raw request fields to a checked request in token ids."""

@@ -1,0 +1,541 @@
+"""Raw request fields, decoded JSON or Python arguments, into a checked `ScoreRequest`.
+
+Every fault is a `RequestError` that names the field, and the index where there is one. Checks run
+over the concatenation of all items, and the item at fault is looked for only once there is one.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+
+from itemwise.errors import RequestError
+from itemwise.request.template import PromptTemplate
+from itemwise.types import ScoreRequest
+
+REQUEST_FIELDS = (
+    "query",
+    "items",
+    "label_token_ids",
+    "labels",
+    "apply_softmax",
+    "apply_template",
+    "item_first",
+    "temperature",
+    "chunk_size",
+    "priority",
+    "timeout_s",
+)
+MIN_TEMPERATURE = 1e-6  # below it float32 logits overflow once divided
+MAX_TEMPERATURE = 1e6
+MAX_PRIORITY = 2**31 - 1  # and its negative
+
+Ids = tuple[int, ...]
+
+
+class TextTokenizer(Protocol):
+    """What text requests need of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the tokenizer's special tokens."""
+        ...
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        ...
+
+    def label_id(self, text: str) -> int:
+        """The one token of a label; raises `RequestError` where there is not exactly one."""
+        ...
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What a request is checked against.
+
+    Attributes:
+        vocab_size: V; token ids are below it.
+        max_seq_len: most tokens of query, delimiter and one item together.
+        max_items: most items of a request; None for no bound.
+        delimiter: token id the engine puts between query and item, or None. It must not occur in
+            either.
+    """
+
+    vocab_size: int
+    max_seq_len: int
+    max_items: int | None = None
+    delimiter: int | None = None
+
+
+def check_request(
+    fields: Mapping[str, Any],
+    limits: RequestLimits,
+    tokenizer: TextTokenizer | None,
+    template: PromptTemplate | None = None,
+) -> ScoreRequest:
+    """The request in token ids, checked against the model's limits.
+
+    Args:
+        fields: values by the names in `REQUEST_FIELDS`; None counts as absent, other names are
+            ignored. Arrays of integers are taken for lists.
+        limits: of the model and the server.
+        tokenizer: for text; None if the checkpoint has none.
+        template: for requests that say `apply_template`; None if the checkpoint has none.
+
+    Raises:
+        RequestError: anything is missing, of the wrong type or out of bounds.
+    """
+    raw_query = _query(fields.get("query"))
+    raw_items = _items(fields.get("items"), limits.max_items)
+    if _flag(fields, "apply_template"):
+        template = _usable(template, fields, raw_query, raw_items)
+        raw_query = template.fill_query(str(raw_query))
+        raw_items = [template.fill_item(str(item)) for item in raw_items]
+        if fields.get("labels") is None and fields.get("label_token_ids") is None:
+            fields = {**fields, "labels": template.labels}
+    query, items = _tokens(raw_query, raw_items, tokenizer)
+    labels = _labels(fields, len(items), tokenizer, limits.vocab_size)
+    apply_softmax = _flag(fields, "apply_softmax")
+    item_first = _flag(fields, "item_first")
+    temperature = _temperature(fields.get("temperature"))
+    chunk_size = _chunk_size(fields.get("chunk_size"))
+    priority = _priority(fields.get("priority"))
+    timeout_s = _timeout_s(fields.get("timeout_s"))
+    _check_length(query, items, limits)
+    vocab_size, delimiter = limits.vocab_size, limits.delimiter
+    _check_tokens((query,), lambda _: "query", "query", vocab_size, delimiter)
+    _check_tokens(items, lambda row: f"items[{row}]", "items", vocab_size, delimiter)
+    return ScoreRequest(
+        query,
+        items,
+        labels,
+        apply_softmax,
+        item_first,
+        temperature,
+        chunk_size,
+        priority,
+        timeout_s,
+    )
+
+
+def _query(value: Any) -> str | list[Any]:
+    if value is None:
+        raise RequestError(
+            "missing_query", "`query` is missing, expected text or a list of token ids", "query"
+        )
+    query = value if isinstance(value, str) else _as_list(value)
+    if query is None:
+        raise RequestError(
+            "invalid_query_type",
+            f"`query` is {_kind(value)}, expected text or a list of token ids",
+            "query",
+        )
+    if not query:
+        raise RequestError("empty_query", "`query` is empty, expected at least one token", "query")
+    return query
+
+
+def _items(value: Any, max_items: int | None) -> list[str] | list[list[Any]]:
+    """The items as a list of texts or a list of lists."""
+    expected = "expected a list of texts or a list of lists of token ids"
+    if value is None:
+        raise RequestError("missing_items", f"`items` is missing, {expected}", "items")
+    items = None if isinstance(value, str) else _as_list(value)
+    if items is None:
+        raise RequestError("invalid_items_type", f"`items` is {_kind(value)}, {expected}", "items")
+    if not items:
+        raise RequestError("empty_items", "`items` is empty, expected at least one item", "items")
+    if max_items is not None and len(items) > max_items:
+        raise RequestError(
+            "too_many_items",
+            f"`items` has {len(items)} items, at most {max_items} are allowed; send several "
+            "requests",
+            "items",
+        )
+    return _rows(items)
+
+
+def _rows(items: list[Any]) -> list[str] | list[list[Any]]:
+    """`items` as all texts or all lists; anything between is a `RequestError`."""
+    kinds = set(map(type, items))
+    if kinds <= {str} or kinds <= {list}:
+        return items
+    rows = [value if isinstance(value, str) else _as_list(value) for value in items]
+    first_is_text = isinstance(rows[0], str)
+    for index, (row, value) in enumerate(zip(rows, items, strict=True)):
+        if row is None:
+            raise RequestError(
+                "invalid_items_type",
+                f"`items[{index}]` is {_kind(value)}, expected text or a list of token ids",
+                "items",
+            )
+        if isinstance(row, str) != first_is_text:
+            raise RequestError(
+                "mixed_input_types",
+                f"`items[{index}]` is {_kind(value)} and `items[0]` is {_kind(items[0])}, "
+                "expected all text or all token ids",
+                "items",
+            )
+    return rows  # type: ignore[return-value]  # all str or all list, as checked above
+
+
+def _usable(
+    template: PromptTemplate | None,
+    fields: Mapping[str, Any],
+    query: str | list[Any],
+    items: list[str] | list[list[Any]],
+) -> PromptTemplate:
+    """The template, if there is one and the request can go through it."""
+    if template is None:
+        raise RequestError(
+            "no_template",
+            "`apply_template` is true and the model has no prompt_template.json; put `query` and "
+            "`items` in the model's own words and leave it out",
+            "apply_template",
+        )
+    if _flag(fields, "item_first"):
+        raise RequestError(
+            "item_first_with_template",
+            "`apply_template` and `item_first` are both true; a template puts the query first",
+            "item_first",
+        )
+    for name, value in (("query", query), ("items", items[0])):
+        if not isinstance(value, str):
+            raise RequestError(
+                "mixed_input_types",
+                f"`apply_template` is true and `{name}` holds token ids, expected text",
+                name,
+            )
+    return template
+
+
+def _tokens(
+    query: str | list[Any], items: list[str] | list[list[Any]], tokenizer: TextTokenizer | None
+) -> tuple[Ids, tuple[Ids, ...]]:
+    """Token ids of query and items, which are both text or both ids."""
+    if isinstance(query, str) != isinstance(items[0], str):
+        raise RequestError(
+            "mixed_input_types",
+            f"`query` is {_kind(query)} and `items` holds {_kind(items[0])}, expected all text or "
+            "all token ids",
+            "items",
+        )
+    if not isinstance(query, str):
+        ids = _integers((query,), lambda _: "query", "query")[0]
+        return ids, _integers(items, lambda row: f"items[{row}]", "items")
+    if tokenizer is None:
+        raise RequestError("no_tokenizer", _no_tokenizer("query"), "query")
+    _check_unicode([query], "invalid_query_type", "query")
+    _check_unicode(items, "invalid_items_type", "items")
+    tokens = tuple(tokenizer.encode(query))
+    if not tokens:
+        raise RequestError("empty_query", "`query` holds no token, expected at least one", "query")
+    return tokens, tuple(map(tuple, tokenizer.encode_batch(items)))  # type: ignore[arg-type]
+
+
+def _labels(
+    fields: Mapping[str, Any], num_items: int, tokenizer: TextTokenizer | None, vocab_size: int
+) -> tuple[Ids, ...]:
+    """Label token ids of each item, from `label_token_ids` or `labels`."""
+    ids, texts = fields.get("label_token_ids"), fields.get("labels")
+    if ids is None and texts is None:
+        raise RequestError(
+            "missing_label_token_ids",
+            "`label_token_ids` is missing, expected a list of token ids (or `labels`, a list of "
+            "texts of one token each)",
+            "label_token_ids",
+        )
+    if ids is not None and texts is not None:
+        raise RequestError(
+            "conflicting_labels",
+            "`label_token_ids` and `labels` are both given, expected one of them",
+            "labels",
+        )
+    if ids is not None:
+        name = "label_token_ids"
+        rows, shared = _label_rows(ids, name, "invalid_token_id_type", num_items)
+        labels = _integers(rows, _label_place(name, shared), name)
+    else:
+        name = "labels"
+        rows, shared = _label_rows(texts, name, "invalid_labels_type", num_items)
+        labels = _label_ids(rows, _label_place(name, shared), tokenizer)
+    place = _label_place(name, shared)
+    _check_tokens(labels, place, name, vocab_size)
+    for row, row_labels in enumerate(labels):
+        if len(set(row_labels)) < len(row_labels):
+            twice = Counter(row_labels).most_common(1)[0][0]
+            raise RequestError(
+                "duplicate_labels",
+                f"`{place(row)}` has token id {twice} more than once, expected distinct labels",
+                name,
+            )
+    return labels * num_items if shared else labels
+
+
+def _label_place(name: str, shared: bool) -> Callable[[int], str]:
+    return lambda row: name if shared else f"{name}[{row}]"
+
+
+def _label_rows(value: Any, name: str, code: str, num_items: int) -> tuple[list[list[Any]], bool]:
+    """Lists of labels, and whether there is a single one for all items."""
+    expected = "expected one list for all items or a list per item"
+    values = None if isinstance(value, str) else _as_list(value)
+    if values is None:
+        raise RequestError(code, f"`{name}` is {_kind(value)}, {expected}", name)
+    if not values:
+        raise RequestError("empty_label_token_ids", f"`{name}` is empty, {expected}", name)
+    rows = [None if isinstance(v, str) else _as_list(v) for v in values]
+    num_lists = sum(row is not None for row in rows)
+    if num_lists == 0:
+        return [values], True
+    for index, row in enumerate(rows):
+        if row is None:
+            raise RequestError(
+                code,
+                f"`{name}[{index}]` is {_kind(values[index])} and others are lists, {expected}",
+                name,
+            )
+        if not row:
+            raise RequestError(
+                "empty_label_token_ids",
+                f"`{name}[{index}]` is empty, expected at least one label",
+                name,
+            )
+    if num_lists != num_items:
+        raise RequestError(
+            "invalid_label_token_ids_length",
+            f"`{name}` has {num_lists} lists for {num_items} items, {expected}",
+            name,
+        )
+    return [row for row in rows if row is not None], False
+
+
+def _label_ids(
+    rows: list[list[Any]], place: Callable[[int], str], tokenizer: TextTokenizer | None
+) -> tuple[Ids, ...]:
+    """Token ids of label texts; equal texts are looked up once."""
+    if tokenizer is None:
+        raise RequestError("no_tokenizer", _no_tokenizer("labels"), "labels")
+    known: dict[str, int] = {}
+    for row, texts in enumerate(rows):
+        for index, text in enumerate(texts):
+            where = f"{place(row)}[{index}]"
+            if not isinstance(text, str):
+                raise RequestError(
+                    "invalid_labels_type", f"`{where}` is {_kind(text)}, expected text", "labels"
+                )
+            if text in known:
+                continue
+            _check_unicode([text], "invalid_labels_type", where, "labels")
+            try:
+                known[text] = tokenizer.label_id(text)
+            except RequestError as error:
+                raise RequestError(error.code, f"`{where}`: {error}", "labels") from None
+    return tuple(tuple(known[text] for text in texts) for texts in rows)
+
+
+def _integers(
+    rows: Sequence[Sequence[Any]], place: Callable[[int], str], param: str
+) -> tuple[Ids, ...]:
+    """`rows` as tuples of int; numpy's integers are converted, bools and the rest refused."""
+    if set(map(type, chain.from_iterable(rows))) <= {int}:
+        return tuple(map(tuple, rows))
+    return tuple(
+        tuple(_integer(value, f"{place(row)}[{index}]", param) for index, value in enumerate(ids))
+        for row, ids in enumerate(rows)
+    )
+
+
+def _integer(value: Any, where: str, param: str) -> int:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    # JSON integers beyond 64 bits arrive as floats; they are out of range, not of a wrong type.
+    if isinstance(value, float) and value.is_integer() and abs(value) >= 2.0**63:
+        return int(value)
+    raise RequestError(
+        "invalid_token_id_type", f"`{where}` is {_kind(value)}, expected an integer", param
+    )
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if value is None:
+        return False
+    if isinstance(value, bool):
+        return value
+    raise RequestError(
+        f"invalid_{name}_type", f"`{name}` is {_kind(value)}, expected true or false", name
+    )
+
+
+def _temperature(value: Any) -> float:
+    expected = f"a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+    number = _real(value, "temperature", MIN_TEMPERATURE, MAX_TEMPERATURE, expected)
+    return 1.0 if number is None else number
+
+
+def _chunk_size(value: Any) -> int | None:
+    return _whole(value, "chunk_size", 0, math.inf, "an integer, 0 or more (0 for no bound)")
+
+
+def _priority(value: Any) -> int:
+    expected = f"an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}; lower ones run first"
+    return _whole(value, "priority", -MAX_PRIORITY, MAX_PRIORITY, expected) or 0
+
+
+def _timeout_s(value: Any) -> float | None:
+    least, most = math.ulp(0.0), sys.float_info.max
+    return _real(value, "timeout_s", least, most, "a number of seconds above 0")
+
+
+def _real(value: Any, name: str, low: float, high: float, expected: str) -> float | None:
+    """A number from `low` to `high`, or None where it is absent."""
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        got = _kind(value)
+    else:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if low <= number <= high:  # false for NaN, too
+            return number
+        got = f"{number:g}"
+    raise RequestError(f"invalid_{name}", f"`{name}` is {got}, expected {expected}", name)
+
+
+def _whole(value: Any, name: str, low: float, high: float, expected: str) -> int | None:
+    """An integer from `low` to `high`, or None where it is absent."""
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        got = _kind(value)
+    elif low <= int(value) <= high:
+        return int(value)
+    else:
+        got = _number(int(value))
+    raise RequestError(f"invalid_{name}", f"`{name}` is {got}, expected {expected}", name)
+
+
+def _check_length(query: Ids, items: tuple[Ids, ...], limits: RequestLimits) -> None:
+    lengths = list(map(len, items))
+    longest = max(lengths)
+    num_delimiters = 0 if limits.delimiter is None else 1
+    total = len(query) + num_delimiters + longest
+    if total <= limits.max_seq_len:
+        return
+    delimiter = ", the delimiter" if num_delimiters else ""
+    raise RequestError(
+        "sequence_too_long",
+        f"`query` of {len(query)} tokens{delimiter} and `items[{lengths.index(longest)}]` of "
+        f"{longest} tokens make {total}, at most {limits.max_seq_len} are allowed; shorten them",
+        "items" if len(query) + num_delimiters < limits.max_seq_len else "query",
+    )
+
+
+def _check_tokens(
+    rows: Sequence[Ids],
+    place: Callable[[int], str],
+    param: str,
+    vocab_size: int,
+    delimiter: int | None = None,
+) -> None:
+    """Raises for the first id that is outside the vocabulary or is the delimiter."""
+    if _all_fine(rows, vocab_size, delimiter):
+        return
+    for row, ids in enumerate(rows):
+        for index, token in enumerate(ids):
+            where = f"{place(row)}[{index}]"
+            if token < 0:
+                raise RequestError(
+                    "token_id_negative",
+                    f"`{where}` is {_number(token)}, expected 0 to {vocab_size - 1}",
+                    param,
+                )
+            if token >= vocab_size:
+                raise RequestError(
+                    "token_id_exceeds_vocab",
+                    f"`{where}` is {_number(token)}, expected 0 to {vocab_size - 1} (the model's "
+                    f"vocabulary has {vocab_size} tokens)",
+                    param,
+                )
+            if token == delimiter:
+                raise RequestError(
+                    "delimiter_in_input",
+                    f"`{where}` is the server's delimiter, token id {delimiter}; the server puts "
+                    "it between query and item, so leave it out",
+                    param,
+                )
+
+
+def _all_fine(rows: Sequence[Ids], vocab_size: int, delimiter: int | None) -> bool:
+    """Whether every id is in the vocabulary and none is the delimiter."""
+    try:
+        ids = np.array(list(chain.from_iterable(rows)), dtype=np.int64)
+    except OverflowError:
+        return False
+    if not ids.size:
+        return True
+    in_vocabulary = ids.min() >= 0 and ids.max() < vocab_size
+    return bool(in_vocabulary and (delimiter is None or not (ids == delimiter).any()))
+
+
+def _check_unicode(texts: Sequence[Any], code: str, name: str, param: str | None = None) -> None:
+    """Refuses lone surrogates, which Python strings can hold and tokenizers cannot."""
+    for index, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            where = f"{name}[{index}]" if name == "items" else name
+            raise RequestError(
+                code,
+                f"`{where}` has a lone surrogate at character {error.start}, expected Unicode text",
+                param or name,
+            ) from None
+
+
+def _as_list(value: Any) -> list[Any] | None:
+    """`value` as a list if it is a list, tuple or array; else None."""
+    if isinstance(value, list):
+        return value
+    if isinstance(value, tuple):
+        return list(value)
+    if hasattr(value, "tolist") and hasattr(value, "__len__"):  # arrays of any library
+        try:
+            values = value.tolist()
+        except (TypeError, ValueError):
+            return None
+        return values if isinstance(values, list) else None
+    return None
+
+
+def _no_tokenizer(name: str) -> str:
+    return f"`{name}` is text and the model has no tokenizer.json; send token ids"
+
+
+def _number(value: int) -> str:
+    """`value` in digits, or its size where that would be a wall of digits."""
+    return str(value) if abs(value) < 10**30 else f"a number of {value.bit_length()} bits"
+
+
+def _kind(value: Any) -> str:
+    """The value's type in the words of JSON, for messages."""
+    if isinstance(value, bool):
+        return f"a boolean ({str(value).lower()})"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, int):
+        return "an integer"
+    if isinstance(value, float):
+        return f"a float ({value:g})"
+    names = {dict: "an object", list: "a list", tuple: "a list", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,1 @@
+"""TPUs without a TPU: compile for them, and what they would take at least."""

@@ -1,0 +1,113 @@
+"""The command line: other servers' flags, and options that name fields of the settings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from itemwise import __version__
+from itemwise.cli.app import app
+from itemwise.cli.options import CompatibilityOptions, EngineOptions, ServerOptions
+from itemwise.config import EngineConfig, ServerConfig
+
+ROOT = Path(__file__).parents[2]
+MULTI = """--model-path Qwen/Qwen3-0.6B --host 0.0.0.0 --port 30010 --trust-remote-code
+  --dtype bfloat16 --tp-size 1 --multi-item-scoring-delimiter 151643
+  --multi-item-scoring-chunk-size 2 --disable-radix-cache --chunked-prefill-size -1
+  --attention-backend fa"""
+SERIAL = """--model-path Qwen/Qwen3-0.6B --host 0.0.0.0 --port 30011 --trust-remote-code
+  --dtype bfloat16 --tp-size 1 --attention-backend fa"""
+
+
+class Server:
+    """Stands in for the server and for the model; notes their settings."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.config: ServerConfig | None = None
+        self.engine: dict[str, Any] = {}
+        self.prompt_template: Path | None = None
+        monkeypatch.setattr("itemwise.server.process.serve", self._serve)
+        monkeypatch.setattr("itemwise.scorer.Scorer.from_pretrained", self._load)
+
+    def _serve(self, config: ServerConfig, load: Any) -> int:
+        self.config = config
+        load()
+        return 0
+
+    def _load(self, model: str, prompt_template: Path | None, **engine: Any) -> None:
+        self.prompt_template = prompt_template
+        self.engine = engine
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    return Server(monkeypatch)
+
+
+def invoke(line: str, **environment: str) -> str:
+    done = CliRunner().invoke(app, shlex.split(line), env=environment, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_multi_item_command_line_carries_over(server: Server) -> None:
+    output = invoke(f"serve {MULTI}")
+    assert server.config == ServerConfig("Qwen/Qwen3-0.6B", host="0.0.0.0", port=30010)
+    assert EngineConfig(**server.engine) == EngineConfig(
+        dtype="bfloat16",
+        multi_item_scoring_delimiter=151643,
+        multi_item_scoring_chunk_size=2,
+        disable_radix_cache=True,
+        attention_backend="fa",
+    )
+    (note,) = output.splitlines()
+    for flag in ("trust-remote-code", "chunked-prefill-size"):
+        assert f"--{flag}" in note
+
+
+def test_serial_command_line_carries_over(server: Server) -> None:
+    invoke(f"serve {SERIAL}")
+    assert server.config == ServerConfig("Qwen/Qwen3-0.6B", host="0.0.0.0", port=30011)
+    assert EngineConfig(**server.engine) == EngineConfig(dtype="bfloat16", attention_backend="fa")
+
+
+def test_defaults_are_those_of_the_settings(server: Server) -> None:
+    assert invoke("serve") == ""
+    assert server.config == ServerConfig() == ServerConfig("itemwise/demo")
+    assert EngineConfig(**server.engine) == EngineConfig()
+    assert server.prompt_template is None
+    assert ServerConfig(**ServerOptions().settings()) == ServerConfig()
+    assert EngineConfig(**EngineOptions().settings()) == EngineConfig()
+
+
+def test_environment_twins(server: Server) -> None:
+    twins = {"ITEMWISE_MODEL_PATH": "m", "ITEMWISE_API_KEY": "k", "ITEMWISE_DTYPE": "float32"}
+    invoke("serve", **twins)
+    assert server.config == ServerConfig("m", api_key="k")
+    assert server.engine["dtype"] == "float32"
+
+
+def test_prompt_template_is_passed_on(server: Server) -> None:
+    invoke("serve --prompt-template t.json")
+    assert server.prompt_template == Path("t.json")
+
+
+def test_every_option_has_a_twin_and_a_help_text() -> None:
+    text = invoke("serve --help")
+    groups = (ServerOptions, EngineOptions, CompatibilityOptions)
+    names = [name for group in groups for name in group.__dataclass_fields__]
+    for name in names:
+        assert re.search(rf"--{name.replace('_', '-')}\b", text), name
+        assert f"ITEMWISE_{name.upper()}" in "".join(text.split()), name
+
+
+def test_version() -> None:
+    assert invoke("--version") == f"itemwise {__version__}\n"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project.get("version", __version__) == __version__

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from itemwise.cli.app import main
+from itemwise.config import ModelConfig
+
+REQUEST = {"query": [1, 2], "items": [[3], [4, 5], []], "label_token_ids": [7, 8]}
+ENGINE = ["--kv-cache-bytes", str(1 << 22), "--compilation-cache-dir", ""]
+
+
+def run(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code
+
+
+def test_score_prints_json_and_a_table(
+    tmp_path: Path, make_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, request = str(make_checkpoint("tiny-qwen3")), tmp_path / "request.json"
+    request.write_text(json.dumps(REQUEST))
+    assert run("score", model, "--request", str(request), "--apply-softmax", "--json", *ENGINE) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert [sum(row) for row in body["scores"]] == pytest.approx([1, 1, 1])
+    assert body["usage"] == {"prompt_tokens": 5}
+    assert run("score", model, "--request", str(request), "--skip-self-check", *ENGINE) == 0
+    assert "[4, 5]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not JSON"), ("[1]", "expected an object"), (None, "cannot be read")],
+)
+def test_score_refuses_bad_files(
+    tmp_path: Path,
+    make_checkpoint: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    content: str | None,
+    message: str,
+) -> None:
+    request = tmp_path / "request.json"
+    if content is not None:
+        request.write_text(content)
+    model = str(make_checkpoint("tiny-qwen3"))
+    assert run("score", model, "--request", str(request), "--skip-self-check", *ENGINE) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_score_takes_a_file_or_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("score", "nowhere", "--request", "file", "--query", "text") == 2
+    assert "give one or the other" in capsys.readouterr().err
+
+
+def test_random_checkpoint_is_written_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    arguments = ("checkpoint", "random", "--like", "tiny-llama", "--vocab-size", "300")
+    assert run(*arguments, "--shards", "2", str(folder)) == 0
+    raw = json.loads((folder / "config.json").read_text())
+    assert ModelConfig.from_hf(raw).vocab_size == 300
+    assert len(list(folder.glob("*.safetensors"))) == 2
+    assert run(*arguments, str(folder)) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert run("checkpoint", "random", "--like", "gpt-5", str(tmp_path / "other")) == 2
+    assert "tiny-llama" in capsys.readouterr().err
+
+
+def test_demo_ranks_sensibly_with_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert run("demo") == 0
+    printed = capsys.readouterr().out
+    assert "the same bits" in printed
+    assert "Self-check at start: passed" in printed
+    assert printed.index("Hiking boot, waterproof") < printed.index("Waterproof jacket")
+    assert printed.index("Waterproof phone case") < printed.index("Cookbook")
+
+
+RANK = ("rank", "--query", "desk lamps", "--skip-self-check", *ENGINE)
+
+
+def test_rank_prints_json_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "items.txt"
+    file.write_text("Tea kettle\n\nBrass lamp for the desk\n")
+    assert run(*RANK, "Desk with drawers", "--items-file", str(file), "--json") == 0
+    ranking = json.loads(capsys.readouterr().out)
+    assert [item["index"] for item in ranking] == [2, 0, 1]
+    assert [item["text"] for item in ranking][0] == "Brass lamp for the desk"
+    assert ranking[0]["score"] > 0.5 > ranking[1]["score"] > ranking[2]["score"]
+    assert run(*RANK, "Tea kettle", "Desk lamp", "--top-n", "1") == 0
+    printed = capsys.readouterr().out
+    assert "Desk lamp" in printed
+    assert "Tea kettle" not in printed
+
+
+def test_rank_refuses_what_it_cannot_rank(
+    tmp_path: Path, make_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*RANK) == 2
+    assert "no items" in capsys.readouterr().err
+    assert run(*RANK, "--items-file", str(tmp_path / "none")) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert run(*RANK, "lamp", "--model", str(make_checkpoint("tiny-qwen3"))) == 2
+    assert "prompt_template.json" in capsys.readouterr().err
+    template = tmp_path / "template.json"
+    template.write_text("{}")
+    assert run(*RANK, "lamp", "--prompt-template", str(template)) == 2
+    assert "is no prompt template" in capsys.readouterr().err

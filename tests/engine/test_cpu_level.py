@@ -1,0 +1,140 @@
+"""Which level an engine takes, on which processor, with which settings."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from pathlib import Path
+from typing import Any, get_args
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from itemwise.config import EngineConfig, cache_dir
+from itemwise.engine import cpu_level
+from itemwise.engine.cpu_level import BY_NAME, LEVELS, choose_level
+from itemwise.errors import ConfigError
+from itemwise.ops.build_cpu import Kernels, build, find_compiler
+from itemwise.types import CppLevel, CpuLevelName
+
+BFLOAT16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
+HASWELL = "fpu avx avx2 fma"
+SKYLAKE = f"{HASWELL} avx512f avx512bw avx512cd avx512dq avx512vl"
+SAPPHIRE_RAPIDS = f"{SKYLAKE} avx512_bf16 amx_bf16 amx_tile"
+
+
+class Machine:
+    """Stands in for processor and compiler."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.flags, self.compiler = HASWELL, True
+        monkeypatch.delenv("ITEMWISE_CPU_LEVEL", raising=False)
+        monkeypatch.setattr(cpu_level, "instructions", lambda: frozenset(self.flags.split()))
+        monkeypatch.setattr(cpu_level, "load_kernels", self._load)
+
+    def _load(self, level: Any, flags: tuple[str, ...]) -> Kernels | None:
+        return Kernels(level, Path("kernels.so"), 8) if self.compiler else None
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def chosen(weights: np.dtype[Any] = BFLOAT16, **settings: Any) -> str:
+    return choose_level(EngineConfig(**settings), weights).name
+
+
+def test_every_level_has_a_row() -> None:
+    assert tuple(level.name for level in LEVELS) == get_args(CpuLevelName)
+    cpp = tuple(level.name for level in LEVELS if level.compiler_flags is not None)
+    assert cpp == get_args(CppLevel)
+
+
+@pytest.mark.parametrize(
+    ("flags", "bfloat16", "float32", "native"),
+    [
+        (SAPPHIRE_RAPIDS, "xla-bfloat16", "cpp-avx512", "xla-bfloat16"),
+        (f"{SKYLAKE} avx512_bf16", "xla-bfloat16", "cpp-avx512", "xla-bfloat16"),
+        (SKYLAKE, "cpp-avx512", "cpp-avx512", "xla-float32"),
+        (f"{HASWELL} avx512f", "cpp-avx2", "cpp-avx2", "xla-float32"),
+        (HASWELL, "cpp-avx2", "cpp-avx2", "xla-float32"),
+        ("fpu avx avx2", "xla-float32", "xla-float32", "xla-float32"),
+        ("fp asimd", "cpp-neon", "cpp-neon", "xla-float32"),
+        ("fp asimd bf16", "xla-bfloat16", "cpp-neon", "xla-bfloat16"),
+        ("", "xla-float32", "xla-float32", "xla-float32"),
+    ],
+)
+def test_the_best_level_goes_by_processor_and_settings(
+    flags: str, bfloat16: str, float32: str, native: str, machine: Machine
+) -> None:
+    machine.flags = flags
+    assert chosen() == bfloat16
+    assert chosen(FLOAT32) == float32
+    assert chosen(attention_backend="native") == native
+    assert chosen(FLOAT32, attention_backend="native") == "xla-float32"
+
+
+def test_without_a_compiler_xla_serves(machine: Machine) -> None:
+    machine.compiler = False
+    assert chosen() == "xla-float32"
+    machine.flags = SAPPHIRE_RAPIDS
+    assert chosen() == "xla-bfloat16"
+    assert chosen(FLOAT32) == "xla-float32"
+
+
+@pytest.mark.parametrize("name", ["xla-bfloat16", "xla-float32", "cpp-avx2", "cpp-avx512"])
+def test_a_level_can_be_asked_for(
+    name: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.flags = SAPPHIRE_RAPIDS
+    monkeypatch.setenv("ITEMWISE_CPU_LEVEL", name)
+    assert chosen() == name
+    assert chosen(cpu_level="auto") == name
+    assert chosen(cpu_level="cpp-avx2") == "cpp-avx2", "a setting comes before the environment"
+    assert chosen(FLOAT32) == ("xla-float32" if name == "xla-bfloat16" else name)
+    assert chosen(attention_backend="native") == (name if "xla" in name else "xla-float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "lack"),
+    [
+        ("cpp-avx512", "needs a processor with avx512bw avx512dq avx512f avx512vl"),
+        ("cpp-neon", "needs a processor with asimd"),
+        ("avx2", "is unknown"),
+    ],
+)
+def test_what_the_machine_cannot_run_is_refused(
+    name: str, lack: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ITEMWISE_CPU_LEVEL", name)
+    with pytest.raises(ConfigError) as caught:
+        chosen()
+    assert str(caught.value) == (
+        f"`ITEMWISE_CPU_LEVEL` is {name!r}, which {lack}; expected a level that this machine can "
+        "run: xla-bfloat16, cpp-avx2, xla-float32, or auto"
+    )
+
+
+def test_kernels_without_a_compiler_are_refused(machine: Machine) -> None:
+    machine.compiler = False
+    with pytest.raises(ConfigError) as caught:
+        chosen(cpu_level="cpp-avx2")
+    assert "`cpu_level` is 'cpp-avx2', which needs a C++ compiler that works" in str(caught.value)
+    assert "run: xla-bfloat16, xla-float32, or auto" in str(caught.value)
+
+
+WIDTHS = {"x86_64": {"cpp-avx512": 32, "cpp-avx2": 16}, "aarch64": {"cpp-neon": 8}}
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+def test_kernels_are_compiled_for_their_instructions() -> None:
+    """Also for those that this processor lacks: here they only say how wide their vectors are."""
+    found = {}
+    for name in WIDTHS.get(platform.machine(), {}):
+        level = next(level for level in LEVELS if level.name == name)
+        library = build(find_compiler() or [], level.compiler_flags or (), cache_dir() / "kernels")
+        found[name] = ctypes.CDLL(str(library)).itemwise_panel()
+    assert found == WIDTHS.get(platform.machine(), {})
+    assert set(found) <= set(BY_NAME)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from itemwise.engine.selfcheck import SelfCheck, recall, remember, run_self_check
+from itemwise.types import ScoreRequest, ScoreResult
+
+
+class FakeScorer:
+    """Scores that depend on what `fault` says they should not depend on."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+        self.calls = 0
+        self.cached = False
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        self.calls += 1
+        results = []
+        for request in requests:
+            scores = np.array(
+                [[hash((request.query, item)) % 1000 + 0.5] * 2 for item in request.items],
+                np.float32,
+            )
+            if self.fault == "neighbours":
+                scores += len(request.items)
+            elif self.fault == "order":
+                scores += np.arange(len(scores), dtype=np.float32)[:, None]
+            elif self.fault == "company":
+                scores += len(requests)
+            elif self.fault == "cache":
+                scores += self.cached
+            elif self.fault == "nan":
+                scores[0] = np.nan
+            elif self.fault == "step":
+                tokens = sum(len(r.query) * (len(r.query) == 1) for r in requests)
+                tokens += sum(len(item) for r in requests for item in r.items)
+                scores += tokens == 40
+            elif self.fault == "small":
+                scores += len(requests) == 1 and len(request.query) < 10
+            elif self.fault == "constant":
+                scores[:] = 1
+            results.append(ScoreResult(scores, 0))
+        self.cached = True
+        return results
+
+    def forget(self) -> None:
+        self.cached = False
+
+    def check(self) -> SelfCheck:
+        return run_self_check(
+            self.score,
+            self.forget,
+            vocab_size=1000,
+            page_tokens=32,
+            max_tokens=500,
+            step_tokens=(8, 40, 200),
+        )
+
+
+def test_exact_scores_pass() -> None:
+    verdict = FakeScorer().check()
+    assert verdict.status == "passed"
+    assert not verdict.failures
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        ("neighbours", "alone_after_eviction"),
+        ("order", "permuted_in_company_on_cached_prefix"),
+        ("company", "permuted_in_company_on_cached_prefix"),
+        ("cache", "permuted_in_company_on_cached_prefix"),
+        ("nan", "finite"),
+        ("constant", "items_differ"),
+        ("step", "in_a_step_of_40_tokens"),
+        ("small", "other_request_alone"),
+    ],
+)
+def test_each_fault_fails_its_check(fault: str, failure: str) -> None:
+    verdict = FakeScorer(fault).check()
+    assert verdict.status == "failed"
+    assert failure in verdict.failures
+
+
+@pytest.mark.parametrize("max_tokens", [2, 3, 40])
+def test_probe_fits_short_limits(max_tokens: int) -> None:
+    longest = 0
+
+    def score(requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        nonlocal longest
+        for request in requests:
+            longest = max(longest, len(request.query) + max(map(len, request.items)))
+        return FakeScorer().score(requests)
+
+    sizes = {"vocab_size": 1000, "page_tokens": 32, "max_tokens": max_tokens}
+    run_self_check(score, lambda: None, **sizes, step_tokens=(8, 40))
+    assert longest <= max_tokens
+
+
+def test_a_verdict_is_recalled_if_it_passed(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts" / "one.json"
+    assert recall(path) is None
+    verdict = FakeScorer().check()
+    remember(verdict, path)
+    assert recall(path) == verdict
+    remember(FakeScorer("order").check(), path)
+    assert recall(path) is None
+    for damaged in ("", "{", '{"status": "passed"', '{"other": 1}', "[]"):
+        path.write_text(damaged)
+        assert recall(path) is None
+
+
+def test_a_verdict_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    remember(FakeScorer().check(), tmp_path / "file" / "one.json")

@@ -1,0 +1,212 @@
+"""The C++ kernels against the XLA form, and their bits in other company."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from itemwise.ops.step.cpu import attend_cpu
+from itemwise.ops.step.xla import Wanted, attend
+from itemwise.types import CppLevel, RowPlan
+from tests.conftest import CPP_LEVELS, require
+from tests.ops.step.steps import CASES, SHAPE, Step, StepAttention, attention, draw_step, run
+
+HEADS = [(16, 8, 128), (4, 4, 64), (12, 2, 64), (8, 1, 16), (6, 2, 24)]
+
+
+@pytest.fixture(scope="module", params=CPP_LEVELS)
+def level(request: pytest.FixtureRequest) -> CppLevel:
+    require(request.param)
+    level: CppLevel = request.param
+    return level
+
+
+@pytest.fixture(scope="module")
+def kernel(level: CppLevel) -> StepAttention:
+    """`attend_cpu` of each level that this machine runs."""
+    return functools.partial(attend_cpu, level=level)
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_gives_what_xla_gives(
+    case: str, heads: tuple[int, int, int], kernel: StepAttention
+) -> None:
+    rows = CASES[case]
+    for found, expected in zip(run(kernel, rows, heads), run(attend, rows, heads), strict=True):
+        assert np.abs(found - expected).max() <= 2e-6
+
+
+# Sharp attention: scores that differ by hundreds, so that weights vanish or are all but zero.
+#
+# There float32 has few digits left for what decides: a score of 500 is rounded by 500 u = 3e-5, and
+# its sum over H by several times that, in an order that is XLA's own on each processor. Drawn from
+# a normal distribution, output is 1.7e-4 off for that sum and 3e-5 for all the rest. So queries are
+# multiples of 25 and keys of 1/4, which makes that sum exact in any order: below 2^24 such units.
+#
+# What remains, relative to the weight of a key i whose score s_i lies x_i below the highest, with
+# u = 2^-24 and B maxima one after the other (a block or a page each) and n keys:
+#     s_i and the highest, one rounding each                      u (|s_i| + |s_max|)
+#     the scale, of three roundings in C++, and x_i               4 u |x_i|
+#     exp, and for each maximum exp and a product                 (EXP_ULPS + 1) u (B + 1)
+#     sum of the weights, each term in at most n sums             n u
+# A relative error e_i of weights w_i, which sum to 1, moves the output sum w_i v_i by at most
+# sum w_i e_i |v_i - out| to first order. Summing and dividing the values adds
+# (n + 2) u sum w_i |v_i|.
+UNIT_ROUNDOFF = 2.0**-24
+EXP_ULPS = 4  # in u: two units in the last place, of either form
+SECOND_ORDER = 1.01  # e_i stays below 1e-3 where w_i is not zero
+
+
+def sharp_step(rows: list[RowPlan]) -> Step:
+    step = draw_step(rows, HEADS[0])
+    q = 25 * np.rint(4 * step.q)
+    k, k_pages = ((np.rint(4 * a) / 4).astype(np.float32) for a in (step.k, step.k_pages))
+    assert max(np.abs(k).max(), np.abs(k_pages).max()) * np.abs(q).max() * HEADS[0][2] < 2**22
+    return step._replace(q=q, k=k, k_pages=k_pages)
+
+
+def exact_attention(
+    step: Step, row: RowPlan, start: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A row's attention [t, N, H] in float64, and the bound on what float32 may be off."""
+    places = slice(start, start + len(row.tokens))
+    keys, values = (
+        np.concatenate(
+            [
+                *(
+                    pages[page, :, :count].swapaxes(0, 1)
+                    for page, count in zip(row.context.pages, row.context.lens, strict=True)
+                ),
+                own[places],
+            ]
+        ).astype(np.float64)
+        for pages, own in ((step.k_pages, step.k), (step.v_pages, step.v))
+    )
+    q = step.q[places].astype(np.float64)
+    group = q.shape[1] // keys.shape[1]
+    keys, values = (a.repeat(group, 1) for a in (keys, values))
+    n, t = len(keys), len(q)
+    scores = np.einsum("tnh,snh->tns", q, keys) / np.sqrt(q.shape[2])
+    seen = np.arange(n) <= np.arange(n - t, n)[:, None, None]
+    top = np.where(seen, scores, -np.inf).max(-1, keepdims=True)
+    weights = np.where(seen, np.exp(np.minimum(scores - top, 0)), 0)
+    weights /= weights.sum(-1, keepdims=True)
+    out = np.einsum("tns,snh->tnh", weights, values)
+    maxima = len(row.context.pages) + -(-t // SHAPE.granule_tokens)
+    error = np.abs(scores) + np.abs(top) + 4 * np.abs(scores - top)
+    error = UNIT_ROUNDOFF * (error + (EXP_ULPS + 1) * (maxima + 1) + n)
+    bound = np.empty_like(out)
+    for i in range(t):
+        off = np.abs(values - out[i])  # [s, N, H]
+        bound[i] = np.einsum("ns,snh->nh", weights[i] * error[i], off)
+    bound += UNIT_ROUNDOFF * (n + 2) * np.einsum("tns,snh->tnh", weights, np.abs(values))
+    return out, SECOND_ORDER * bound
+
+
+def excess(way: StepAttention, rows: list[RowPlan]) -> float:
+    """The largest error of sharp attention, in bounds on it."""
+    step, worst = sharp_step(rows), 0.0
+    found = attention(way, step)
+    for one, start in zip(rows, step.starts, strict=True):
+        out, bound = exact_attention(step, one, start)
+        assert bound.max() < 5e-4, "a bound that forgives anything"
+        error = np.abs(found[start : start + len(out)] - out)
+        worst = max(worst, float((error / np.maximum(bound, 1e-30)).max()))
+    return worst
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sharp_attention_is_as_right_as_float32_can_be(case: str, kernel: StepAttention) -> None:
+    assert excess(kernel, CASES[case]) <= 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sharp_attention_of_xla_is_as_right_as_float32_can_be(case: str) -> None:
+    assert excess(attend, CASES[case]) <= 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_scale_that_is_off_by_a_thousandth_would_show(case: str, kernel: StepAttention) -> None:
+    assert excess(lambda q, *others: kernel(1.001 * q, *others), CASES[case]) > 10
+
+
+def test_a_skipped_key_would_show(kernel: StepAttention) -> None:
+    def shorter(*arguments: Any) -> jax.Array:
+        *arrays, layout, shape = arguments
+        layout = layout._replace(context_lens=jnp.maximum(layout.context_lens - 1, 0))
+        return kernel(*arrays, layout, shape)
+
+    for case in ("a short context", "a long context", "part-full pages", "several requests"):
+        assert excess(shorter, CASES[case]) > 100
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_has_the_same_bits_in_any_company(
+    case: str, heads: tuple[int, int, int], kernel: StepAttention
+) -> None:
+    rows = CASES[case]
+    base = run(kernel, rows, heads)
+    backwards = run(kernel, rows[::-1], heads, seed=2)[::-1]
+    for one, found, other in zip(rows, base, backwards, strict=True):
+        assert found.tobytes() == other.tobytes()
+        assert found.tobytes() == run(kernel, [one], heads, seed=3)[0].tobytes()
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_what_is_no_number_stays_in_its_row(
+    heads: tuple[int, int, int], kernel: StepAttention
+) -> None:
+    rows = CASES["a short context"]
+    base = run(kernel, rows, heads)
+    for broken in (0, 4, 9):
+        for i, found in enumerate(run(kernel, rows, heads, broken=broken)):
+            assert np.isnan(found).all() if i == broken else found.tobytes() == base[i].tobytes()
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_places_wanted_alone_have_the_same_bits(
+    case: str, heads: tuple[int, int, int], kernel: StepAttention
+) -> None:
+    # The lane from 128 on has none.
+    places = np.setdiff1d(np.arange(0, SHAPE.tokens, 7), np.arange(128, 256))
+
+    def some(*arguments: Any) -> jax.Array:
+        # Padding points to a place that is not wanted.
+        wanted = Wanted(jnp.array([*places, 1, 1]), jnp.int32(len(places)))
+        q, k, v, k_pages, v_pages, layout, shape = arguments
+        return kernel(q, k, v, k_pages, v_pages, layout, shape, wanted)
+
+    def all_but_some(*arguments: Any) -> jax.Array:
+        kept = np.isin(np.arange(SHAPE.tokens), places)
+        return jnp.where(kept[:, None, None], kernel(*arguments), 0)
+
+    found, expected = (run(way, CASES[case], heads) for way in (some, all_but_some))
+    assert any(row.any() for row in found)
+    for one, other in zip(found, expected, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def test_a_step_without_rows_runs(kernel: StepAttention) -> None:
+    assert run(kernel, [], (4, 2, 16)) == []
+
+
+def test_a_key_too_many_would_show(kernel: StepAttention) -> None:
+    rows = CASES["a long context"]
+    base = run(kernel, rows, HEADS[0])
+
+    def longer(*arguments: Any) -> jax.Array:
+        q, k, v, k_pages, v_pages, layout, shape = arguments
+        layout = layout._replace(context_lens=layout.context_lens + (layout.context_lens == 77))
+        return kernel(q, k, v, k_pages, v_pages, layout, shape)
+
+    for found, other in zip(run(longer, rows, HEADS[0]), base, strict=True):
+        assert np.abs(found - other).max() > 1e-5

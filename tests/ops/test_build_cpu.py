@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from itemwise.ops import build_cpu as native
+from itemwise.ops.build_cpu import Kernels, build, compile_command, find_compiler, load_kernels
+
+COMPILER = shutil.which("c++") or ""
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+
+
+def load_anew() -> Kernels | None:
+    """As `load_kernels` in a process that has not called it."""
+    return load_kernels.__wrapped__("cpp-avx2", ())
+
+
+def test_sources_are_in_the_package() -> None:
+    """An installed package has them only where the list of its data names them."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["itemwise"]
+    root = Path(native.__file__).parents[1]
+    for path in (*native.SOURCES, native.HEADER):
+        assert any(path.relative_to(root).match(pattern) for pattern in patterns)
+
+
+def warnings_of(*sources: Path) -> str:
+    """What a strict compiler says against the sources."""
+    strict = [*compile_command([COMPILER], ["-march=native"]), "-Wall", "-Wextra", "-Werror"]
+    command = [*strict, *map(str, sources), "-o", os.devnull]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_sources_compile_without_a_warning(tmp_path: Path) -> None:
+    assert warnings_of(*native.SOURCES) == ""
+    doubtful = tmp_path / "doubtful.cc"
+    doubtful.write_text('#include "xla/ffi/api/ffi.h"\nvoid f() { int unused; }\n')
+    assert "unused" in warnings_of(doubtful)
+
+
+@needs_compiler
+def test_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "empty.cc"
+    source.write_text("int main() { return 0; }")
+    monkeypatch.setattr(native, "SOURCES", (source,))
+    folder = tmp_path / "kernels"
+    library = build([COMPILER], (), folder)
+    made = library.stat().st_mtime_ns
+    assert build([COMPILER], (), folder) == library
+    assert library.stat().st_mtime_ns == made
+    assert list(folder.iterdir()) == [library]
+    assert build([COMPILER], ("-DOTHER",), folder) != library
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("/bin/false", "kernels for cpp-avx2 cannot be built"),
+        ("/nonexistent/c++", "compiler `/nonexistent/c++`, which $CXX names, is not there"),
+        ("", "No C++ compiler found"),
+    ],
+)
+def test_without_a_working_compiler_there_are_no_kernels(
+    compiler: str, message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("PATH", "")
+    with caplog.at_level(logging.INFO, "itemwise.engine"):
+        assert load_anew() is None
+    assert message in caplog.text
+
+
+@needs_compiler
+def test_a_damaged_library_is_built_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", f"{COMPILER} -DSOMETHING")
+    source = tmp_path / "kernels.cc"
+    names = "itemwise_attend", "itemwise_linear", "itemwise_panel"
+    source.write_text("".join(f'extern "C" int {name}() {{ return 7; }}\n' for name in names))
+    monkeypatch.setattr(native, "SOURCES", (source,))
+    monkeypatch.setattr("jax.ffi.register_ffi_target", lambda *_, **__: None)
+    (folder := tmp_path / "itemwise" / "kernels").mkdir(parents=True)
+    library = build(find_compiler() or [], (), folder)
+    library.write_bytes(b"damaged")
+    assert load_anew() == Kernels("cpp-avx2", library, 7)
+    assert library.stat().st_size > 1000
+
+
+@needs_compiler
+def test_what_the_compiler_says_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.cc"
+    broken.write_text("int main() { return nothing; }")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "SOURCES", (broken,))
+    assert load_anew() is None
+    assert "nothing" in caplog.text
+    assert not list((tmp_path / "itemwise" / "kernels").iterdir())
