@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from itemwise import __version__
 from itemwise.cli.app import app
-from itemwise.cli.options import CompatibilityOptions, EngineOptions, ServerOptions
+from itemwise.cli.options import CompatibilityOptions, EngineOptions, ServerOptions, numbers
 from itemwise.config import EngineConfig, ServerConfig
+from itemwise.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 MULTI = """--model-path Qwen/Qwen3-0.6B --host 0.0.0.0 --port 30010 --trust-remote-code
@@ -111,3 +112,14 @@ def test_version() -> None:
     assert invoke("--version") == f"itemwise {__version__}\n"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project.get("version", __version__) == __version__
+
+
+def test_numbers_are_read_in_order() -> None:
+    assert numbers("1, 4,16", "clients") == (1, 4, 16)
+    assert numbers("0.5,20", "rates", float) == (0.5, 20.0)
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "1,x", "0", "-1", "1.5", "nan", "inf"])
+def test_numbers_above_0_are_expected(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"`--clients` is '{text}', expected numbers above 0"):
+        numbers(text, "clients", int if text == "1.5" else float)
