@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from itemwise.checkpoint import read as checkpoint
-from itemwise.config import DEMO_MODEL, EngineConfig, ModelConfig
+from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine.cpu_level import BY_NAME, LEVELS
 from itemwise.engine.engine import Engine, step_shapes
 from itemwise.machine import instructions
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 from itemwise.types import CppLevel, CpuLevelName, StepShape
 

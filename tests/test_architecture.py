@@ -48,7 +48,7 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # cannot reach them.
 HOST_ONLY = (
     *("errors", "progress", "types", "config", "machine", "request", "checkpoint"),
-    *("server", "validation", "cli"),
+    *("server", "validation", "cli", "models/config"),
     *("engine/step_packer", "engine/packed_sequence", "engine/pages", "engine/open_request"),
     *("engine/packed_batcher", "engine/selfcheck", "engine/scheduler"),
     *ENTRY_POINTS,

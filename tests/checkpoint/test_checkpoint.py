@@ -29,8 +29,8 @@ from itemwise.checkpoint.read import (
     read_weights,
     write_random,
 )
-from itemwise.config import ModelConfig
 from itemwise.errors import CheckpointError, ConfigError, UnsupportedModelError
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 from itemwise.types import WeightSpec
 

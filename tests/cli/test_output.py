@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from itemwise.cli.app import main
-from itemwise.config import ModelConfig
+from itemwise.models.config import ModelConfig
 
 REQUEST = {"query": [1, 2], "items": [[3], [4, 5], []], "label_token_ids": [7, 8]}
 ENGINE = ["--kv-cache-bytes", str(1 << 22), "--compilation-cache-dir", ""]

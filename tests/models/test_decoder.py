@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from itemwise.checkpoint import read as checkpoint
-from itemwise.config import ModelConfig
 from itemwise.models import decoder
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import label_logits, vocab_logsumexp
 from itemwise.models.layers import rope_frequencies
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from itemwise.checkpoint import read as checkpoint
-from itemwise.config import EngineConfig, ModelConfig
+from itemwise.config import EngineConfig
 from itemwise.engine.engine import Engine
 from itemwise.errors import ConfigError
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 from itemwise.models.sharding import make_mesh, partition, stored_shape
 

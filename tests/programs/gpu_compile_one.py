@@ -56,10 +56,11 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
     from jax.experimental import topologies
 
     from itemwise.checkpoint import read as checkpoint
-    from itemwise.config import EngineConfig, ModelConfig
+    from itemwise.config import EngineConfig
     from itemwise.engine.engine import step_shapes
     from itemwise.engine.packed_sequence import packed_shape
     from itemwise.engine.programs import ProgramSet, compiled_for
+    from itemwise.models.config import ModelConfig
     from itemwise.types import DTypes
 
     topology = topologies.get_topology_desc(

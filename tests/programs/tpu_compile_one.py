@@ -15,7 +15,7 @@ def main(model: str, topology: str, tp_size: str, form: str, layers: str) -> Non
     """Prints what `compile_for_tpu` reports."""
     prepare_tpu_compiler()
     from itemwise.checkpoint import read as checkpoint
-    from itemwise.config import ModelConfig
+    from itemwise.models.config import ModelConfig
     from itemwise.tpu.compile import compile_for_tpu
 
     report = compile_for_tpu(

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from itemwise.checkpoint import read as checkpoint
-from itemwise.config import EngineConfig, ModelConfig
+from itemwise.config import EngineConfig
 from itemwise.engine.engine import step_shapes
 from itemwise.errors import ConfigError
+from itemwise.models.config import ModelConfig
 from itemwise.tpu.compile import FORMS
 from itemwise.tpu.roofline import CHIPS, Workload, chip_of, packed_shape_of, work_of
 

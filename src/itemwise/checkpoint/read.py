@@ -23,8 +23,9 @@ from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from itemwise.config import DEMO_MODEL, ModelConfig
+from itemwise.config import DEMO_MODEL
 from itemwise.errors import CheckpointError, ConfigError, UnsupportedModelError
+from itemwise.models.config import ModelConfig
 from itemwise.progress import ProgressFn, silent
 from itemwise.types import WeightSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from itemwise.checkpoint import read as checkpoint
-from itemwise.config import ModelConfig
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 from itemwise.progress import ProgressFn, silent
 

@@ -22,7 +22,7 @@ import jaxlib.version
 import numpy as np
 
 from itemwise.checkpoint import read as checkpoint
-from itemwise.config import EngineConfig, ModelConfig, cache_dir, xla_environment
+from itemwise.config import EngineConfig, cache_dir, xla_environment
 from itemwise.engine.batcher import Batcher, Counters
 from itemwise.engine.cpu_level import CpuLevel, choose_level
 from itemwise.engine.memory import plan_pages
@@ -34,6 +34,7 @@ from itemwise.engine.selfcheck import SelfCheck, recall, remember, run_self_chec
 from itemwise.engine.weights import load_weights
 from itemwise.errors import ConfigError, SelfCheckError
 from itemwise.machine import processor
+from itemwise.models.config import ModelConfig
 from itemwise.models.sharding import make_mesh
 from itemwise.ops.build_cpu import Kernels
 from itemwise.progress import ProgressFn, silent

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from itemwise.config import EngineConfig, ModelConfig, Quantization
+from itemwise.config import EngineConfig, Quantization
 from itemwise.engine.weights import is_layer_matrix
 from itemwise.errors import ConfigError
 from itemwise.machine import memory_bytes
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 from itemwise.models.sharding import AXIS, partition, stored_kv_heads, stored_shape
 from itemwise.types import DTypes, StepShape

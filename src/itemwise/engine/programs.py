@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from itemwise.config import ModelConfig
 from itemwise.engine.compile_cache import compile_whole, compiling_into
 from itemwise.engine.packed_sequence import pack
 from itemwise.engine.step_packer import StepPacker
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import (
     Pages,
     Used,

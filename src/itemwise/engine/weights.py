@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from itemwise.checkpoint import read as checkpoint
-from itemwise.config import ModelConfig, Quantization
+from itemwise.config import Quantization
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import Weights, describe_weights
 from itemwise.models.sharding import place
 from itemwise.ops.build_cpu import Kernels

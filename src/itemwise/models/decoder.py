@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Float32, Int32, Shaped
 
-from itemwise.config import ModelConfig
+from itemwise.models.config import ModelConfig
 from itemwise.models.layers import (
     Numerics,
     linear,

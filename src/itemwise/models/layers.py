@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Float32, Int32, Shaped
 
-from itemwise.config import ModelConfig
+from itemwise.models.config import ModelConfig
 from itemwise.ops.linear.cpu import Panels, linear_cpu
 from itemwise.ops.softmax import dot_sum, product
 

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from itemwise.config import ModelConfig
 from itemwise.errors import ConfigError
+from itemwise.models.config import ModelConfig
 from itemwise.types import WeightSpec
 
 AXIS = "tp"

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from itemwise.config import EngineConfig, ModelConfig
+from itemwise.config import EngineConfig
 from itemwise.engine.engine import DEFAULT_LANES, step_shapes
 from itemwise.engine.memory import plan_pages_in, weights_bytes
 from itemwise.engine.programs import ProgramSet
 from itemwise.errors import ConfigError
+from itemwise.models.config import ModelConfig
 from itemwise.models.sharding import make_mesh
 from itemwise.tpu.roofline import Chip, Work, Workload, chip_of, packed_shape_of, work_of
 from itemwise.types import DTypes, Mask, PackedShape

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from itemwise.checkpoint import read as checkpoint
-from itemwise.config import ModelConfig
+from itemwise.models.config import ModelConfig
 from itemwise.tpu.compile import Compiled, Report, compile_for_tpu
 from itemwise.tpu.roofline import Workload
 

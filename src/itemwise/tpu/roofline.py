@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from itemwise.config import ModelConfig
 from itemwise.engine.packed_sequence import packed_shape
 from itemwise.engine.step_packer import StepPacker
 from itemwise.errors import ConfigError
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 from itemwise.ops.packed.tiles import packed_tiles
 from itemwise.types import Context, PackedShape, RowPlan, StepShape

@@ -14,8 +14,8 @@ from itemwise.bench.compare.compare import WAYS, Measured, run_compare
 from itemwise.bench.compare.ways import ITEMWISE_WAYS, few_items, first_items
 from itemwise.bench.compare.workloads import WORKLOADS
 from itemwise.checkpoint import read as checkpoint
-from itemwise.config import ModelConfig
 from itemwise.errors import CheckpointError, ConfigError, ItemwiseError
+from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 
 ENGINE: dict[str, Any] = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from itemwise.config import ModelConfig
 from itemwise.errors import ConfigError
+from itemwise.models.config import ModelConfig
 
 LABELS = (1, 2)  # token ids of the labels of every request
 
