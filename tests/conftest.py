@@ -12,7 +12,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.locate import locate
+from itemwise.checkpoint.shapes import model_dict
+from itemwise.checkpoint.write import write_random
 from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine.cpu_level import BY_NAME, LEVELS
 from itemwise.engine.engine import Engine, step_shapes
@@ -53,11 +55,11 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
     def make(name: str) -> Path:
         if name not in made:
-            config = checkpoint.model_dict(name, vocab_size=VOCAB_SIZE)
+            config = model_dict(name, vocab_size=VOCAB_SIZE)
             made[name] = tmp_path_factory.mktemp("checkpoints") / name
             specs = describe_weights(ModelConfig.from_hf(config))
             dtype = np.dtype(ml_dtypes.bfloat16)
-            checkpoint.write_random(made[name], config, specs, seed=0, dtype=dtype)
+            write_random(made[name], config, specs, seed=0, dtype=dtype)
         return made[name]
 
     return make
@@ -74,7 +76,7 @@ def make_engine(make_checkpoint: Callable[[str], Path]) -> Callable[..., Engine]
     def make(
         name: str = "tiny-qwen3", level: CpuLevelName | None = None, **settings: Any
     ) -> Engine:
-        folder = checkpoint.locate(name) if name == DEMO_MODEL else make_checkpoint(name)
+        folder = locate(name) if name == DEMO_MODEL else make_checkpoint(name)
         if level is not None:
             require(level)
             settings["cpu_level"] = level

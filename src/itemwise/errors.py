@@ -115,3 +115,8 @@ class ResultsError(ItemwiseError, ValueError):
     """A file of validation results is missing, damaged, or does not go with another."""
 
     code = "invalid_results"
+
+
+def brief(error: Exception) -> str:
+    """The first line of an error's text, or its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.locate import locate
 from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine.engine import Engine
 from itemwise.errors import RequestError
@@ -70,7 +70,7 @@ class Scorer:
             SelfCheckError: scores depend on their company on this device.
         """
         config = EngineConfig(**engine)
-        folder = checkpoint.locate(str(model))
+        folder = locate(str(model))
         tokenizer = Tokenizer.from_folder(folder)
         if prompt_template is None:
             template = PromptTemplate.from_folder(folder)

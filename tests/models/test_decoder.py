@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.shapes import model_dict
 from itemwise.models import decoder
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import label_logits, vocab_logsumexp
@@ -45,7 +45,7 @@ def test_frequencies_are_those_of_transformers(name: str) -> None:
     """To the last bit, but for a unit here and there where PyTorch's power rounds otherwise."""
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    raw = checkpoint.model_dict(name)
+    raw = model_dict(name)
     config = transformers.AutoConfig.for_model(**raw)
     kind = raw["model_type"]
     module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")

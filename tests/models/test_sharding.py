@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.shapes import model_dict
+from itemwise.checkpoint.write import write_random
 from itemwise.config import EngineConfig
 from itemwise.engine.engine import Engine
 from itemwise.errors import ConfigError
@@ -66,10 +67,10 @@ def test_scores_do_not_depend_on_the_number_of_devices(
 @pytest.mark.slow
 def test_key_value_heads_are_copied_where_devices_are_more(tmp_path: Path) -> None:
     """Qwen2.5's two key/value heads on four devices."""
-    config = checkpoint.model_dict("tiny-qwen2", vocab_size=500)
+    config = model_dict("tiny-qwen2", vocab_size=500)
     config |= {"num_attention_heads": 12, "num_key_value_heads": 2}
     specs = describe_weights(ModelConfig.from_hf(config))
-    checkpoint.write_random(tmp_path / "model", config, specs, seed=0, dtype="bfloat16")
+    write_random(tmp_path / "model", config, specs, seed=0, dtype="bfloat16")
     found = score_on_devices(tmp_path / "model", "1,4")
     assert found["alone 4"] == found["step 4"][2:3]
     for way in ("step", "dense", "segment"):
@@ -78,7 +79,7 @@ def test_key_value_heads_are_copied_where_devices_are_more(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
-    model = ModelConfig.from_hf(checkpoint.model_dict("qwen2.5-1.5b"))
+    model = ModelConfig.from_hf(model_dict("qwen2.5-1.5b"))
     devices = [jax.devices()[0]] * 5
     with pytest.raises(ConfigError, match="`tp_size` is 5") as caught:
         make_mesh(model, devices)
@@ -96,7 +97,7 @@ def test_more_devices_than_there_are_is_refused(make_checkpoint: Callable[[str],
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_every_large_weight_is_cut(tp: int) -> None:
-    model = ModelConfig.from_hf(checkpoint.model_dict("qwen2.5-1.5b"))
+    model = ModelConfig.from_hf(model_dict("qwen2.5-1.5b"))
     for spec in jax.tree.leaves(describe_weights(model)):
         if len(spec.shape) == 2:
             assert "tp" in partition(spec), spec.name

@@ -55,7 +55,7 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
     import numpy as np
     from jax.experimental import topologies
 
-    from itemwise.checkpoint import read as checkpoint
+    from itemwise.checkpoint.shapes import model_dict
     from itemwise.config import EngineConfig
     from itemwise.engine.engine import step_shapes
     from itemwise.engine.packed_sequence import packed_shape
@@ -67,7 +67,7 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
         "h100", platform="cuda", topology="1x1x1", target_config=H100
     )
     (device,) = topology.devices
-    whole = ModelConfig.from_hf(checkpoint.model_dict(name))
+    whole = ModelConfig.from_hf(model_dict(name))
     model = replace(whole, num_layers=min(whole.num_layers, int(layers)))
     (shape,) = step_shapes(EngineConfig(), "gpu", whole.max_position_embeddings)
     dtype = np.dtype(jnp.bfloat16)

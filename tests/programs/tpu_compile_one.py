@@ -14,12 +14,12 @@ from itemwise.config import prepare_tpu_compiler
 def main(model: str, topology: str, tp_size: str, form: str, layers: str) -> None:
     """Prints what `compile_for_tpu` reports."""
     prepare_tpu_compiler()
-    from itemwise.checkpoint import read as checkpoint
+    from itemwise.checkpoint.shapes import model_dict
     from itemwise.models.config import ModelConfig
     from itemwise.tpu.compile import compile_for_tpu
 
     report = compile_for_tpu(
-        ModelConfig.from_hf(checkpoint.model_dict(model)),
+        ModelConfig.from_hf(model_dict(model)),
         model,
         topology,
         tp_size=int(tp_size),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.shapes import model_dict
 from itemwise.config import EngineConfig
 from itemwise.engine.engine import step_shapes
 from itemwise.errors import ConfigError
@@ -86,7 +86,7 @@ def test_what_cannot_be_had_is_one_line_and_status_2() -> None:
 
 
 def work(form: str, name: str = "qwen3-0.6b", tp: int = 1) -> Any:
-    model = ModelConfig.from_hf(checkpoint.model_dict(name))
+    model = ModelConfig.from_hf(model_dict(name))
     (shape,) = step_shapes(EngineConfig(step_lanes=16), "tpu", model.max_position_embeddings)
     return work_of(form, model, shape, Workload(), CHIPS["v6e"], tp)
 
@@ -110,7 +110,7 @@ def test_work_is_what_the_shapes_say() -> None:
 def test_chips_and_shapes() -> None:
     with pytest.raises(ConfigError, match="`topology` is 'v9:1'"):
         chip_of("v9:1")
-    model = ModelConfig.from_hf(checkpoint.model_dict("qwen3-0.6b"))
+    model = ModelConfig.from_hf(model_dict("qwen3-0.6b"))
     (shape,) = step_shapes(EngineConfig(step_lanes=16), "tpu", model.max_position_embeddings)
     assert packed_shape_of(Workload(), shape).tokens == 12288
     assert replace(Workload(), num_items=1).tokens == 2020

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.shapes import model_dict
 from itemwise.errors import ConfigError
 from itemwise.validation.workloads import (
     DEFAULT,
@@ -83,7 +83,7 @@ def test_small_vocabularies_get_the_demo_workload(
     assert workload.max_id < 256
     assert workload.delimiter not in workload.query
     for name, vocab_size in (("large", 151936), ("tiny", 40)):
-        config = checkpoint.model_dict("tiny-qwen3", vocab_size=vocab_size)
+        config = model_dict("tiny-qwen3", vocab_size=vocab_size)
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert workload_for(tmp_path / "large") is DEFAULT

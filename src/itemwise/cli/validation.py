@@ -186,14 +186,14 @@ def evaluate(
     ] = "sglang",
 ) -> None:
     """Measure isolation and speed of one endpoint, Itemwise's or another's, as JSON."""
-    from itemwise.checkpoint import read as checkpoint
+    from itemwise.checkpoint.locate import locate
     from itemwise.validation.client import ScoreClient
     from itemwise.validation.evaluate import evaluate as run
     from itemwise.validation.screens import print_evaluation
     from itemwise.validation.workloads import load_workload
 
     is_local = model == DEMO_MODEL or (model is not None and Path(model).is_dir())
-    chosen = load_workload(workload, checkpoint.locate(model) if model and is_local else None)
+    chosen = load_workload(workload, locate(model) if model and is_local else None)
     settings = amount.amount()
     client = ScoreClient(
         url, model, dialect=dialect, api_key=amount.api_key, timeout_s=amount.timeout

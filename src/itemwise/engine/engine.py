@@ -21,7 +21,7 @@ import jax
 import jaxlib.version
 import numpy as np
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.read import read_config
 from itemwise.config import EngineConfig, cache_dir, xla_environment
 from itemwise.engine.batcher import Batcher, Counters
 from itemwise.engine.cpu_level import CpuLevel, choose_level
@@ -81,7 +81,7 @@ class Engine:
         start = time.perf_counter()
         counter = compile_counter()
         self.config = config
-        self.model_config = checkpoint.read_config(folder)
+        self.model_config = read_config(folder)
         mesh = make_mesh(self.model_config, _devices(config.tp_size))
         self.device = jax.devices()[0]
         weights_dtype = _weights_dtype(config, self.model_config)

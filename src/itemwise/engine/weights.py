@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.read import read_weights
 from itemwise.config import Quantization
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import Weights, describe_weights
@@ -68,7 +68,7 @@ def load_weights(
             return _Matrix(Panels(panels, kernels.level), scale)
         return _Matrix(place(array, spec, model, mesh), scale)
 
-    weights: Weights = checkpoint.read_weights(
+    weights: Weights = read_weights(
         folder, describe_weights(model), dtypes.weights, put, on_progress
     )
     for layer in weights["layers"]:

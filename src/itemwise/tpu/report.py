@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.read import read_config
+from itemwise.checkpoint.shapes import NAMED_SHAPES, model_dict
 from itemwise.models.config import ModelConfig
 from itemwise.tpu.compile import Compiled, Report, compile_for_tpu
 from itemwise.tpu.roofline import Workload
@@ -30,7 +31,7 @@ def print_tpu_report(
     """Compiles, prints a table or JSON, and returns whether everything fits.
 
     Args:
-        model: a name of `checkpoint.NAMED_SHAPES`, or a checkpoint's folder.
+        model: a name of `NAMED_SHAPES`, or a checkpoint's folder.
         topology: such as `v6e:1x1`.
         tp_size: chips that share the model.
         layers: how many to compile, None for all.
@@ -38,10 +39,10 @@ def print_tpu_report(
         workload: tokens of the query, items, tokens of an item.
         as_json: print JSON.
     """
-    if model in checkpoint.NAMED_SHAPES:
-        config = ModelConfig.from_hf(checkpoint.model_dict(model))
+    if model in NAMED_SHAPES:
+        config = ModelConfig.from_hf(model_dict(model))
     else:
-        config = checkpoint.read_config(Path(model))
+        config = read_config(Path(model))
 
     def told(what: str) -> None:
         sys.stderr.write(f"compiling: {what}\n")

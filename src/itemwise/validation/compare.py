@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.locate import locate
 from itemwise.errors import ConfigError, ResultsError
 from itemwise.machine import environment
 from itemwise.progress import ProgressFn, silent
@@ -142,7 +142,7 @@ def compare_with_torch(
     name = torch_model or multi["model"]
     if not name:
         raise ConfigError("the results name no model; give its checkpoint with --torch-model")
-    folder = checkpoint.locate(name)
+    folder = locate(name)
     asked = _asked(multi)
     wide = torch_reference(folder, "float32", asked, on_progress)
     narrow = torch_reference(folder, "bfloat16", asked, on_progress)

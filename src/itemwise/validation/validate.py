@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.locate import locate
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ConfigError
 from itemwise.machine import environment
@@ -132,8 +132,8 @@ class _Run:
         self.settings, self.api_key, self.told = settings, api_key, told
         self.model = model
         self.stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        checkpoint_folder = checkpoint.locate(self.model)
-        check_fits(checkpoint.locate(settings.torch_model or self.model), "float32")
+        checkpoint_folder = locate(self.model)
+        check_fits(locate(settings.torch_model or self.model), "float32")
         self.workload = _workload(settings.workload, checkpoint_folder)
         self.folder = folder or Path("reports") / f"{slug(self.model)}-{self.stamp}"
         self.results: dict[str, Json] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.read import read_config
 from itemwise.errors import ConfigError, RequestError
 from itemwise.request.tokenizer import TOKENIZER_FILE, Tokenizer
 from itemwise.validation.files import Json, read_json
@@ -157,7 +157,7 @@ def workload_for(folder: Path) -> Workload:
         CheckpointError: the folder cannot be read.
         ConfigError: neither fits.
     """
-    vocab_size = checkpoint.read_config(folder).vocab_size
+    vocab_size = read_config(folder).vocab_size
     if vocab_size > DEFAULT.max_id:
         return DEFAULT
     workload = demo_workload(folder)

@@ -13,7 +13,8 @@ from itemwise.bench.compare import compare
 from itemwise.bench.compare.compare import WAYS, Measured, run_compare
 from itemwise.bench.compare.ways import ITEMWISE_WAYS, few_items, first_items
 from itemwise.bench.compare.workloads import WORKLOADS
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.shapes import model_dict
+from itemwise.checkpoint.write import write_random
 from itemwise.errors import CheckpointError, ConfigError, ItemwiseError
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
@@ -29,9 +30,9 @@ VOCAB_SIZE = 2000
 
 
 def write_model(folder: Path, like: str) -> Path:
-    config = checkpoint.model_dict(like, vocab_size=VOCAB_SIZE)
+    config = model_dict(like, vocab_size=VOCAB_SIZE)
     specs = describe_weights(ModelConfig.from_hf(config))
-    checkpoint.write_random(folder, config, specs, seed=0)
+    write_random(folder, config, specs, seed=0)
     return folder
 
 
@@ -156,7 +157,7 @@ def test_workloads_have_the_lengths_they_say() -> None:
 
 
 def test_useful_work_is_that_of_the_contract() -> None:
-    model = ModelConfig.from_hf(checkpoint.model_dict("qwen3-0.6b"))
+    model = ModelConfig.from_hf(model_dict("qwen3-0.6b"))
     # 12,000 tokens through 0.44 billion weights, and 10,000 of them looking at 2000 keys each.
     linear = 2 * 12000 * 28 * (1024 * (2048 + 2 * 1024 + 2048) + 3 * 1024 * 3072)
     seen = 500 * (20 * 2000 + 210) + 2000 * 2001 / 2

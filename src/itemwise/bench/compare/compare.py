@@ -23,7 +23,8 @@ import numpy as np
 from itemwise.bench.compare.ways import ITEMWISE_WAYS
 from itemwise.bench.compare.workloads import Workload, find_workloads
 from itemwise.bench.pictures import pyplot, wide_console
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.locate import locate
+from itemwise.checkpoint.read import read_config
 from itemwise.errors import ConfigError, ItemwiseError
 from itemwise.machine import environment
 from itemwise.progress import say
@@ -162,7 +163,7 @@ def run_compare(
     _check(ways, rounds, warmup, max_items)
     if chart is not None:
         pyplot()  # which tells at once if it is not there
-    folder = checkpoint.locate(model)
+    folder = locate(model)
     failed: dict[str, str] = {}
     with ExitStack() as stack:
         processes = []
@@ -277,7 +278,7 @@ def _measure(
 def _workload_report(
     workload: Workload, measured: dict[str, Measured], folder: Path
 ) -> dict[str, Any]:
-    flops = workload.useful_flops(checkpoint.read_config(folder))
+    flops = workload.useful_flops(read_config(folder))
     ours = measured.get("itemwise")
     ways = {}
     for name, one in measured.items():

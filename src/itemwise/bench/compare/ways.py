@@ -24,7 +24,7 @@ import numpy as np
 from itemwise.bench.compare.workloads import LABELS, WORKLOADS, BenchRequest, Workload
 from itemwise.bench.peak import forget_peak, peak_rss_bytes
 from itemwise.bench.probe import probe_of
-from itemwise.checkpoint import read as checkpoint
+from itemwise.checkpoint.read import read_config
 from itemwise.types import Float32Array, ScoreRequest
 
 DEVICE_SHARE = 0.3  # of a GPU's memory, which all ways of a comparison share
@@ -179,7 +179,7 @@ def serve_way(name: str, folder: Path, settings: dict[str, Any]) -> None:
     way = make_way(name, folder, settings)
     ready_s = time.perf_counter() - start
     answer(dtype=way.dtype, details=way.details, ready_s=ready_s)
-    vocab_size = checkpoint.read_config(folder).vocab_size
+    vocab_size = read_config(folder).vocab_size
     workload = ""
     for line in sys.stdin:
         command = json.loads(line)

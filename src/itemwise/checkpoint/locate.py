@@ -1,0 +1,67 @@
+"""Finds a model's folder: on this machine, in the package, or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from itemwise.config import DEMO_MODEL
+from itemwise.errors import CheckpointError, brief
+
+
+def locate(model: str) -> Path:
+    """The folder of a model: `model` itself, or a download from the Hugging Face Hub.
+
+    `itemwise/demo` is the folder of the demo model, which is part of the package.
+
+    Raises:
+        CheckpointError: `model` is neither a folder nor a Hub id, or the Hub does not give it.
+    """
+    if model == DEMO_MODEL:
+        return Path(__file__).parents[1] / "demo_model"
+    path = Path(model).expanduser()
+    if model and path.is_dir():
+        return path
+    if model and path.exists():
+        raise CheckpointError(f"`{model}` is a file, expected the model's folder: give its parent")
+    if not _is_hub_id(model):
+        raise CheckpointError(
+            f"`{model}` does not exist, expected a model folder or a Hugging Face Hub id like "
+            "Qwen/Qwen3-0.6B: check the path"
+        )
+    return _download(model)
+
+
+def _is_hub_id(model: str) -> bool:
+    part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+    return bool(re.fullmatch(f"{part}(/{part})?", model)) and ".." not in model
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    start = f"`{model}` is not a local folder, and the Hugging Face Hub "
+    try:
+        # No pickle and no code is downloaded; subfolders hold other formats of the same weights.
+        folder = snapshot_download(
+            model,
+            allow_patterns=["*.safetensors", "*.json", "*.jinja"],
+            ignore_patterns=["*/*"],
+        )
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{start}gives it only to users who accepted its terms: accept them on "
+            f"https://huggingface.co/{model}, then log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{start}has no such model: check the spelling, and log in with `hf auth login` "
+            "where it is private"
+        ) from error
+    except Exception as error:  # whatever the network, the proxy or the disk came up with
+        raise CheckpointError(
+            f"{start}did not give it ({brief(error)}): check the network, or download the model "
+            "elsewhere and give its folder"
+        ) from error
+    return Path(folder)
