@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from itemwise import __version__
-from itemwise.cli.bench import add_bench_commands, add_tpu_command
+from itemwise.cli.bench import bench_app
 from itemwise.cli.options import (
     CompatibilityOptions,
     EngineOptions,
-    LoadOptions,
     PromptTemplate,
     ServerOptions,
     expand_options,
-    numbers,
+    fail,
     option,
 )
+from itemwise.cli.tpu import tpu_compile
 from itemwise.cli.validation import add_validation_commands
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ItemwiseError
@@ -39,14 +38,10 @@ app = typer.Typer(
 checkpoint_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make checkpoints to try things with."
 )
-bench_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Measure speed and memory."
-)
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
 add_validation_commands(app)
-add_bench_commands(bench_app)
-add_tpu_command(app)
+app.command()(tpu_compile)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,12 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=arguments, prog_name="itemwise")
     except ItemwiseError as error:
         fail(str(error))
-
-
-def fail(message: str) -> None:
-    """Prints one red line on stderr and exits with status 2."""
-    typer.secho(f"Error: {message}", fg=typer.colors.RED, err=True)
-    sys.exit(2)
 
 
 def _print_version(wanted: bool) -> None:
@@ -126,6 +115,63 @@ def demo() -> None:
     raise typer.Exit(0 if run_demo(Console()) else 1)
 
 
+@dataclass(frozen=True)
+class RequestOptions:
+    """The request that `score` scores."""
+
+    query: Annotated[str | None, typer.Option("--query", help="Text that items share.")] = None
+    item: Annotated[
+        list[str] | None, typer.Option("--item", help="Text of an item; give it once per item.")
+    ] = None
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Text of one token; give it once per label."),
+    ] = None
+    request: Annotated[
+        Path | None,
+        typer.Option(
+            "--request",
+            help="JSON file with the body of a POST /v1/score, in place of the options above: "
+            "the way to give token ids. - reads standard input.",
+        ),
+    ] = None
+    apply_softmax: Annotated[
+        bool,
+        typer.Option(
+            "--apply-softmax", help="Softmax over the labels, else over the whole vocabulary."
+        ),
+    ] = False
+    apply_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply-template",
+            help="Put query and items into the model's prompt template; its labels are used where "
+            "none are given.",
+        ),
+    ] = False
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the request, as in the body of a POST /v1/score."""
+        from itemwise.cli.output import read_request
+
+        fields: dict[str, Any]
+        if self.request is not None:
+            if self.query is not None or self.item or self.label:
+                fail(
+                    "--request takes the place of --query, --item and --label; give one or the "
+                    "other"
+                )
+            fields = read_request(self.request)
+        else:
+            given = {"query": self.query, "items": self.item, "labels": self.label}
+            fields = {name: value for name, value in given.items() if value}
+        if self.apply_softmax:
+            fields["apply_softmax"] = True
+        if self.apply_template:
+            fields["apply_template"] = True
+        return fields
+
+
 @app.command()
 @expand_options
 def score(
@@ -134,36 +180,7 @@ def score(
         str,
         typer.Argument(help="Folder of a checkpoint, or its Hub id; by default the demo model."),
     ] = DEMO_MODEL,
-    query: Annotated[str | None, typer.Option("--query", help="Text that items share.")] = None,
-    item: Annotated[
-        list[str] | None, typer.Option("--item", help="Text of an item; give it once per item.")
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", help="Text of one token; give it once per label."),
-    ] = None,
-    request: Annotated[
-        Path | None,
-        typer.Option(
-            "--request",
-            help="JSON file with the body of a POST /v1/score, in place of the options above: "
-            "the way to give token ids. - reads standard input.",
-        ),
-    ] = None,
-    apply_softmax: Annotated[
-        bool,
-        typer.Option(
-            "--apply-softmax", help="Softmax over the labels, else over the whole vocabulary."
-        ),
-    ] = False,
-    apply_template: Annotated[
-        bool,
-        typer.Option(
-            "--apply-template",
-            help="Put query and items into the model's prompt template; its labels are used where "
-            "none are given.",
-        ),
-    ] = False,
+    request: RequestOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
     prompt_template: PromptTemplate = None,
     engine: EngineOptions,
@@ -173,20 +190,9 @@ def score(
     For example: itemwise score MODEL --query "is it a fruit?" --item apple --item car
     --label " yes" --label " no" --apply-softmax
     """
-    from itemwise.cli.output import print_scores, read_request
+    from itemwise.cli.output import print_scores
 
-    fields: dict[str, Any]
-    if request is not None:
-        if query is not None or item or label:
-            fail("--request takes the place of --query, --item and --label; give one or the other")
-        fields = read_request(request)
-    else:
-        given = {"query": query, "items": item, "labels": label}
-        fields = {name: value for name, value in given.items() if value}
-    if apply_softmax:
-        fields["apply_softmax"] = True
-    if apply_template:
-        fields["apply_template"] = True
+    fields = request.fields()
     settings = {**engine.settings(), "prompt_template": prompt_template}
     print_scores(model, settings, fields, as_json=as_json)
 
@@ -277,87 +283,3 @@ def checkpoint_random(
             on_progress=told,
         )
     typer.echo(f"Wrote a random {like} to {folder}")
-
-
-@bench_app.command("serve")
-@expand_options
-def bench_serve(
-    load: LoadOptions,
-    url: Annotated[
-        str, typer.Option("--url", help="A running server on this machine.")
-    ] = "http://127.0.0.1:30000",
-    clients: Annotated[
-        str,
-        typer.Option(
-            "--clients",
-            help="Numbers of clients that wait for answers, comma-separated; empty for none.",
-        ),
-    ] = "1,4,16,64",
-    rates: Annotated[
-        str,
-        typer.Option(
-            "--rates",
-            help="Requests a second sent at random times whether answers come or not (Poisson), "
-            "comma-separated.",
-        ),
-    ] = "",
-    seconds: Annotated[float, typer.Option("--seconds", help="Time of each load, at most.")] = 20.0,
-    max_requests: Annotated[
-        int, typer.Option("--max-requests", help="Requests of each load, at most.")
-    ] = 2000,
-    check: Annotated[
-        int,
-        typer.Option(
-            "--check",
-            help="Answers of each load whose bits are compared with each item scored alone; it "
-            "takes as many requests as they have items.",
-        ),
-    ] = 20,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File to write all figures to.")
-    ] = None,
-    chart: Annotated[
-        Path | None,
-        typer.Option("--chart", help="Image of latency and throughput; needs matplotlib."),
-    ] = None,
-) -> None:
-    """Throughput, latency and bits of a running server under load."""
-    from itemwise.bench.serving.serve import run_serve
-
-    fine = run_serve(
-        url,
-        clients=numbers(clients, "clients") if clients else (),
-        rates=numbers(rates, "rates", float) if rates else (),
-        seconds=seconds,
-        max_requests=max_requests,
-        workload=dataclasses.asdict(load),
-        check=check,
-        out_json=json_file,
-        chart=chart,
-    )
-    raise typer.Exit(0 if fine else 1)
-
-
-@bench_app.command("soak")
-@expand_options
-def bench_soak(
-    load: LoadOptions,
-    url: Annotated[
-        str, typer.Option("--url", help="A running server on this machine.")
-    ] = "http://127.0.0.1:30000",
-    seconds: Annotated[float, typer.Option("--seconds", help="How long.", max=3600)] = 600.0,
-    share: Annotated[
-        float,
-        typer.Option("--load", help="Share of the throughput of 16 clients.", min=0.01, max=2),
-    ] = 0.8,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File to write all figures to.")
-    ] = None,
-) -> None:
-    """A long mixed load with clients who leave, bad requests and deadlines; is all well after?"""
-    from itemwise.bench.serving.soak import run_soak
-
-    fine = run_soak(
-        url, seconds=seconds, load=share, workload=dataclasses.asdict(load), out_json=json_file
-    )
-    raise typer.Exit(0 if fine else 1)

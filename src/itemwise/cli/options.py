@@ -1,4 +1,4 @@
-"""Groups of command-line options that commands share, each with its twin in the environment."""
+"""What commands share: options with their twins in the environment, and how they fail."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import typer
 
@@ -38,6 +39,12 @@ def numbers(text: str, flag: str, kind: Callable[[str], _Number] = int) -> tuple
     if not found or not all(0 < number < math.inf for number in found):
         raise ConfigError(f"`--{flag}` is {text!r}, expected numbers above 0, like 1,8,32")
     return found
+
+
+def fail(message: str) -> NoReturn:
+    """Prints one red line on stderr and exits with status 2."""
+    typer.secho(f"Error: {message}", fg=typer.colors.RED, err=True)
+    sys.exit(2)
 
 
 PromptTemplate = Annotated[
@@ -366,10 +373,11 @@ def expand_options(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def expanded(**values: Any) -> Any:
+        built = {}
         for name, group in groups.items():
             names = [field.name for field in dataclasses.fields(group)]
-            values[name] = group(**{field: values.pop(field) for field in names})
-        return command(**values)
+            built[name] = group(**{field: values.pop(field) for field in names})
+        return command(**values, **built)
 
     signature = inspect.Signature(parameters)
     expanded.__signature__ = signature  # type: ignore[attr-defined]
@@ -407,3 +415,16 @@ class LoadOptions:
         float,
         typer.Option("--shared", help="Share of requests with one query in common.", min=0, max=1),
     ] = 0.5
+
+
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """One request: a query and many short items."""
+
+    query_tokens: Annotated[
+        int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)
+    ] = 2000
+    num_items: Annotated[int, typer.Option("--items", help="Items.", min=1)] = 500
+    item_tokens: Annotated[
+        int, typer.Option("--item-tokens", help="Tokens of each item.", min=1)
+    ] = 20
