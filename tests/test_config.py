@@ -24,12 +24,15 @@ def test_engine_defaults_are_the_fast_exact_path() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dtype": "int8"}, "`dtype` is 'int8', expected auto, bfloat16 or float32"),
+        ({"dtype": "int8"}, "`dtype` is 'int8', expected one of auto, bfloat16, float32"),
         ({"multi_item_algorithm": "pack"}, "`multi_item_algorithm` is 'pack', expected one of"),
         ({"multi_item_mask_impl": "banded"}, "`multi_item_mask_impl` is 'banded', expected one of"),
         ({"tp_size": 0}, "`tp_size` is 0, expected 1 or more"),
         ({"multi_item_algorithm": "magic"}, "`multi_item_algorithm` is 'magic', expected one of"),
-        ({"multi_item_scoring_chunk_size": -1}, "`multi_item_scoring_chunk_size` is negative"),
+        (
+            {"multi_item_scoring_chunk_size": -1},
+            "`multi_item_scoring_chunk_size` is -1, expected 0 or",
+        ),
         ({"max_multi_item_seq_len": 0}, "`max_multi_item_seq_len` is 0, expected 1 or more"),
         ({"max_multi_item_count": 0}, "`max_multi_item_count` is 0, expected 1 or more"),
         ({"step_lanes": 0}, "`step_lanes` is 0, expected 1 or more"),
@@ -86,7 +89,11 @@ def test_configs_are_frozen() -> None:
         ({"port": 65536}, "`port` is 65536, expected 0 to 65535"),
         ({"max_queued_requests": 0}, "`max_queued_requests` is 0, expected 1 or more"),
         ({"max_body_bytes": 0}, "`max_body_bytes` is 0, expected 1 or more"),
-        ({"api_key": ""}, "`api_key` is empty, expected a key or none at all"),
+        ({"max_timeout_s": 0.0}, "`max_timeout_s` is 0.0, expected above 0"),
+        ({"max_timeout_s": float("nan")}, "`max_timeout_s` is nan, expected above 0"),
+        ({"drain_timeout_s": -1.0}, "`drain_timeout_s` is -1.0, expected 0 or more"),
+        ({"log_format": "xml"}, "`log_format` is 'xml', expected one of text, json"),
+        ({"api_key": ""}, "`api_key` is '', expected a key or none at all"),
     ],
 )
 def test_server_config_names_the_field_it_refuses(fields: dict[str, Any], message: str) -> None:
@@ -94,9 +101,16 @@ def test_server_config_names_the_field_it_refuses(fields: dict[str, Any], messag
         ServerConfig("model", **fields)
 
 
+def test_server_config_reports_all_refusals_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ServerConfig(port=-1, max_body_bytes=0, log_format="xml")  # type: ignore[arg-type]
+    assert all(f"`{n}` is" in str(caught.value) for n in ("port", "max_body_bytes", "log_format"))
+
+
 def test_server_config_takes_its_limits() -> None:
     for port in (0, 65535):
         assert ServerConfig("m", port=port, api_key="k", max_queued_requests=1).port == port
+    assert ServerConfig(drain_timeout_s=0.0).drain_timeout_s == 0
 
 
 @pytest.mark.parametrize(

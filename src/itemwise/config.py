@@ -1,15 +1,19 @@
-"""Settings of the engine and of the server.
+"""Settings of the engine and of the server, each declared once.
 
-Built once, frozen, read everywhere. This is the only module that reads environment variables.
+A field of `EngineConfig` or `ServerConfig` has its type, its default and, as a `Setting`, its help
+text and what its value must be. The command line makes its options from them; the fields of
+`EngineConfig` are also the keywords of `Scorer.from_pretrained`. Built once, frozen, read
+everywhere. This is the only module that reads environment variables.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from itemwise.errors import ConfigError
 from itemwise.types import Algorithm, CpuLevelName
@@ -59,163 +63,324 @@ def prepare_tpu_compiler() -> None:
     os.environ.update(settings)
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """How the engine runs.
+class Check(NamedTuple):
+    """What a value must be, in words and as a test."""
 
-    `dtype` and `quantization` change scores; `step_lanes`, `page_tokens`, `tp_size`,
-    `attention_backend` and `cpu_level` pick another compiled program and may move last bits, and so
-    does the `packed` algorithm with all its settings. No other setting changes a bit.
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+AT_LEAST_0 = Check("0 or more", lambda value: value >= 0)
+AT_LEAST_1 = Check("1 or more", lambda value: value >= 1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting says of itself beside its type and its default.
 
     Attributes:
-        dtype: type of weights; `auto` takes bfloat16 unless the checkpoint is float32. Activations
-            and cached keys and values have it too, but are float32 on a processor whose
-            `cpu_level` says so.
-        multi_item_algorithm: `prefill_extend` (the query once, cached), `packed` (query and items
-            in one sequence, nothing cached) or `serial` (the query once per item).
-        multi_item_scoring_delimiter: token id put between query and item, or None.
-        multi_item_scoring_chunk_size: most items of a packed sequence, 0 for no bound. Other
-            algorithms ignore it: they are exact, and as fast, without.
-        multi_item_mask_impl: how `packed` tells items apart: `dense` (a mask of every pair of
-            tokens), `segment` (tiles that no token sees are skipped) or `auto` (segment).
-        max_multi_item_seq_len: most tokens of query, delimiter and one item together; None for
-            the model's `max_position_embeddings`. Also most tokens of a packed sequence, for
-            which None means 16384.
-        max_multi_item_count: most items of a request; None for no bound.
-        attention_backend: `fa` (kernels, where there are: TPU, GPU in bfloat16, and processors
-            with a C++ compiler whose activations are float32: there matrix products, too),
-            `native` (XLA) or `auto` (fa).
-        cpu_level: on processors, the type of activations and the code that computes: the name of
-            one of `cpu_level.LEVELS`, or `auto` (what `$ITEMWISE_CPU_LEVEL` names, else the
-            fastest). Weights in float32, and `attention_backend` native, come first: a level
-            that does not go with them counts as xla-float32.
-        quantization: `int8` keeps the matrices of the layers in eight bits, with a scale for each
-            output; `none`.
-        tp_size: devices that share the model.
-        disable_radix_cache: forget a query's pages when its request ends.
-        mem_fraction_static: share of the device's memory for weights and pages; None for a
-            default by device.
-        kv_cache_bytes: bytes for pages, in place of `mem_fraction_static`.
-        step_lanes: token places of a step, in pages; None for a default by device.
-        page_tokens: tokens of a page, and of a lane of the largest step.
-        skip_self_check: serve without having compared scores in different company, and without
-            small steps, which nobody would have compared with large ones.
-        compilation_cache_dir: where compiled programs are kept; None for the user's cache
-            folder, an empty string for nowhere.
+        help: what it does.
+        check: what its value must be, where the type does not say it.
+        alias: a second name of its flag, without dashes.
+        unset: what happens where it is None.
     """
 
-    dtype: DType = "auto"
-    multi_item_algorithm: Algorithm = "prefill_extend"
-    multi_item_scoring_delimiter: int | None = None
-    multi_item_scoring_chunk_size: int = 0
-    multi_item_mask_impl: MaskSetting = "auto"
-    max_multi_item_seq_len: int | None = None
-    max_multi_item_count: int | None = None
-    attention_backend: AttentionBackend = "auto"
-    cpu_level: CpuLevelSetting = "auto"
-    quantization: Quantization = "none"
-    tp_size: int = 1
-    disable_radix_cache: bool = False
-    mem_fraction_static: float | None = None
-    kv_cache_bytes: int | None = None
-    step_lanes: int | None = None
-    page_tokens: int = 128
-    skip_self_check: bool = False
-    compilation_cache_dir: str | None = None
+    help: str
+    check: Check | None = None
+    alias: str | None = None
+    unset: str | None = None
+
+
+class CheckedConfig:
+    """A config whose fields are settings: one ConfigError names every wrong value."""
 
     def __post_init__(self) -> None:
         problems = []
-        if self.dtype not in get_args(DType):
-            problems.append(f"`dtype` is {self.dtype!r}, expected auto, bfloat16 or float32")
-        choices = (
-            ("multi_item_algorithm", Algorithm),
-            ("multi_item_mask_impl", MaskSetting),
-            ("attention_backend", AttentionBackend),
-            ("cpu_level", CpuLevelSetting),
-            ("quantization", Quantization),
-        )
-        for name, allowed in choices:
-            if getattr(self, name) not in get_args(allowed):
-                expected = ", ".join(get_args(allowed))
-                problems.append(f"`{name}` is {getattr(self, name)!r}, expected one of {expected}")
-        if self.multi_item_scoring_chunk_size < 0:
-            problems.append("`multi_item_scoring_chunk_size` is negative, expected 0 or more")
-        for name in ("max_multi_item_seq_len", "max_multi_item_count", "step_lanes", "tp_size"):
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            kind, setting = get_args(hint)
             value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"`{name}` is {value}, expected 1 or more")
-        fraction = self.mem_fraction_static
-        if fraction is not None and not 0 < fraction <= 1:
-            problems.append(f"`mem_fraction_static` is {fraction}, expected above 0, at most 1")
-        if self.kv_cache_bytes is not None and self.kv_cache_bytes < 1:
-            problems.append(f"`kv_cache_bytes` is {self.kv_cache_bytes}, expected 1 or more")
-        if self.page_tokens < 32 or self.page_tokens % 32:
-            problems.append(f"`page_tokens` is {self.page_tokens}, expected a multiple of 32")
+            choices = get_args(kind) if get_origin(kind) is Literal else ()
+            if choices and value not in choices:
+                problems.append(f"`{name}` is {value!r}, expected one of {', '.join(choices)}")
+            elif setting.check and value is not None and not setting.check.holds(value):
+                problems.append(f"`{name}` is {value!r}, expected {setting.check.expected}")
         if problems:
             raise ConfigError("; ".join(problems))
 
 
 @dataclass(frozen=True)
-class ServerConfig:
-    """How the HTTP server runs.
+class EngineConfig(CheckedConfig):
+    """How the engine runs.
 
-    Attributes:
-        model_path: local folder, Hub id, or `itemwise/demo`, the model in the package.
-        host: address to listen on.
-        port: port to listen on; 0 for any free one.
-        served_model_name: name that clients use; None for `shown_model_path`.
-        api_key: key that clients must send as a bearer token; None for no key.
-        max_queued_requests: requests that may wait for the engine.
-        max_queued_tokens: tokens that may wait or be under way, beyond a first request.
-        max_request_tokens: tokens a request may make the engine compute.
-        max_request_labels: scores a request may ask for, its labels summed over its items.
-        max_body_bytes: longest request body.
-        max_connections: connections open at once.
-        max_timeout_s: seconds after which any request is given up.
-        drain_timeout_s: seconds that requests have to finish once the server is told to stop.
-        log_format: `text`, or `json` with an object a line.
-        disable_access_log: no line in the log for each request.
-        otlp_traces_endpoint: where traces are sent by OTLP over HTTP; None for no traces.
+    `dtype` and `quantization` change scores; `step_lanes`, `page_tokens`, `tp_size`,
+    `attention_backend` and `cpu_level` pick another compiled program and may move last bits, and so
+    does the `packed` algorithm with all its settings. No other setting changes a bit.
     """
 
-    model_path: str = DEMO_MODEL
-    host: str = "127.0.0.1"
-    port: int = 30000
-    served_model_name: str | None = None
-    api_key: str | None = None
-    max_queued_requests: int = 128
-    max_queued_tokens: int = 4 * 1024 * 1024
-    max_request_tokens: int = 4 * 1024 * 1024
-    max_request_labels: int = 1024 * 1024
-    max_body_bytes: int = 64 * 1024 * 1024
-    max_connections: int = 1024
-    max_timeout_s: float = 600.0
-    drain_timeout_s: float = 30.0
-    log_format: LogFormat = "text"
-    disable_access_log: bool = False
-    otlp_traces_endpoint: str | None = None
+    dtype: Annotated[
+        DType,
+        Setting(
+            "Type of weights and activations, and of cached keys and values. auto takes bfloat16 "
+            "unless the checkpoint is float32. On processors without bfloat16 instructions all but "
+            "the weights is float32 anyhow."
+        ),
+    ] = "auto"
+    multi_item_algorithm: Annotated[
+        Algorithm,
+        Setting(
+            "prefill_extend computes the query once and every item against it; serial computes it "
+            "for each item and is the baseline to compare with; packed puts query and items into "
+            "one sequence, the historic form: nothing is cached, and each padded length compiles a "
+            "program when it is first met."
+        ),
+    ] = "prefill_extend"
+    multi_item_scoring_delimiter: Annotated[
+        int | None,
+        Setting(
+            "Token id put between query and item, for models trained with one. Without it an item "
+            "directly follows the query."
+        ),
+    ] = None
+    multi_item_scoring_chunk_size: Annotated[
+        int,
+        Setting(
+            "Most items of a packed sequence; 0 for no bound, the fastest. Other algorithms are "
+            "exact at any size, and ignore it.",
+            AT_LEAST_0,
+        ),
+    ] = 0
+    multi_item_mask_impl: Annotated[
+        MaskSetting,
+        Setting(
+            "How packed tells items apart: dense masks every pair of tokens, segment skips what no "
+            "token sees. auto is segment. Other algorithms need no mask."
+        ),
+    ] = "auto"
+    max_multi_item_seq_len: Annotated[
+        int | None,
+        Setting(
+            "Most tokens of query, delimiter and one item together; longer requests are refused. "
+            "A lower bound leaves memory for more cached queries. Also the most tokens of a packed "
+            "sequence; items beyond go to further ones.",
+            AT_LEAST_1,
+            unset="the model's own limit; packed: 16384",
+        ),
+    ] = None
+    attention_backend: Annotated[
+        AttentionBackend,
+        Setting(
+            "fa runs kernels where there are (TPU, and GPU in bfloat16: attention; CPU with a C++ "
+            "compiler, where activations are float32: attention and matrix products), native what "
+            "XLA makes. auto is fa."
+        ),
+    ] = "auto"
+    cpu_level: Annotated[
+        CpuLevelSetting,
+        Setting(
+            "On processors, the type of activations and the code that computes: C++ kernels for "
+            "some instructions, or XLA. auto takes what $ITEMWISE_CPU_LEVEL names, else the "
+            "fastest that the processor can run. float32 weights rule out bfloat16, "
+            "--attention-backend native rules out C++; xla-float32 then takes its place."
+        ),
+    ] = "auto"
+    quantization: Annotated[
+        Quantization,
+        Setting(
+            "int8 keeps the matrices of the layers in eight bits, with a scale for each output: "
+            "half the memory of bfloat16, at some accuracy. Scores stay exact in any company."
+        ),
+    ] = "none"
+    tp_size: Annotated[
+        int,
+        Setting(
+            "Devices that share the model, each with a part of heads, MLP and vocabulary, for "
+            "models that do not fit one.",
+            AT_LEAST_1,
+            alias="tp",
+        ),
+    ] = 1
+    max_multi_item_count: Annotated[
+        int | None,
+        Setting(
+            "Most items of a request, so that one client cannot keep the engine to itself.",
+            AT_LEAST_1,
+            unset="no bound",
+        ),
+    ] = None
+    disable_radix_cache: Annotated[
+        bool,
+        Setting(
+            "Forget a query's keys and values when its request ends, as benchmarks want it. "
+            "Otherwise a query that comes again is not computed again."
+        ),
+    ] = False
+    mem_fraction_static: Annotated[
+        float | None,
+        Setting(
+            "Share of the device's memory for weights and cached queries. Lower it if other "
+            "programs use the device.",
+            Check("above 0, at most 1", lambda share: 0 < share <= 1),
+            unset="by device",
+        ),
+    ] = None
+    kv_cache_bytes: Annotated[
+        int | None,
+        Setting("Bytes for cached queries, in place of --mem-fraction-static.", AT_LEAST_1),
+    ] = None
+    step_lanes: Annotated[
+        int | None,
+        Setting(
+            "Advanced: token places of the largest step, in pages. Larger steps use an accelerator "
+            "better and take longer each.",
+            AT_LEAST_1,
+            unset="by device",
+        ),
+    ] = None
+    page_tokens: Annotated[
+        int,
+        Setting(
+            "Advanced: tokens of a page of cached keys and values, and of a lane of the largest "
+            "step. On GPU the kernel takes pages of 128 tokens at most.",
+            Check("a multiple of 32", lambda tokens: tokens >= 32 and tokens % 32 == 0),
+        ),
+    ] = 128
+    skip_self_check: Annotated[
+        bool,
+        Setting(
+            "Start without comparing scores in different company, and without small steps, whose "
+            "bits would be unchecked. Saves seconds; only for development."
+        ),
+    ] = False
+    compilation_cache_dir: Annotated[
+        str | None,
+        Setting(
+            "Folder for compiled programs, which makes the next start quick; an empty text for "
+            "none.",
+            unset="the user's cache folder",
+        ),
+    ] = None
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"`port` is {self.port}, expected 0 to 65535")
-        for name in (
-            "max_queued_requests",
-            "max_queued_tokens",
-            "max_request_tokens",
-            "max_request_labels",
-            "max_body_bytes",
-            "max_connections",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` is {getattr(self, name)}, expected 1 or more")
-        if not self.max_timeout_s > 0:
-            raise ConfigError(f"`max_timeout_s` is {self.max_timeout_s}, expected above 0")
-        if not self.drain_timeout_s >= 0:
-            raise ConfigError(f"`drain_timeout_s` is {self.drain_timeout_s}, expected 0 or more")
-        if self.log_format not in get_args(LogFormat):
-            raise ConfigError(f"`log_format` is {self.log_format!r}, expected text or json")
-        if self.api_key is not None and not self.api_key:
-            raise ConfigError("`api_key` is empty, expected a key or none at all")
+
+@dataclass(frozen=True)
+class ServerConfig(CheckedConfig):
+    """How the HTTP server runs."""
+
+    model_path: Annotated[
+        str,
+        Setting(
+            "Folder of a checkpoint, or its Hugging Face Hub id; by default the demo model that "
+            "comes with the package.",
+            alias="model",
+        ),
+    ] = DEMO_MODEL
+    host: Annotated[
+        str,
+        Setting(
+            "Address to listen on. 127.0.0.1 is reachable from this machine alone, 0.0.0.0 from "
+            "everywhere: set --api-key then."
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        Setting(
+            "Port to listen on; 0 takes a free one.",
+            Check("0 to 65535", lambda port: 0 <= port <= 65535),
+        ),
+    ] = 30000
+    served_model_name: Annotated[
+        str | None,
+        Setting(
+            "Name of the model for clients, which then need not know where it lies.",
+            unset="the Hub id, or the folder's last component",
+        ),
+    ] = None
+    api_key: Annotated[
+        str | None,
+        Setting(
+            "Key that clients must send as `Authorization: Bearer KEY`. Best set through the "
+            "environment, where other users do not see it.",
+            Check("a key or none at all", bool),
+            unset="no key",
+        ),
+    ] = None
+    max_queued_requests: Annotated[
+        int,
+        Setting(
+            "Requests that may wait for the engine; further ones are told to come back (429) "
+            "rather than wait for long.",
+            AT_LEAST_1,
+        ),
+    ] = 128
+    max_queued_tokens: Annotated[
+        int,
+        Setting(
+            "Tokens that may wait or be under way, beyond a first request; requests beyond are "
+            "told to come back (429). Throughput times the longest wait you allow is a good value.",
+            AT_LEAST_1,
+        ),
+    ] = 4 * 1024 * 1024
+    max_request_tokens: Annotated[
+        int,
+        Setting(
+            "Most tokens of a request, so that one client cannot keep the engine to itself.",
+            AT_LEAST_1,
+        ),
+    ] = 4 * 1024 * 1024
+    max_request_labels: Annotated[
+        int,
+        Setting(
+            "Most scores of a request: labels summed over items. Bounds the answer's size.",
+            AT_LEAST_1,
+        ),
+    ] = 1024 * 1024
+    max_body_bytes: Annotated[
+        int,
+        Setting(
+            "Longest request body (413 beyond), which bounds the memory a client can take.",
+            AT_LEAST_1,
+        ),
+    ] = 64 * 1024 * 1024
+    max_connections: Annotated[
+        int,
+        Setting(
+            "Connections open at once, idle ones included; further ones are told to come back "
+            "(503).",
+            AT_LEAST_1,
+        ),
+    ] = 1024
+    max_timeout_s: Annotated[
+        float,
+        Setting(
+            "Seconds after which any request is given up (504), whatever its `timeout_s`.",
+            Check("above 0", lambda seconds: seconds > 0),
+            alias="max-timeout",
+        ),
+    ] = 600.0
+    drain_timeout_s: Annotated[
+        float,
+        Setting(
+            "Seconds that requests have to finish after SIGTERM; new ones are refused meanwhile. "
+            "Give a supervisor's own limit eight seconds more.",
+            AT_LEAST_0,
+            alias="drain-timeout",
+        ),
+    ] = 30.0
+    log_format: Annotated[
+        LogFormat,
+        Setting("text for people, json for log collectors: an object a line."),
+    ] = "text"
+    disable_access_log: Annotated[
+        bool,
+        Setting("No line in the log for each request."),
+    ] = False
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        Setting(
+            "URL that takes OpenTelemetry traces by OTLP over HTTP, such as "
+            "http://localhost:4318/v1/traces. Needs the `otel` extra.",
+            unset="no traces",
+        ),
+    ] = None
 
     @property
     def model_name(self) -> str:

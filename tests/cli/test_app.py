@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from itemwise import __version__
 from itemwise.cli.app import app
-from itemwise.cli.options import CompatibilityOptions, EngineOptions, ServerOptions, numbers
+from itemwise.cli.options import CompatibilityOptions, numbers
 from itemwise.config import EngineConfig, ServerConfig
 from itemwise.errors import ConfigError
 
@@ -83,8 +85,6 @@ def test_defaults_are_those_of_the_settings(server: Server) -> None:
     assert server.config == ServerConfig() == ServerConfig("itemwise/demo")
     assert EngineConfig(**server.engine) == EngineConfig()
     assert server.prompt_template is None
-    assert ServerConfig(**ServerOptions().settings()) == ServerConfig()
-    assert EngineConfig(**EngineOptions().settings()) == EngineConfig()
 
 
 def test_environment_twins(server: Server) -> None:
@@ -94,6 +94,39 @@ def test_environment_twins(server: Server) -> None:
     assert server.engine["dtype"] == "float32"
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "field"),
+    [
+        ("model-path", "m", "model_path"),
+        ("model", "m", "model_path"),
+        ("tp-size", 2, "tp_size"),
+        ("tp", 2, "tp_size"),
+        ("max-timeout-s", 5.0, "max_timeout_s"),
+        ("max-timeout", 5.0, "max_timeout_s"),
+        ("drain-timeout-s", 5.0, "drain_timeout_s"),
+        ("drain-timeout", 5.0, "drain_timeout_s"),
+        ("step-lanes", 32, "step_lanes"),
+        ("page-tokens", 64, "page_tokens"),
+    ],
+)
+def test_each_name_of_a_flag_and_its_twin_set_the_same_field(
+    server: Server, flag: str, value: Any, field: str
+) -> None:
+    twin = {f"ITEMWISE_{flag.upper().replace('-', '_')}": str(value)}
+    for line, environment in ((f"serve --{flag} {value}", {}), ("serve", twin)):
+        invoke(line, **environment)
+        assert server.config is not None
+        assert {**vars(server.config), **server.engine}[field] == value
+
+
+def test_wrong_settings_of_engine_and_server_are_told_at_once(server: Server) -> None:
+    with pytest.raises(ConfigError) as caught:
+        invoke("serve --port 70000 --max-connections 0 --tp-size 0 --mem-fraction-static 2")
+    for name in ("port", "max_connections", "tp_size", "mem_fraction_static"):
+        assert f"`{name}` is" in str(caught.value)
+    assert server.config is None
+
+
 def test_prompt_template_is_passed_on(server: Server) -> None:
     invoke("serve --prompt-template t.json")
     assert server.prompt_template == Path("t.json")
@@ -101,11 +134,31 @@ def test_prompt_template_is_passed_on(server: Server) -> None:
 
 def test_every_option_has_a_twin_and_a_help_text() -> None:
     text = invoke("serve --help")
-    groups = (ServerOptions, EngineOptions, CompatibilityOptions)
+    groups = (ServerConfig, EngineConfig, CompatibilityOptions)
     names = [name for group in groups for name in group.__dataclass_fields__]
     for name in names:
         assert re.search(rf"--{name.replace('_', '-')}\b", text), name
         assert f"ITEMWISE_{name.upper()}" in "".join(text.split()), name
+
+
+def options(command: Any) -> Iterator[str]:
+    """The flags of a command and of those below it."""
+    for parameter in command.params:
+        yield from parameter.opts
+    for below in getattr(command, "commands", {}).values():
+        yield from options(below)
+
+
+def test_flags_in_the_documentation_exist() -> None:
+    known = {*options(get_command(app)), "--help", "--build-arg"}  # the last is docker's
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    unknown = {
+        f"{page.name}: {flag}"
+        for page in pages
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8"))
+        if flag not in known
+    }
+    assert unknown == set()
 
 
 def test_version() -> None:

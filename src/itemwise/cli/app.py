@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,16 +13,14 @@ from itemwise import __version__
 from itemwise.cli.bench import bench_app
 from itemwise.cli.options import (
     CompatibilityOptions,
-    EngineOptions,
     PromptTemplate,
-    ServerOptions,
     expand_options,
     fail,
     option,
 )
 from itemwise.cli.tpu import tpu_compile
 from itemwise.cli.validation import add_validation_commands
-from itemwise.config import DEMO_MODEL
+from itemwise.config import DEMO_MODEL, EngineConfig, ServerConfig
 from itemwise.errors import ItemwiseError
 
 app = typer.Typer(
@@ -73,8 +71,8 @@ def _root(
 @app.command()
 @expand_options
 def serve(
-    server: ServerOptions,
-    engine: EngineOptions,
+    server: ServerConfig,
+    engine: EngineConfig,
     ignored: CompatibilityOptions,
     prompt_template: PromptTemplate = None,
 ) -> None:
@@ -86,12 +84,6 @@ def serve(
     note = ignored.note()
     if note:
         typer.echo(note, err=True)
-    from itemwise.config import EngineConfig, ServerConfig
-
-    config = ServerConfig(**server.settings())
-    settings = engine.settings()
-    EngineConfig(**settings)  # wrong settings are told before anything is loaded
-
     from itemwise.server.process import serve as run_server
     from itemwise.server.service import AnyScorer
 
@@ -99,10 +91,10 @@ def serve(
         from itemwise.scorer import Scorer
 
         return Scorer.from_pretrained(
-            config.model_path, prompt_template=prompt_template, **settings
+            server.model_path, prompt_template=prompt_template, **asdict(engine)
         )
 
-    raise typer.Exit(run_server(config, load))
+    raise typer.Exit(run_server(server, load))
 
 
 @app.command()
@@ -183,7 +175,7 @@ def score(
     request: RequestOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
     prompt_template: PromptTemplate = None,
-    engine: EngineOptions,
+    engine: EngineConfig,
 ) -> None:
     """Score the items of one request and print them.
 
@@ -193,7 +185,7 @@ def score(
     from itemwise.cli.output import print_scores
 
     fields = request.fields()
-    settings = {**engine.settings(), "prompt_template": prompt_template}
+    settings = {**asdict(engine), "prompt_template": prompt_template}
     print_scores(model, settings, fields, as_json=as_json)
 
 
@@ -214,7 +206,7 @@ def rank(
     ] = None,
     model: Annotated[
         str,
-        option("model-path", "Folder of a checkpoint, or its Hub id.", "--model"),
+        option("model-path", "Folder of a checkpoint, or its Hub id.", "model"),
     ] = DEMO_MODEL,
     top_n: Annotated[
         int | None, typer.Option("--top-n", help="How many to print.", show_default="all", min=1)
@@ -223,7 +215,7 @@ def rank(
         bool, typer.Option("--json", help="Print a JSON list of index, text and score.")
     ] = False,
     prompt_template: PromptTemplate = None,
-    engine: EngineOptions,
+    engine: EngineConfig,
 ) -> None:
     """Rank items by how well they match a query, best first.
 
@@ -235,7 +227,7 @@ def rank(
     texts = [*(items or []), *(read_lines(items_file) if items_file else [])]
     if not texts:
         fail("no items: give texts, or --items-file")
-    settings = {**engine.settings(), "prompt_template": prompt_template}
+    settings = {**asdict(engine), "prompt_template": prompt_template}
     print_ranking(model, settings, query, texts, top_n, as_json=as_json)
 
 

@@ -8,14 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from itemwise.cli.options import (
-    EngineOptions,
-    LoadOptions,
-    WorkloadOptions,
-    expand_options,
-    numbers,
-)
-from itemwise.config import MaskSetting
+from itemwise.cli.options import LoadOptions, WorkloadOptions, expand_options, numbers
+from itemwise.config import EngineConfig, MaskSetting
 from itemwise.types import Algorithm
 
 bench_app = typer.Typer(
@@ -64,12 +58,12 @@ def _run_ab(
     model: str,
     algorithm: Algorithm,
     workload: WorkloadOptions,
-    engine: EngineOptions,
+    engine: EngineConfig,
     **settings: Any,
 ) -> None:
     from itemwise.bench.compare.ab import run_ab
 
-    chosen = engine.settings()
+    chosen = asdict(engine)
     for name in ("multi_item_algorithm", "multi_item_mask_impl"):
         del chosen[name]  # the command's own
     run_ab(model, algorithm, **asdict(workload), **settings, **chosen)
@@ -184,7 +178,7 @@ def bench_compare(
         typer.Option("--chart", help="Image of items per second; needs matplotlib."),
     ] = None,
     *,
-    engine: EngineOptions,
+    engine: EngineConfig,
 ) -> None:
     """Items per second and memory beside every way of PyTorch, taking turns in one run.
 
@@ -201,7 +195,7 @@ def bench_compare(
         max_items=max_items,
         out_json=json_file,
         chart=chart,
-        **engine.settings(),
+        **asdict(engine),
     )
 
 
@@ -229,7 +223,7 @@ def bench_arrivals(
     json_file: _JsonFile = None,
     *,
     load: LoadOptions,
-    engine: EngineOptions,
+    engine: EngineConfig,
 ) -> None:
     """The highest rate of random arrivals that is answered in time, without HTTP.
 
@@ -246,7 +240,7 @@ def bench_arrivals(
         workload=asdict(load),
         check=check,
         out_json=json_file,
-        **engine.settings(),
+        **asdict(engine),
     )
     raise typer.Exit(0 if fine else 1)
 
@@ -261,7 +255,7 @@ def bench_packed(
     json_file: _JsonFile = None,
     *,
     workload: WorkloadOptions,
-    engine: EngineOptions,
+    engine: EngineConfig,
 ) -> None:
     """Items per second of the packed algorithm: query and items in one sequence.
 
@@ -281,7 +275,7 @@ def bench_prefill_extend(
     json_file: _JsonFile = None,
     *,
     workload: WorkloadOptions,
-    engine: EngineOptions,
+    engine: EngineConfig,
 ) -> None:
     """Items per second of the default algorithm: the query once, items against its pages.
 

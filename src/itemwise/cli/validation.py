@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from itemwise.cli.options import expand_options, numbers, option
-from itemwise.config import DEMO_MODEL
+from itemwise.config import DEMO_MODEL, DType
 from itemwise.progress import progress
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ class ValidateOptions:
             "tokenizer), a JSON file, or auto: default where it fits the vocabulary, else demo.",
         ),
     ] = "auto"
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], option("dtype", "Type that both servers run in.")
-    ] = "auto"
+    dtype: Annotated[DType, option("dtype", "Type that both servers run in.")] = "auto"
     chunk_size: Annotated[
         int,
         option(
