@@ -52,7 +52,9 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ConfigError("a chart needs matplotlib; pip install 'itemwise[validate]'") from error
+        raise ConfigError(
+            "a chart needs matplotlib; pip install '.[validate]' in Itemwise's folder"
+        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -30,7 +30,7 @@ def make_tracer(endpoint: str) -> Tracer:
     except ImportError as error:
         raise ConfigError(
             "`otlp_traces_endpoint` is set and OpenTelemetry is not installed; "
-            "pip install 'itemwise[otel]'"
+            "pip install '.[otel]' in Itemwise's folder"
         ) from error
     resource = Resource.create({"service.name": "itemwise", "service.version": __version__})
     provider = TracerProvider(resource=resource)

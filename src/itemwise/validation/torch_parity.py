@@ -75,7 +75,7 @@ def require_torch() -> None:
     except ImportError as error:
         raise ConfigError(
             f"`{error.name}` is not installed, and the comparison with PyTorch needs it: pip "
-            "install 'itemwise[validate]'"
+            "install '.[validate]' in Itemwise's folder"
         ) from error
 
 

@@ -113,7 +113,7 @@ def require_extra() -> None:
     except ImportError as error:
         raise ConfigError(
             f"`{error.name}` is not installed, and the report needs it: pip install "
-            "'itemwise[validate]'"
+            "'.[validate]' in Itemwise's folder"
         ) from error
 
 
