@@ -86,6 +86,7 @@ def test_manifests_use_flags_and_paths_that_exist(flags: str) -> None:
     assert [part["kind"] for part in parts] == ["Deployment", "Service", "PodDisruptionBudget"]
     pod = parts[0]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
+    assert pod["enableServiceLinks"] is False  # a Service `itemwise` would set ITEMWISE_PORT
     for argument in container["args"]:
         assert argument.split("=")[0] in flags
     probes = {k: v["httpGet"]["path"] for k, v in container.items() if k.endswith("Probe")}
