@@ -55,7 +55,7 @@ class WayProcess:
 
     def __init__(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
         self.name = name
-        command = [sys.executable, "-m", "itemwise.bench.ways", name, str(folder)]
+        command = [sys.executable, "-m", "itemwise.bench.compare.ways", name, str(folder)]
         more = ITEMWISE_ENVIRONMENT if name in ITEMWISE_WAYS else TORCH_ENVIRONMENT
         self._process = subprocess.Popen(
             [*command, json.dumps(settings)],
