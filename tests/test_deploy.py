@@ -115,7 +115,7 @@ def test_unit_and_image_use_flags_that_exist(flags: str) -> None:
 
 def test_pages_say_how_long_the_process_takes_to_end() -> None:
     assert EXIT_S == 8
-    for path in ("docs/operations.md", "deploy/itemwise.service", "src/itemwise/cli_options.py"):
+    for path in ("docs/operations.md", "deploy/itemwise.service", "src/itemwise/config.py"):
         assert "eight seconds" in (ROOT / path).read_text(), path
 
 
