@@ -21,7 +21,8 @@ from itemwise.engine.engine import Engine, step_shapes
 from itemwise.machine import instructions
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
-from itemwise.types import CppLevel, CpuLevelName, StepShape
+from itemwise.ops.step.arrays import StepShape
+from itemwise.types import CppLevel, CpuLevelName
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests share a GPU
 VOCAB_SIZE = 500
@@ -93,10 +94,10 @@ def require(level: CpuLevelName) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Notes the CPU level that a test names by its parameter `level`, or in its `case`."""
+    """Notes the CPU level that a test names by a parameter."""
     params = getattr(getattr(item, "callspec", None), "params", {})
     case = params.get("case")
-    named = {params.get("level"), *(case if isinstance(case, tuple) else ())}
+    named = {params.get("level"), params.get("backend"), *(case if isinstance(case, tuple) else ())}
     item.user_properties += [("cpu_level", name) for name in CPU_LEVELS if name in named]
 
 

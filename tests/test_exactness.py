@@ -24,9 +24,10 @@ from itemwise.config import DEMO_MODEL
 from itemwise.engine import step_packer as packing
 from itemwise.engine.engine import Engine
 from itemwise.engine.programs import Programs
+from itemwise.engine.step_packer import StepBatch
 from itemwise.ops import api
-from itemwise.ops.step.xla import StepLayout
-from itemwise.types import CpuLevelName, OpenRequest, ScoreRequest, StepBatch, StepShape
+from itemwise.ops.step.arrays import StepArrays, StepShape
+from itemwise.types import CpuLevelName, Int32Array, OpenRequest, ScoreRequest
 from tests.conftest import CPP_LEVELS, CPU_LEVELS, VOCAB_SIZE
 
 PAGE = 32
@@ -50,17 +51,17 @@ exhaustive = settings(
 @pytest.fixture(scope="module", autouse=True)
 def garbage_in_padding() -> Iterator[None]:
     rng = np.random.default_rng(1)
-    clean = packing._empty_batch
+    clean = packing._empty_arrays
 
-    def dirty(shape: StepShape) -> StepBatch:
-        batch = clean(shape)
-        batch.tokens[:] = rng.integers(0, VOCAB_SIZE, shape.tokens)
-        batch.positions[:] = rng.integers(0, 1000, shape.tokens)
-        batch.context_pages[:] = rng.integers(0, 5, batch.context_pages.shape)
-        return batch
+    def dirty(shape: StepShape) -> StepArrays[Int32Array]:
+        arrays = clean(shape)
+        arrays.tokens[:] = rng.integers(0, VOCAB_SIZE, shape.tokens)
+        arrays.positions[:] = rng.integers(0, 1000, shape.tokens)
+        arrays.context_pages[:] = rng.integers(0, 5, arrays.context_pages.shape)
+        return arrays
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_empty_batch", dirty)
+        patch.setattr(packing, "_empty_arrays", dirty)
         yield
 
 
@@ -319,7 +320,7 @@ def test_items_differ(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("model", "level", "name"),
     [
-        (RANDOM, "xla-float32", "attend"),
+        (RANDOM, "xla-float32", "attend_xla"),
         *((DEMO_MODEL, level, "attend_cpu") for level in (() if ON_GPU else CPP_LEVELS)),
     ],
 )
@@ -334,22 +335,22 @@ def test_a_planted_fault_is_seen(
 ) -> None:
     attend, calls = getattr(api, name), 0
 
-    def faulty(*args: Any, **named: Any) -> jax.Array:
+    def faulty(*args: Any, **options: Any) -> jax.Array:
         nonlocal calls
         calls += 1
-        q, k, v, k_pages, v_pages, layout, shape, *more = args
-        assert isinstance(layout, StepLayout)
+        *others, arrays, shape = args
+        assert isinstance(arrays, StepArrays)
         if fault == "context one too long":
-            longer = jax.numpy.minimum(layout.context_lens + 1, shape.page_tokens)
-            longer = jax.numpy.where(layout.context_lens > 0, longer, 0)
-            layout = layout._replace(context_lens=longer)
+            longer = jax.numpy.minimum(arrays.context_lens + 1, shape.page_tokens)
+            longer = jax.numpy.where(arrays.context_lens > 0, longer, 0)
+            arrays = arrays._replace(context_lens=longer)
         elif fault == "granule starts early":
-            start = jax.numpy.maximum(layout.granule_start - 1, 0)
-            layout = layout._replace(granule_start=start)
+            start = jax.numpy.maximum(arrays.granule_start - 1, 0)
+            arrays = arrays._replace(granule_start=start)
         else:  # granules counted over the lane: items see the items before them
-            index = layout.granule_start // shape.granule_tokens
-            layout = layout._replace(granule_index=index)
-        seen: jax.Array = attend(q, k, v, k_pages, v_pages, layout, shape, *more, **named)
+            index = arrays.granule_start // shape.granule_tokens
+            arrays = arrays._replace(granule_index=index)
+        seen: jax.Array = attend(*others, arrays, shape, **options)
         return seen
 
     monkeypatch.setattr(api, name, faulty)

@@ -13,17 +13,15 @@ and `page`, the tokens of a page: a chunk of a prefix is one row that fills one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
-# Products of fewer rows may add in another order; steps of all sizes shall have the same bits.
-MIN_SCORED_ROWS = 32
+ArrayT = TypeVar("ArrayT")  # an array of NumPy on the host, of JAX in a program
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
 # How a processor runs a model, see `cpu_level.py`: by C++ kernels for some instructions, or by XLA.
@@ -133,169 +131,6 @@ class RankedItem:
     index: int
     text: str
     score: float
-
-
-@dataclass(frozen=True)
-class StepShape:
-    """The fixed sizes of a step; what is compiled for it depends on these alone.
-
-    An engine may have steps of several sizes, which differ in tokens and lanes alone.
-
-    Attributes:
-        tokens: T, token places of a step.
-        lanes: G, lanes at most.
-        lane_tokens: R, token places of a lane.
-        lane_alignment: a lane begins at a multiple of this: 1, or R for a kernel that takes lanes
-            as tiles.
-        page_tokens: tokens of a page, the most a row may have.
-        granule_tokens: tokens of a granule; rows attend to themselves granule by granule.
-        block_pages: pages that one context product covers.
-        max_context_pages: C, the longest context in pages, a multiple of `block_pages`.
-    """
-
-    tokens: int
-    lanes: int
-    lane_tokens: int
-    lane_alignment: int
-    page_tokens: int
-    granule_tokens: int
-    block_pages: int
-    max_context_pages: int
-
-    @property
-    def max_rows(self) -> int:
-        """I, rows whose last token can be scored in a step."""
-        return max(self.tokens // 4, MIN_SCORED_ROWS)
-
-    @property
-    def max_granules(self) -> int:
-        """Granules that any packing of `max_rows` scored rows and `lanes` others can need."""
-        return self.tokens // self.granule_tokens + self.max_rows + self.lanes
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a row sees before itself: pages in order, and how many tokens of each are valid."""
-
-    pages: tuple[int, ...] = ()
-    lens: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """A run of at most a page's tokens that sees a context and, causally, itself.
-
-    Attributes:
-        tokens: token ids, at least one and at most a page's.
-        first_position: position of the first token in its sequence.
-        context: the pages it reads.
-        write_page: page that receives its keys and values, or None.
-        score_id: the caller's name for the row whose last token is scored, or None.
-    """
-
-    tokens: Sequence[int]
-    first_position: int
-    context: Context
-    write_page: int | None = None
-    score_id: int | None = None
-
-
-@dataclass
-class StepBatch:
-    """The arrays of one step, all of fixed shape, built by `packing`.
-
-    Attributes:
-        shape: sizes of the step; host only.
-        tokens: int32 [T], token ids; padding holds 0.
-        positions: int32 [T], positions in the sequence; padding holds 0.
-        lane_start: int32 [G], first token place of each lane, increasing; lanes may overlap, and
-            a place belongs to the last lane that has it. Padding holds 0.
-        num_lanes: int32 [], lanes in use.
-        context_pages: int32 [G,C], pages each lane reads, in order; padding holds the null page 0.
-        context_lens: int32 [G,C], valid tokens of those pages; padding holds 0.
-        num_blocks: int32 [G], blocks of context slots each lane reads; 0 for a lane without.
-        write_starts: int32 [G], the place of the first token of each row whose keys and values
-            are kept; padding holds 0.
-        write_pages: int32 [G], the page that takes them; padding holds 0.
-        num_writes: int32 [], writes in use.
-        granule_start: int32 [max_granules], first token place of each granule, increasing.
-        granule_index: int32 [max_granules], granules of the same row before it; padding holds 0.
-        num_granules: int32 [], granules in use.
-        score_tokens: int32 [I], token places that are scored; padding holds 0.
-        num_places: int32 [], token places up to the last one in use, gaps between lanes included.
-        num_scored: int32 [], rows that are scored.
-        score_ids: the `score_id` of each scored row, in the order of `score_tokens`; host only.
-        num_tokens: tokens in use; host only.
-    """
-
-    shape: StepShape
-    tokens: Int32Array
-    positions: Int32Array
-    lane_start: Int32Array
-    num_lanes: Int32Array
-    context_pages: Int32Array
-    context_lens: Int32Array
-    num_blocks: Int32Array
-    write_starts: Int32Array
-    write_pages: Int32Array
-    num_writes: Int32Array
-    granule_start: Int32Array
-    granule_index: Int32Array
-    num_granules: Int32Array
-    score_tokens: Int32Array
-    num_places: Int32Array
-    num_scored: Int32Array
-    score_ids: list[int] = field(default_factory=list)
-    num_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class PackedShape:
-    """The fixed sizes of a packed sequence; its program depends on these alone.
-
-    Attributes:
-        tokens: T, token places of the sequence.
-        max_rows: I, items of the sequence at most.
-        granule_tokens: tokens of a granule; items attend to themselves granule by granule.
-    """
-
-    tokens: int
-    max_rows: int
-    granule_tokens: int
-
-    @property
-    def max_granules(self) -> int:
-        """Granules that any `max_rows` items can need."""
-        return self.tokens // self.granule_tokens + self.max_rows
-
-
-@dataclass
-class PackedBatch:
-    """The arrays of a packed sequence: the prefix, then the items, without a gap.
-
-    Attributes:
-        tokens: int32 [T], token ids; padding holds 0.
-        positions: int32 [T], positions as if each item alone followed the prefix; padding holds 0.
-        row_starts: int32 [I], the place of each item's first token, increasing; padding holds T.
-        prefix_end: int32 [], tokens of the prefix.
-        num_tokens: int32 [], tokens in use.
-        granule_start: int32 [max_granules], as in `StepBatch`; the prefix has none.
-        granule_index: int32 [max_granules], as in `StepBatch`.
-        num_granules: int32 [], granules in use.
-        score_tokens: int32 [I], the place at which each item is scored; padding holds 0.
-        num_scored: int32 [], items in use.
-    """
-
-    tokens: Int32Array
-    positions: Int32Array
-    row_starts: Int32Array
-    prefix_end: Int32Array
-    num_tokens: Int32Array
-    granule_start: Int32Array
-    granule_index: Int32Array
-    num_granules: Int32Array
-    score_tokens: Int32Array
-    num_scored: Int32Array
 
 
 @dataclass(frozen=True)

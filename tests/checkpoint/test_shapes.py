@@ -78,6 +78,6 @@ def test_transformers_loads_a_random_checkpoint(name: str, tmp_path: Path) -> No
     assert model.dtype == torch.bfloat16
     theirs = model.model.layers[0].self_attn.q_proj.weight.float().detach().numpy()
     ours = read_weights(tmp_path, describe_weights(config), np.float32, lambda array, _: array)
-    np.testing.assert_array_equal(ours["layers"][0]["q"], theirs)
+    np.testing.assert_array_equal(ours["layers"][0]["q"].matrix, theirs)
     assert model.config.rope_parameters["rope_type"] == config.rope_scaling.kind
     assert model.config.rope_parameters["rope_theta"] == config.rope_theta

@@ -10,8 +10,9 @@ import pytest
 
 from itemwise.engine import engine as engine_module
 from itemwise.engine.engine import Engine
+from itemwise.engine.step_packer import StepBatch
 from itemwise.errors import EngineLostError
-from itemwise.types import OpenRequest, ScoreRequest, StepBatch
+from itemwise.types import OpenRequest, ScoreRequest
 from tests.conftest import tiled_step_shapes
 
 PAGE = 32

@@ -16,10 +16,11 @@ from itemwise.engine import programs
 from itemwise.engine.engine import Engine
 from itemwise.engine.memory import device_memory_bytes
 from itemwise.engine.programs import Programs
+from itemwise.engine.step_packer import StepBatch
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.ops import api
-from itemwise.ops.step.xla import attend
-from itemwise.types import Algorithm, CpuLevelName, ScoreRequest, StepBatch
+from itemwise.ops.step.xla import attend_xla
+from itemwise.types import Algorithm, CpuLevelName, ScoreRequest
 from tests.conftest import CPU_LEVELS
 
 ON_GPU = jax.devices()[0].platform == "gpu"
@@ -182,13 +183,13 @@ def test_a_failed_step_leaves_a_working_engine(
 def test_a_leak_fails_the_self_check(
     level: CpuLevelName, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leaky(*args: Any) -> jax.Array:
-        q, k, v, k_pages, v_pages, layout, shape, dot_sums = args
-        index = layout.granule_start // shape.granule_tokens
-        layout = layout._replace(granule_index=index)
-        return attend(q, k, v, k_pages, v_pages, layout, shape, dot_sums)
+    def leaky(*args: Any, **options: Any) -> jax.Array:
+        q, k, v, pages, arrays, shape = args
+        index = arrays.granule_start // shape.granule_tokens
+        arrays = arrays._replace(granule_index=index)
+        return attend_xla(q, k, v, pages, arrays, shape, **options)
 
-    monkeypatch.setattr(api, "attend", leaky)
+    monkeypatch.setattr(api, "attend_xla", leaky)
     with pytest.raises(SelfCheckError, match="permuted_in_company"):
         make_engine(level=level, attention_backend="native")
 

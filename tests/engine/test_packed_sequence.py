@@ -68,7 +68,7 @@ def test_layout(prefix: int, items: list[int]) -> None:
     rows = [tuple(rng.integers(1, 99, n).tolist()) for n in items]
     shape = packed_shape(prefix + sum(items), len(items), 8, 32)
     batch = pack(query, rows, shape)
-    used = int(batch.num_tokens)
+    used = int(batch.num_places)
     assert used == prefix + sum(items)
     assert tuple(batch.tokens[:used]) == sum(rows, query)
     assert not batch.tokens[used:].any()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itemwise.engine.step_packer import StepPacker
-from itemwise.types import Context, RowPlan, StepBatch, StepShape
+from itemwise.engine.step_packer import Context, RowPlan, StepBatch, StepPacker
+from itemwise.ops.step.arrays import StepShape
 
 TILED = StepShape(
     tokens=48,
@@ -58,7 +58,7 @@ def row_plans(draw: st.DrawFn) -> list[RowPlan]:
 
 def lanes_at(batch: StepBatch, places: range) -> set[int]:
     """The lanes to which places belong: the last that begins there or before."""
-    starts = batch.lane_start[: batch.num_lanes]
+    starts = batch.arrays.lane_start[: batch.arrays.num_lanes]
     return {int(np.searchsorted(starts, place, "right")) - 1 for place in places}
 
 
@@ -70,27 +70,26 @@ def test_every_row_is_placed_once_in_order_with_its_context(
     batches = pack(rows, shape=shape)
     seen = []
     for batch in batches:
-        starts = batch.granule_start[: batch.num_granules].tolist()
+        starts = batch.arrays.granule_start[: batch.arrays.num_granules].tolist()
         assert starts == sorted(set(starts))
         for n, start in enumerate(starts):
-            if batch.granule_index[n] == 0:
+            if batch.arrays.granule_index[n] == 0:
                 seen.append((batch, start))
     assert len(seen) == len(rows)
     for row, (batch, start) in zip(rows, seen, strict=True):
         end = start + len(row.tokens)
-        assert batch.tokens[start:end].tolist() == list(row.tokens)
+        assert batch.arrays.tokens[start:end].tolist() == list(row.tokens)
         expected = np.arange(row.first_position, row.first_position + len(row.tokens))
-        assert batch.positions[start:end].tolist() == expected.tolist()
+        assert batch.arrays.positions[start:end].tolist() == expected.tolist()
         for lane in lanes_at(batch, range(start, end)):
-            assert batch.lane_start[lane] + shape.lane_tokens > start
-            assert batch.lane_start[lane] % shape.lane_alignment == 0
+            assert batch.arrays.lane_start[lane] + shape.lane_tokens > start
+            assert batch.arrays.lane_start[lane] % shape.lane_alignment == 0
             num_slots = len(row.context.pages)
-            assert batch.context_pages[lane, :num_slots].tolist() == list(row.context.pages)
-            assert batch.context_lens[lane, :num_slots].tolist() == list(row.context.lens)
-            assert not batch.context_lens[lane, num_slots:].any()
-            assert batch.num_blocks[lane] == -(-num_slots // SHAPE.block_pages)
+            assert batch.arrays.context_pages[lane, :num_slots].tolist() == list(row.context.pages)
+            assert batch.arrays.context_lens[lane, :num_slots].tolist() == list(row.context.lens)
+            assert not batch.arrays.context_lens[lane, num_slots:].any()
     for batch in batches:
-        starts = batch.lane_start[: batch.num_lanes]
+        starts = batch.arrays.lane_start[: batch.arrays.num_lanes]
         assert (np.diff(starts) > 0).all()
         if shape is TILED:  # whose lanes lie side by side
             assert (starts == np.arange(len(starts)) * shape.lane_tokens).all()
@@ -100,9 +99,9 @@ def test_every_row_is_placed_once_in_order_with_its_context(
 def test_places_of_a_lane_reach_to_the_next(rows: list[RowPlan]) -> None:
     """No token lies past the end of its lane: its places would keep no result."""
     for batch in pack(rows):
-        for place in np.flatnonzero(batch.tokens):
+        for place in np.flatnonzero(batch.arrays.tokens):
             (lane,) = lanes_at(batch, range(place, place + 1))
-            assert place < batch.lane_start[lane] + SHAPE.lane_tokens
+            assert place < batch.arrays.lane_start[lane] + SHAPE.lane_tokens
 
 
 @given(row_plans())
@@ -111,13 +110,13 @@ def test_scores_and_writes_point_at_their_rows(rows: list[RowPlan]) -> None:
     written: dict[int, int] = {}
     for batch in pack(rows):
         for i, score_id in enumerate(batch.score_ids):
-            scored[score_id] = int(batch.tokens[batch.score_tokens[i]])
+            scored[score_id] = int(batch.arrays.tokens[batch.arrays.score_tokens[i]])
         for start, page in zip(
-            batch.write_starts[: batch.num_writes],
-            batch.write_pages[: batch.num_writes],
+            batch.arrays.write_starts[: batch.arrays.num_writes],
+            batch.arrays.write_pages[: batch.arrays.num_writes],
             strict=True,
         ):
-            written[int(page)] = int(batch.tokens[start])
+            written[int(page)] = int(batch.arrays.tokens[start])
     assert scored == {r.score_id: r.tokens[-1] for r in rows if r.score_id is not None}
     assert written == {r.write_page: r.tokens[0] for r in rows if r.write_page is not None}
 
@@ -125,10 +124,9 @@ def test_scores_and_writes_point_at_their_rows(rows: list[RowPlan]) -> None:
 def test_rows_of_one_context_leave_no_gap_and_straddle_lanes() -> None:
     rows = [RowPlan(range(10), 0, CONTEXTS[1], score_id=i) for i in range(4)]
     (batch,) = pack(rows)
-    assert batch.num_tokens == batch.num_places == 40
-    assert batch.score_tokens[:4].tolist() == [9, 19, 29, 39]
-    assert batch.lane_start[: batch.num_lanes].tolist() == [0, 16, 32]
-    assert batch.num_blocks[:4].tolist() == [1, 1, 1, 0]
+    assert batch.num_tokens == batch.arrays.num_places == 40
+    assert batch.arrays.score_tokens[:4].tolist() == [9, 19, 29, 39]
+    assert batch.arrays.lane_start[: batch.arrays.num_lanes].tolist() == [0, 16, 32]
 
 
 @pytest.mark.parametrize(
@@ -139,23 +137,22 @@ def test_lanes_of_one_step_may_have_different_contexts(
 ) -> None:
     rows = [RowPlan(range(3), 0, context, score_id=0) for context in CONTEXTS]
     (batch,) = pack(rows, shape=shape)
-    assert batch.lane_start[: batch.num_lanes].tolist() == starts
-    assert batch.score_tokens[:3].tolist() == [start + 2 for start in starts]
-    assert batch.num_blocks[:3].tolist() == [0, 1, 2]
-    assert batch.num_places == places
+    assert batch.arrays.lane_start[: batch.arrays.num_lanes].tolist() == starts
+    assert batch.arrays.score_tokens[:3].tolist() == [start + 2 for start in starts]
+    assert batch.arrays.num_places == places
 
 
 def test_lanes_and_writes_of_a_step_are_bounded() -> None:
     shape = replace(SHAPE, lanes=2)
     contexts = [RowPlan([1], 0, context, score_id=0) for context in CONTEXTS]
-    assert [int(b.num_lanes) for b in pack(contexts, shape=shape)] == [2, 1]
+    assert [int(b.arrays.num_lanes) for b in pack(contexts, shape=shape)] == [2, 1]
     writes = [RowPlan([1], 0, Context(), write_page=i) for i in (1, 2, 3)]
-    assert [int(b.num_writes) for b in pack(writes, shape=shape)] == [2, 1]
+    assert [int(b.arrays.num_writes) for b in pack(writes, shape=shape)] == [2, 1]
 
 
 def test_scored_rows_of_a_step_are_bounded() -> None:
-    rows = [RowPlan([1], 0, Context(), score_id=i) for i in range(SHAPE.max_rows + 1)]
-    assert [len(batch.score_ids) for batch in pack(rows)] == [SHAPE.max_rows, 1]
+    rows = [RowPlan([1], 0, Context(), score_id=i) for i in range(SHAPE.max_scored_rows + 1)]
+    assert [len(batch.score_ids) for batch in pack(rows)] == [SHAPE.max_scored_rows, 1]
 
 
 def test_granules_of_the_shortest_rows_fit() -> None:
@@ -163,7 +160,7 @@ def test_granules_of_the_shortest_rows_fit() -> None:
     for i in range(38):
         packer.add(RowPlan(range(5), 0, Context(), score_id=i))
     batch = packer.take()
-    assert batch.num_granules == 76
+    assert batch.arrays.num_granules == 76
 
 
 @pytest.mark.parametrize(
@@ -195,8 +192,8 @@ def test_rest_of_a_tile_takes_rows_of_its_context_alone() -> None:
     packer.add(RowPlan([1] * 16, 7, same, score_id=2))
     assert packer.is_full
     batch = packer.take()
-    assert batch.num_lanes == 3
-    assert batch.num_places == 48
+    assert batch.arrays.num_lanes == 3
+    assert batch.arrays.num_places == 48
 
 
 def test_lanes_that_begin_anywhere_keep_nobody_out() -> None:
@@ -216,23 +213,23 @@ def test_small_steps_hold_the_same_rows(rows: list[RowPlan]) -> None:
         assert other.shape in (SHAPE, *SMALLER)
         assert other.shape.tokens >= other.num_tokens
         count = other.shape.tokens
-        assert (other.tokens == one.tokens[:count]).all()
-        assert (other.positions == one.positions[:count]).all()
+        assert (other.arrays.tokens == one.arrays.tokens[:count]).all()
+        assert (other.arrays.positions == one.arrays.positions[:count]).all()
         assert other.score_ids == one.score_ids
         scored = len(one.score_ids)
-        assert (other.score_tokens[:scored] == one.score_tokens[:scored]).all()
-        granules = int(one.num_granules)
-        assert other.num_granules == granules
-        assert (other.granule_start[:granules] == one.granule_start[:granules]).all()
-        assert (other.granule_index[:granules] == one.granule_index[:granules]).all()
-        for place in np.flatnonzero(one.tokens):
+        assert (other.arrays.score_tokens[:scored] == one.arrays.score_tokens[:scored]).all()
+        granules = int(one.arrays.num_granules)
+        assert other.arrays.num_granules == granules
+        assert (other.arrays.granule_start[:granules] == one.arrays.granule_start[:granules]).all()
+        assert (other.arrays.granule_index[:granules] == one.arrays.granule_index[:granules]).all()
+        for place in np.flatnonzero(one.arrays.tokens):
             (mine,), (theirs,) = (lanes_at(b, range(place, place + 1)) for b in (one, other))
-            assert (other.context_pages[theirs] == one.context_pages[mine]).all()
-            assert (other.context_lens[theirs] == one.context_lens[mine]).all()
-        writes = int(one.num_writes)
-        assert other.num_writes == writes
-        assert (other.write_starts[:writes] == one.write_starts[:writes]).all()
-        assert (other.write_pages[:writes] == one.write_pages[:writes]).all()
+            assert (other.arrays.context_pages[theirs] == one.arrays.context_pages[mine]).all()
+            assert (other.arrays.context_lens[theirs] == one.arrays.context_lens[mine]).all()
+        writes = int(one.arrays.num_writes)
+        assert other.arrays.num_writes == writes
+        assert (other.arrays.write_starts[:writes] == one.arrays.write_starts[:writes]).all()
+        assert (other.arrays.write_pages[:writes] == one.arrays.write_pages[:writes]).all()
 
 
 def test_a_step_is_as_small_as_its_rows_allow() -> None:

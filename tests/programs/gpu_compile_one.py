@@ -75,7 +75,7 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
         model, shape, int(num_pages), DTypes(dtype, dtype), kernel="gpu", device=device
     )
     weights = programs.weights()
-    sequence = packed_shape(12000, 500, shape.max_rows, shape.granule_tokens)
+    sequence = packed_shape(12000, 500, shape.max_scored_rows, shape.granule_tokens)
     with lowering_for(device):
         if form == "exact step":
             lowered = programs.lower_step(weights)

@@ -90,7 +90,7 @@ def read_weights(
 
     Args:
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
-        specs: dicts, lists and tuples with `WeightSpec` leaves.
+        specs: dicts, lists and (named) tuples with `WeightSpec` leaves, or None.
         dtype: type that `put` receives; on disk, F32, F16 and BF16 are read.
         put: takes an array and what it is; called from several threads. The array is its own: it
             shares no memory with a file.
@@ -120,6 +120,8 @@ def spec_leaves(tree: Any) -> Iterator[WeightSpec]:
     if isinstance(tree, WeightSpec):
         yield tree
         return
+    if tree is None:
+        return
     for child in tree.values() if isinstance(tree, Mapping) else tree:
         yield from spec_leaves(child)
 
@@ -129,7 +131,11 @@ def _map_leaves(function: Callable[[WeightSpec], Any], tree: Any) -> Any:
         return function(tree)
     if isinstance(tree, Mapping):
         return {key: _map_leaves(function, child) for key, child in tree.items()}
+    if tree is None:
+        return None
     children = [_map_leaves(function, child) for child in tree]
+    if hasattr(tree, "_fields"):
+        return type(tree)(*children)
     return children if isinstance(tree, list) else tuple(children)
 
 

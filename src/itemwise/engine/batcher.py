@@ -209,7 +209,7 @@ class Batcher:
             sent_at,
             batch.num_tokens,
             batch.num_tokens / tokens,
-            int(batch.num_places) / tokens,
+            int(batch.arrays.num_places) / tokens,
         )
 
     def _fill(self, works: Iterable[Work]) -> None:

@@ -37,16 +37,9 @@ from itemwise.machine import processor
 from itemwise.models.config import ModelConfig
 from itemwise.models.sharding import make_mesh
 from itemwise.ops.build_cpu import Kernels
+from itemwise.ops.step.arrays import StepShape
 from itemwise.progress import ProgressFn, silent
-from itemwise.types import (
-    DTypes,
-    Kernel,
-    OpenRequest,
-    ScoreRequest,
-    ScoreResult,
-    StepOutcome,
-    StepShape,
-)
+from itemwise.types import DTypes, Kernel, OpenRequest, ScoreRequest, ScoreResult, StepOutcome
 
 GRANULE_TOKENS = 32
 BLOCK_TOKENS = 512  # context tokens of one product
@@ -337,7 +330,7 @@ class Engine:
             "jax_version": jax.__version__,
             "dtype": self.dtypes.weights.name,
             "activations": self.dtypes.activations.name,
-            "step_shape": {**asdict(shape), "max_rows": shape.max_rows},
+            "step_shape": {**asdict(shape), "max_scored_rows": shape.max_scored_rows},
             "small_steps": [
                 {"tokens": small.tokens, "lane_tokens": small.lane_tokens}
                 for small in self._programs.shapes[:-1]

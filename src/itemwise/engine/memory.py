@@ -16,7 +16,8 @@ from itemwise.machine import memory_bytes
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 from itemwise.models.sharding import AXIS, partition, stored_kv_heads, stored_shape
-from itemwise.types import DTypes, StepShape
+from itemwise.ops.step.arrays import StepShape
+from itemwise.types import DTypes
 
 GIB = 1 << 30
 # The host's memory is not the engine's alone: by default pages take an eighth of it, and no more

@@ -10,14 +10,8 @@ import numpy as np
 
 from itemwise.config import EngineConfig
 from itemwise.engine.pages import PageCache, Prefix
-from itemwise.types import (
-    Context,
-    Float32Array,
-    RowPlan,
-    ScoreRequest,
-    ScoreResult,
-    Timings,
-)
+from itemwise.engine.step_packer import Context, RowPlan
+from itemwise.types import Float32Array, ScoreRequest, ScoreResult, Timings
 
 Tokens = tuple[int, ...]
 

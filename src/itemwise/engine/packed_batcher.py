@@ -12,11 +12,11 @@ from itemwise.engine.batcher import Counters, check_device
 from itemwise.engine.open_request import Results, num_prompt_tokens
 from itemwise.engine.packed_sequence import chunks, pack, packed_shape
 from itemwise.engine.programs import Programs
+from itemwise.ops.packed.base import PackedShape
 from itemwise.types import (
     Float32Array,
     Mask,
     OpenRequest,
-    PackedShape,
     ScoreRequest,
     ScoreResult,
     StepOutcome,
@@ -110,7 +110,7 @@ class PackedBatcher:
         return work
 
     def _new_work(self, request: ScoreRequest, config: EngineConfig) -> PackedWork:
-        return PackedWork(request, config, self._max_tokens, self._programs.shape.max_rows)
+        return PackedWork(request, config, self._max_tokens, self._programs.shape.max_scored_rows)
 
     def holds(self, work: OpenRequest) -> bool:
         """Whether a request is open here."""
@@ -157,7 +157,7 @@ class PackedBatcher:
             map(len, work.request.items[chosen.start : chosen.stop])
         )
         step = self._programs.shape
-        shape = packed_shape(num_tokens, len(chosen), step.max_rows, step.granule_tokens)
+        shape = packed_shape(num_tokens, len(chosen), step.max_scored_rows, step.granule_tokens)
         self._score(work, chosen, shape)
         seconds = time.perf_counter() - start
         work.seconds += seconds
@@ -167,7 +167,7 @@ class PackedBatcher:
 
     def _score(self, work: PackedWork, chosen: range, shape: PackedShape) -> None:
         programs, request = self._programs, work.request
-        rows = programs.shape.max_rows
+        rows = programs.shape.max_scored_rows
         batch = pack(work.prefix, request.items[chosen.start : chosen.stop], shape)
         hidden = programs.packed(batch, shape, work.mask)
         # As many parts as the shape's rows fill; those past the items hold nothing.

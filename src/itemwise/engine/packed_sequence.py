@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from itemwise.types import Int32Array, PackedBatch, PackedShape
+from itemwise.ops.packed.base import PackedArrays, PackedShape
+from itemwise.types import Int32Array
 
 MIN_TOKENS = 256  # shortest packed sequence; shorter ones are padded
 # Tokens of a packed sequence unless the settings say otherwise: what its activations take grows
@@ -82,7 +83,7 @@ def chunks(
     yield range(start, len(items))
 
 
-def pack(prefix: Tokens, items: Sequence[Tokens], shape: PackedShape) -> PackedBatch:
+def pack(prefix: Tokens, items: Sequence[Tokens], shape: PackedShape) -> PackedArrays[Int32Array]:
     """The packed sequence. An empty item is scored at the prefix's last token.
 
     Raises:
@@ -105,17 +106,17 @@ def pack(prefix: Tokens, items: Sequence[Tokens], shape: PackedShape) -> PackedB
     index = _counts_up(granules)
     starts = ends - lengths
     granule_start = np.repeat(starts, granules) + index * shape.granule_tokens
-    return PackedBatch(
+    return PackedArrays(
         tokens=tokens,
         positions=positions,
         row_starts=_padded(starts[lengths > 0], shape.max_rows, shape.tokens),
         prefix_end=np.asarray(len(prefix), np.int32),
-        num_tokens=np.asarray(total, np.int32),
         granule_start=_padded(granule_start, shape.max_granules),
         granule_index=_padded(index, shape.max_granules),
         num_granules=np.asarray(len(index), np.int32),
         score_tokens=_padded(np.where(lengths > 0, ends - 1, len(prefix) - 1), shape.max_rows),
         num_scored=np.asarray(len(items), np.int32),
+        num_places=np.asarray(total, np.int32),
     )
 
 

@@ -12,8 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from itemwise.engine.step_packer import NULL_PAGE
-from itemwise.types import Context
+from itemwise.engine.step_packer import NULL_PAGE, Context
 
 Key = tuple[int, tuple[int, ...]]  # (serial number of the entry before, tokens)
 _ROOT = 0

@@ -23,11 +23,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from itemwise.engine.compile_cache import compile_whole, compiling_into
 from itemwise.engine.packed_sequence import pack
-from itemwise.engine.step_packer import StepPacker
+from itemwise.engine.step_packer import StepBatch, StepPacker
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import (
-    Pages,
-    Used,
+    DecoderOptions,
+    Pool,
     Weights,
     describe_weights,
     forward,
@@ -43,20 +43,10 @@ from itemwise.models.sharding import (
     stored_kv_heads,
     stored_shape,
 )
-from itemwise.ops.packed.base import PackedLayout
-from itemwise.ops.step.xla import PageWrites, StepLayout, to_storage
-from itemwise.types import (
-    DTypes,
-    Float32Array,
-    Int32Array,
-    Kernel,
-    Mask,
-    PackedBatch,
-    PackedShape,
-    StepBatch,
-    StepShape,
-    WeightSpec,
-)
+from itemwise.ops.packed.base import PackedArrays, PackedShape
+from itemwise.ops.step.arrays import StepArrays, StepShape
+from itemwise.ops.step.base import Pages, to_storage
+from itemwise.types import DTypes, Float32Array, Int32Array, Kernel, Mask, WeightSpec
 
 WHOLE = PartitionSpec()  # the same on each device
 # By JAX's kind of device. On NVIDIA GPUs the kernels of matrix products are chosen by shape alone,
@@ -127,22 +117,21 @@ class ProgramSet:
     ) -> None:
         self._model = model
         self._device = device
-        self._kernel = kernel
-        self._dot_sums = dot_sums
         self._shape = shape
         self._num_pages = num_pages
         self._dtypes = dtypes
         self._mesh = mesh
-        self._axis = None if mesh is None else AXIS
+        self._options = DecoderOptions(
+            model, dtypes.activations, None if mesh is None else AXIS, kernel, dot_sums
+        )
 
     def pages(self) -> Any:
-        """The pool as shapes in a `Pages`, in storage form."""
+        """The pool as shapes, in storage form."""
         model, heads = self._model, stored_kv_heads(self._model, mesh_size(self._mesh))
         size = (self._num_pages, heads, self._shape.page_tokens, model.head_dim)
         stored = jax.eval_shape(to_storage, jax.ShapeDtypeStruct(size, self._dtypes.activations))
         array = jax.ShapeDtypeStruct(size, stored.dtype, sharding=self._sharding(PAGES))
-        layers: tuple[Any, ...] = (array,) * model.num_layers
-        return Pages(layers, layers)
+        return (Pages._make((array, array)),) * model.num_layers
 
     def weights(self) -> Weights:
         """The weights as shapes, in the order and under the names of `describe_weights`."""
@@ -176,65 +165,45 @@ class ProgramSet:
         largest step.
         """
         shape = shape or self._shape
-        forward_step = functools.partial(
-            forward,
-            config=self._model,
-            shape=shape,
-            dtype=self._dtypes.activations,
-            axis=self._axis,
-            kernel=self._kernel,
-            dot_sums=self._dot_sums,
-        )
-        padding = self._shape.max_rows - shape.max_rows
+        padding = self._shape.max_scored_rows - shape.max_scored_rows
+        like = StepPacker(shape).take().arrays
 
-        batch = _step_arguments(StepPacker(shape).take())
-
-        def step(weights: Weights, pages: Pages, joined: jax.Array) -> tuple[Pages, jax.Array]:
-            pages, hidden = forward_step(weights, pages, *_split(joined, batch))
+        def step(weights: Weights, pages: Pool, joined: jax.Array) -> tuple[Pool, jax.Array]:
+            pages, hidden = forward(weights, pages, _split(joined, like), shape, self._options)
             return pages, jnp.pad(hidden, ((0, padding), (0, 0))) if padding else hidden
 
-        arguments = (weights, self.pages(), *self._whole(_join(batch)))
+        arguments = (weights, self.pages(), *self._whole(_join(like)))
         return self._lower(step, (PAGES, WHOLE), (PAGES, WHOLE), arguments, donate=(1,))
 
     def lower_packed(self, weights: Weights, shape: PackedShape, mask: Mask) -> jax.stages.Lowered:
-        """A packed sequence; gives the scored hidden states in parts of `max_rows` of the step."""
-        rows = self._shape.max_rows
-        whole = functools.partial(
-            forward_packed,
-            config=self._model,
-            shape=shape,
-            mask=mask,
-            dtype=self._dtypes.activations,
-            axis=self._axis,
-            kernel=self._kernel,
-        )
-
-        batch = _packed_arguments(pack((0,), [], shape))
+        """A packed sequence; gives the scored hidden states in parts as large as a step's."""
+        rows = self._shape.max_scored_rows
+        like = pack((0,), [], shape)
 
         def packed(weights: Weights, joined: jax.Array) -> tuple[jax.Array, ...]:
-            hidden = whole(weights, *_split(joined, batch))
+            hidden = forward_packed(weights, _split(joined, like), shape, mask, self._options)
             return tuple(hidden[i : i + rows] for i in range(0, shape.max_rows, rows))
 
-        arguments = (weights, *self._whole(_join(batch)))
+        arguments = (weights, *self._whole(_join(like)))
         return self._lower(packed, (WHOLE,), WHOLE, arguments)
 
     def lower_labels(self, weights: Weights) -> jax.stages.Lowered:
         """Label logits of the step's scored rows."""
-        labels = jax.ShapeDtypeStruct((self._shape.max_rows, LABEL_COLUMNS), jnp.int32)
-        read = functools.partial(label_logits, axis=self._axis)
+        labels = jax.ShapeDtypeStruct((self._shape.max_scored_rows, LABEL_COLUMNS), jnp.int32)
+        read = functools.partial(label_logits, axis=self._options.axis)
         arguments = (weights, *self._whole(self._hidden(), labels))
         return self._lower(read, (WHOLE, WHOLE), WHOLE, arguments)
 
     def lower_vocab(self, weights: Weights) -> jax.stages.Lowered:
         """Log-sum-exp over the vocabulary of the step's scored rows."""
-        scales = jax.ShapeDtypeStruct((self._shape.max_rows,), jnp.float32)
+        scales = jax.ShapeDtypeStruct((self._shape.max_scored_rows,), jnp.float32)
         count = jax.ShapeDtypeStruct((), jnp.int32)
-        read = functools.partial(vocab_logsumexp, axis=self._axis)
+        read = functools.partial(vocab_logsumexp, axis=self._options.axis)
         arguments = (weights, *self._whole(self._hidden(), scales, count))
         return self._lower(read, (WHOLE,) * 3, WHOLE, arguments)
 
     def _hidden(self) -> jax.ShapeDtypeStruct:
-        size = (self._shape.max_rows, self._model.hidden_size)
+        size = (self._shape.max_scored_rows, self._model.hidden_size)
         return jax.ShapeDtypeStruct(size, self._dtypes.activations)
 
     def _lower(
@@ -337,8 +306,8 @@ class Programs:
         self.shapes = self.shapes[-1:]
         self._steps = {self.shape: self._steps[self.shape]}
 
-    def _new_pages(self) -> Pages:
-        pages: Pages = jax.tree.map(
+    def _new_pages(self) -> Pool:
+        pages: Pool = jax.tree.map(
             lambda page: jnp.zeros(page.shape, page.dtype, device=page.sharding),
             self._programs.pages(),
         )
@@ -350,7 +319,9 @@ class Programs:
             array.delete()
         self._pages = self._new_pages()
 
-    def packed(self, batch: PackedBatch, shape: PackedShape, mask: Mask) -> tuple[jax.Array, ...]:
+    def packed(
+        self, arrays: PackedArrays[Int32Array], shape: PackedShape, mask: Mask
+    ) -> tuple[jax.Array, ...]:
         """Runs a packed sequence; returns the scored hidden states in parts [I, D] of the step's.
 
         The first sequence of a length compiles its program, which takes seconds to minutes; each
@@ -363,22 +334,21 @@ class Programs:
             with compiling_into(self._cache, strict=True):
                 self._packed[name] = compiled_for(lowered, self._platform, self._cache)
             self.packed_compile_s[name] = time.perf_counter() - start
-        joined = _join(_packed_arguments(batch))
-        hidden: tuple[jax.Array, ...] = self._packed[name](self._weights, joined)
+        hidden: tuple[jax.Array, ...] = self._packed[name](self._weights, _join(arrays))
         return hidden
 
     def step(self, batch: StepBatch) -> jax.Array:
         """Runs a step; returns the scored hidden states [I, D], which may still be computing."""
         hidden: jax.Array
         step = self._steps[batch.shape]
-        self._pages, hidden = step(self._weights, self._pages, _join(_step_arguments(batch)))
+        self._pages, hidden = step(self._weights, self._pages, _join(batch.arrays))
         return hidden
 
     def label_logits(self, hidden: jax.Array, labels: list[tuple[int, ...]]) -> list[jax.Array]:
         """Logits of each scored row's labels, in arrays [I, LABEL_COLUMNS] side by side."""
         width = max(map(len, labels))
         columns = -(-width // LABEL_COLUMNS) * LABEL_COLUMNS
-        table: Int32Array = np.zeros((self.shape.max_rows, columns), np.int32)
+        table: Int32Array = np.zeros((self.shape.max_scored_rows, columns), np.int32)
         for row, ids in enumerate(labels):
             table[row, : len(ids)] = ids
         return [
@@ -390,43 +360,19 @@ class Programs:
 
     def vocab_logsumexp(self, hidden: jax.Array, inverse_temperatures: list[float]) -> jax.Array:
         """Log-sum-exp over the vocabulary of each scored row's scaled logits, float32 [I]."""
-        scales: Float32Array = np.zeros(self.shape.max_rows, np.float32)
+        scales: Float32Array = np.zeros(self.shape.max_scored_rows, np.float32)
         scales[: len(inverse_temperatures)] = inverse_temperatures
         count = np.asarray(len(inverse_temperatures), np.int32)
         result: jax.Array = self._vocab(self._weights, hidden, scales, count)
         return result
 
 
-def _step_arguments(batch: StepBatch) -> tuple[Any, ...]:
-    """The batch in the order in which `forward` takes it."""
-    layout = StepLayout(*(getattr(batch, name) for name in StepLayout._fields))
-    writes: tuple[Any, ...] = (batch.write_starts, batch.write_pages, batch.num_writes)
-    used: tuple[Any, ...] = (batch.num_places, batch.num_scored)
-    return (
-        batch.tokens,
-        batch.positions,
-        PageWrites(*writes),
-        batch.score_tokens,
-        Used(*used),
-        layout,
-    )
-
-
-def _join(arguments: Any) -> Int32Array:
-    """The arrays of a batch as one: a single transfer to the device."""
-    return np.concatenate([array.ravel() for array in jax.tree.leaves(arguments)])
+def _join(arrays: StepArrays[Int32Array] | PackedArrays[Int32Array]) -> Int32Array:
+    """The arrays of a step as one: a single transfer to the device."""
+    return np.concatenate([array.ravel() for array in arrays])
 
 
 def _split(joined: jax.Array, like: Any) -> Any:
     """The inverse of `_join`, inside a program, for arrays of the shapes of `like`."""
-    arrays, tree = jax.tree.flatten(like)
-    parts = jnp.split(joined, np.cumsum([array.size for array in arrays])[:-1])
-    shaped = [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
-    return jax.tree.unflatten(tree, shaped)
-
-
-def _packed_arguments(batch: PackedBatch) -> tuple[Any, ...]:
-    """The batch in the order in which `forward_packed` takes it."""
-    layout = PackedLayout(*(getattr(batch, name) for name in PackedLayout._fields))
-    used: tuple[Any, ...] = (batch.num_tokens, batch.num_scored)
-    return batch.tokens, batch.positions, batch.score_tokens, Used(*used), layout
+    parts = jnp.split(joined, np.cumsum([array.size for array in like])[:-1])
+    return like._make(part.reshape(array.shape) for part, array in zip(parts, like, strict=True))

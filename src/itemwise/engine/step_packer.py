@@ -7,12 +7,58 @@ same step or in an earlier one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from itemwise.types import Context, RowPlan, StepBatch, StepShape
+from itemwise.ops.step.arrays import StepArrays, StepShape
+from itemwise.types import Int32Array
 
 NULL_PAGE = 0  # always zeros; what an unused context slot reads
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a row sees before itself: pages in order, and how many tokens of each are valid."""
+
+    pages: tuple[int, ...] = ()
+    lens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """A run of at most a page's tokens that sees a context and, causally, itself.
+
+    Attributes:
+        tokens: token ids, at least one and at most a page's.
+        first_position: position of the first token in its sequence.
+        context: the pages it reads.
+        write_page: page that receives its keys and values, or None.
+        score_id: the caller's name for the row whose last token is scored, or None.
+    """
+
+    tokens: Sequence[int]
+    first_position: int
+    context: Context
+    write_page: int | None = None
+    score_id: int | None = None
+
+
+@dataclass
+class StepBatch:
+    """A packed step, as the host sees it.
+
+    Attributes:
+        shape: sizes of the step.
+        arrays: what the device gets.
+        score_ids: the `score_id` of each scored row, in the order of `score_tokens`.
+        num_tokens: tokens in use.
+    """
+
+    shape: StepShape
+    arrays: StepArrays[Int32Array]
+    score_ids: list[int] = field(default_factory=list)
+    num_tokens: int = 0
 
 
 class StepPacker:
@@ -40,7 +86,7 @@ class StepPacker:
         self._start_step()
 
     def _start_step(self) -> None:
-        self._batch = _empty_batch(self._shape)
+        self._batch = StepBatch(self._shape, _empty_arrays(self._shape))
         self._rows: list[RowPlan] = []
         self._place = 0  # next free token place
         self._lane_end = 0  # of the last lane
@@ -55,7 +101,7 @@ class StepPacker:
     def is_full(self) -> bool:
         """Whether no scored row, however short, fits any more."""
         shape = self._shape
-        return self._place == shape.tokens or len(self._batch.score_ids) == shape.max_rows
+        return self._place == shape.tokens or len(self._batch.score_ids) == shape.max_scored_rows
 
     @property
     def lane_room(self) -> int:
@@ -76,7 +122,7 @@ class StepPacker:
             raise ValueError(
                 f"`row` reads {len(row.context.pages)} pages, at most {shape.max_context_pages}"
             )
-        if row.score_id is not None and len(self._batch.score_ids) == shape.max_rows:
+        if row.score_id is not None and len(self._batch.score_ids) == shape.max_scored_rows:
             return False
         if row.write_page is not None and self._num_writes == shape.lanes:
             return False
@@ -96,36 +142,35 @@ class StepPacker:
     def add(self, row: RowPlan) -> None:
         """Places the row. Only after `fits`."""
         assert self.fits(row)
-        batch, shape = self._batch, self._shape
+        batch, arrays, shape = self._batch, self._batch.arrays, self._shape
         start, num_tokens = self._start_of(row), len(row.tokens)
         end = start + num_tokens
-        batch.tokens[start:end] = row.tokens
-        batch.positions[start:end] = np.arange(row.first_position, row.first_position + num_tokens)
+        arrays.tokens[start:end] = row.tokens
+        arrays.positions[start:end] = np.arange(row.first_position, row.first_position + num_tokens)
         for lane_start in self._new_lanes(row):
             self._open_lane(lane_start, row.context)
         granules = -(-num_tokens // shape.granule_tokens)
         index = np.arange(granules, dtype=np.int32)
         into = slice(self._num_granules, self._num_granules + granules)
-        batch.granule_index[into] = index
-        batch.granule_start[into] = start + index * shape.granule_tokens
+        arrays.granule_index[into] = index
+        arrays.granule_start[into] = start + index * shape.granule_tokens
         self._num_granules += granules
         if row.score_id is not None:
-            batch.score_tokens[len(batch.score_ids)] = end - 1
+            arrays.score_tokens[len(batch.score_ids)] = end - 1
             batch.score_ids.append(row.score_id)
         batch.num_tokens += num_tokens
         if row.write_page is not None:
-            batch.write_starts[self._num_writes] = start
-            batch.write_pages[self._num_writes] = row.write_page
+            arrays.write_starts[self._num_writes] = start
+            arrays.write_pages[self._num_writes] = row.write_page
             self._num_writes += 1
         self._rows.append(row)
         self._place, self._context = end, row.context
 
     def _open_lane(self, start: int, context: Context) -> None:
-        batch, lane, num_slots = self._batch, self._num_lanes, len(context.pages)
-        batch.lane_start[lane] = start
-        batch.context_pages[lane, :num_slots] = context.pages
-        batch.context_lens[lane, :num_slots] = context.lens
-        batch.num_blocks[lane] = -(-num_slots // self._shape.block_pages)
+        arrays, lane, num_slots = self._batch.arrays, self._num_lanes, len(context.pages)
+        arrays.lane_start[lane] = start
+        arrays.context_pages[lane, :num_slots] = context.pages
+        arrays.context_lens[lane, :num_slots] = context.lens
         self._lane_end = start + self._shape.lane_tokens
         self._num_lanes += 1
 
@@ -148,35 +193,35 @@ class StepPacker:
 
     def _finish(self) -> StepBatch:
         batch = self._batch
-        batch.num_granules = np.asarray(self._num_granules, np.int32)
-        batch.num_writes = np.asarray(self._num_writes, np.int32)
-        batch.num_lanes = np.asarray(self._num_lanes, np.int32)
-        batch.num_places = np.asarray(self._place + self.lane_room, np.int32)
-        batch.num_scored = np.asarray(len(batch.score_ids), np.int32)
+        batch.arrays = batch.arrays._replace(
+            num_lanes=np.asarray(self._num_lanes, np.int32),
+            num_writes=np.asarray(self._num_writes, np.int32),
+            num_granules=np.asarray(self._num_granules, np.int32),
+            num_scored=np.asarray(len(batch.score_ids), np.int32),
+            num_places=np.asarray(self._place + self.lane_room, np.int32),
+        )
         self._start_step()
         return batch
 
 
-def _empty_batch(shape: StepShape) -> StepBatch:
-    def zeros(*size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+def _empty_arrays(shape: StepShape) -> StepArrays[Int32Array]:
+    def zeros(*size: int) -> Int32Array:
         return np.zeros(size, np.int32)
 
-    return StepBatch(
-        shape=shape,
+    return StepArrays(
         tokens=zeros(shape.tokens),
         positions=zeros(shape.tokens),
         lane_start=zeros(shape.lanes),
         num_lanes=zeros(),
         context_pages=zeros(shape.lanes, shape.max_context_pages),
         context_lens=zeros(shape.lanes, shape.max_context_pages),
-        num_blocks=zeros(shape.lanes),
         write_starts=zeros(shape.lanes),
         write_pages=zeros(shape.lanes),
         num_writes=zeros(),
         granule_start=zeros(shape.max_granules),
         granule_index=zeros(shape.max_granules),
         num_granules=zeros(),
-        score_tokens=zeros(shape.max_rows),
-        num_places=zeros(),
+        score_tokens=zeros(shape.max_scored_rows),
         num_scored=zeros(),
+        num_places=zeros(),
     )

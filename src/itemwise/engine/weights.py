@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,18 +15,12 @@ from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import Weights, describe_weights
 from itemwise.models.sharding import place
 from itemwise.ops.build_cpu import Kernels
-from itemwise.ops.linear.cpu import Panels, to_panels
+from itemwise.ops.linear.base import Panels, Quantized
+from itemwise.ops.linear.cpu import to_panels
 from itemwise.progress import ProgressFn
 from itemwise.types import DTypes, Float32Array, WeightSpec
 
 INT8_MAX = 127
-
-
-class _Matrix(NamedTuple):
-    """A matrix on the device, and the scale of each output where it is quantised."""
-
-    weight: Any
-    scale: Any | None
 
 
 def load_weights(
@@ -41,7 +35,7 @@ def load_weights(
 ) -> Weights:
     """The weights on their devices, in the tree of `describe_weights`.
 
-    A quantised matrix has its scales beside it, under `<name>_scale`.
+    Matrices of layers are arrays, `Quantized` or in `Panels`.
 
     Args:
         folder: holds the checkpoint.
@@ -65,18 +59,13 @@ def load_weights(
             scale = place(scales, spec, model, mesh)
         if kernels is not None and array.shape[0] % kernels.panel_width == 0:
             panels = place(to_panels(array, kernels.panel_width), spec, model, mesh)
-            return _Matrix(Panels(panels, kernels.level), scale)
-        return _Matrix(place(array, spec, model, mesh), scale)
+            return Panels(panels, kernels.level, scale)
+        matrix = place(array, spec, model, mesh)
+        return matrix if scale is None else Quantized(matrix, scale)
 
     weights: Weights = read_weights(
         folder, describe_weights(model), dtypes.weights, put, on_progress
     )
-    for layer in weights["layers"]:
-        for name, found in list(layer.items()):
-            if isinstance(found, _Matrix):
-                layer[name] = found.weight
-                if found.scale is not None:
-                    layer[f"{name}_scale"] = found.scale
     return weights
 
 

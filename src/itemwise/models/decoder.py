@@ -10,56 +10,96 @@ same, as a function that is called for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Float32, Int32, Shaped
+from jaxtyping import Float, Float32, Int32
 
 from itemwise.models.config import ModelConfig
-from itemwise.models.layers import (
-    Numerics,
-    linear,
-    matmul,
-    mlp,
-    rms_norm,
-    rope,
-    rope_table,
-    summed_linear,
-)
+from itemwise.models.layers import Numerics, mlp, rms_norm, rope, rope_table
 from itemwise.ops.api import attend_packed, step_attention
-from itemwise.ops.packed.base import PackedLayout
+from itemwise.ops.linear.api import linear
+from itemwise.ops.linear.base import Linear
+from itemwise.ops.linear.xla import matmul
+from itemwise.ops.packed.base import PackedArrays, PackedShape
 from itemwise.ops.softmax import LOWEST, product
-from itemwise.ops.step.xla import PageWrites, StepLayout, Wanted, from_storage, to_storage
-from itemwise.types import Kernel, Mask, PackedShape, StepShape, WeightSpec
+from itemwise.ops.step.arrays import StepArrays, StepShape
+from itemwise.ops.step.base import Pages, from_storage, to_storage
+from itemwise.types import Kernel, Mask, WeightSpec
 
 Weights = dict[str, Any]
+Pool = tuple[Pages, ...]  # the pages of each layer, each updated in place
+PagesT = TypeVar("PagesT")
 # Output rows that `vocab_logsumexp` takes at a time: bounds its memory whatever the request.
 LSE_ROWS, LSE_VOCAB = 32, 8192
 
 
-class Pages(NamedTuple):
-    """Cached keys and values in storage form, one array per layer, each updated in place."""
+@runtime_checkable
+class Inputs(Protocol):
+    """The arrays that both forward passes share; see `StepArrays`."""
 
-    k: tuple[Shaped[Array, "P K page H"], ...]
-    v: tuple[Shaped[Array, "P K page H"], ...]
+    @property
+    def tokens(self) -> Int32[Array, " T"]:
+        """Token ids."""
+        ...
+
+    @property
+    def positions(self) -> Int32[Array, " T"]:
+        """Positions in their sequences."""
+        ...
+
+    @property
+    def score_tokens(self) -> Int32[Array, " I"]:
+        """Token places that are scored."""
+        ...
+
+    @property
+    def num_places(self) -> Int32[Array, ""]:
+        """Token places in use; others need not be computed."""
+        ...
+
+    @property
+    def num_scored(self) -> Int32[Array, ""]:
+        """Scored rows in use; others need not be computed."""
+        ...
 
 
-class Used(NamedTuple):
-    """How many token places and scored rows are in use; of others nothing need be computed."""
+@dataclass(frozen=True)
+class DecoderOptions:
+    """What is fixed of a model's programs, whatever the size of a step.
 
-    places: Int32[Array, ""]
-    scored: Int32[Array, ""]
+    Attributes:
+        config: the model.
+        dtype: type of activations.
+        axis: the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
+            then has its own heads, and sums over devices follow the two projections.
+        kernel: the kind of attention, None for XLA's.
+        dot_sums: whether steps of any size have the same bits on CPU.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+    axis: str | None = None
+    kernel: Kernel | None = None
+    dot_sums: bool = False
+
+    @property
+    def numerics(self) -> Numerics:
+        """How norms and products run."""
+        rounded = self.kernel == "gpu"
+        return Numerics(self.config.norm_eps, self.dtype, self.dot_sums, rounded)
 
 
 def describe_weights(config: ModelConfig) -> Weights:
     """The tree of `WeightSpec` that `forward` expects arrays for.
 
-    Layers are a list of dicts. Biases, q/k norms and the output matrix are there only where the
-    config has them.
+    Layers are a list of dicts, their matrices with biases in a `Linear`. Biases, q/k norms and the
+    output matrix are there only where the config has them.
     """
     # Scaled so that a random model's logits spread by about 3: sharp enough for errors to show.
     embed = WeightSpec(
@@ -78,17 +118,17 @@ def describe_weights(config: ModelConfig) -> Weights:
     return weights
 
 
-def _describe_layer(config: ModelConfig, index: int) -> dict[str, WeightSpec]:
+def _describe_layer(config: ModelConfig, index: int) -> dict[str, Any]:
     model, inner = config.hidden_size, config.mlp_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    layer: dict[str, WeightSpec] = {}
+    layer: dict[str, Any] = {}
 
     def matrix(key: str, name: str, out: int, into: int, axes: tuple[str, str], bias: bool) -> None:
         # Scaled so that a random model's activations neither vanish nor explode with its width.
         path = f"model.layers.{index}.{name}"
-        layer[key] = WeightSpec(f"{path}.weight", (out, into), axes, "normal", into**-0.5)
-        if bias:
-            layer[f"{key}_bias"] = WeightSpec(f"{path}.bias", (out,), axes[:1], "bias", 0.5)
+        weight = WeightSpec(f"{path}.weight", (out, into), axes, "normal", into**-0.5)
+        added = WeightSpec(f"{path}.bias", (out,), axes[:1], "bias", 0.5) if bias else None
+        layer[key] = Linear(weight, added)
 
     def gain(key: str, name: str, size: int, axis: str, scale: float = 1.0) -> None:
         path = f"model.layers.{index}.{name}.weight"
@@ -112,139 +152,83 @@ def _describe_layer(config: ModelConfig, index: int) -> dict[str, WeightSpec]:
 
 def forward(
     weights: Weights,
-    pages: Pages,
-    tokens: Int32[Array, " T"],
-    positions: Int32[Array, " T"],
-    writes: PageWrites,
-    score_tokens: Int32[Array, " I"],
-    used: Used,
-    layout: StepLayout,
-    config: ModelConfig,
+    pages: Pool,
+    arrays: StepArrays[Array],
     shape: StepShape,
-    dtype: jnp.dtype,
-    axis: str | None = None,
-    kernel: Kernel | None = None,
-    dot_sums: bool = False,
-) -> tuple[Pages, Float[Array, "I D"]]:
+    options: DecoderOptions,
+) -> tuple[Pool, Float[Array, "I D"]]:
     """Runs one step. Returns the pages with new keys and values, and the scored hidden states.
 
     Keys and values are written before they are read, so a lane may read a page that another lane
     of the same step writes. Hidden states come after the final norm, in the order of
-    `score_tokens`. `dtype` is that of activations, `axis` as in `_decode`; `kernel` is the
-    kind of attention, None for XLA's; with `dot_sums`, steps of any size have the same bits on CPU.
+    `score_tokens`.
     """
-    num_pages = pages.k[0].shape[0]
-    attend_layer, given = step_attention(writes, layout, shape, num_pages, kernel, dot_sums)
-    numerics = Numerics(config.norm_eps, dtype, dot_sums, rounded=kernel == "gpu")
-    kept, hidden = _decode(
-        weights,
-        tokens,
-        positions,
-        score_tokens,
-        used,
-        attend_layer,
-        tuple(zip(pages.k, pages.v, strict=True)),
-        given,
-        config,
-        numerics,
-        axis,
-    )
-    return Pages(*zip(*kept, strict=True)), hidden
+    num_pages = pages[0].k.shape[0]
+    attend_layer = step_attention(arrays, shape, num_pages, options.kernel, options.dot_sums)
+    return _decode(weights, arrays, pages, attend_layer, options)
 
 
 def forward_packed(
     weights: Weights,
-    tokens: Int32[Array, " T"],
-    positions: Int32[Array, " T"],
-    score_tokens: Int32[Array, " I"],
-    used: Used,
-    layout: PackedLayout,
-    config: ModelConfig,
+    arrays: PackedArrays[Array],
     shape: PackedShape,
     mask: Mask,
-    dtype: jnp.dtype,
-    axis: str | None = None,
-    kernel: Kernel | None = None,
+    options: DecoderOptions,
 ) -> Float[Array, "I D"]:
     """Runs one packed sequence. Returns the hidden states of `score_tokens`, in their order."""
 
     def attend_layer(
-        q: Array, k: Array, v: Array, kept: tuple[()], wanted: Wanted | None, layout: PackedLayout
-    ) -> tuple[Array, tuple[()]]:
-        return attend_packed(q, k, v, layout, shape, mask, kernel=kernel), kept
+        q: Array, k: Array, v: Array, pages: None, scored_only: bool
+    ) -> tuple[Array, None]:
+        return attend_packed(q, k, v, arrays, shape, mask, kernel=options.kernel), pages
 
-    numerics = Numerics(config.norm_eps, dtype, rounded=kernel == "gpu")
-    nothing = ((),) * config.num_layers
-    _, hidden = _decode(
-        weights,
-        tokens,
-        positions,
-        score_tokens,
-        used,
-        attend_layer,
-        nothing,
-        (layout,),
-        config,
-        numerics,
-        axis,
-    )
+    # Bits depend on a sequence's length as it is.
+    options = replace(options, dot_sums=False)
+    no_pages = (None,) * options.config.num_layers
+    _, hidden = _decode(weights, arrays, no_pages, attend_layer, options)
     return hidden
 
 
 def _decode(
     weights: Weights,
-    tokens: Int32[Array, " T"],
-    positions: Int32[Array, " T"],
-    score_tokens: Int32[Array, " I"],
-    used: Used,
-    attend_layer: Callable[..., tuple[Array, Any]],
-    kept: Sequence[Any],
-    given: tuple[Any, ...],
-    config: ModelConfig,
-    numerics: Numerics,
-    axis: str | None,
-) -> tuple[list[Any], Float[Array, "I D"]]:
+    arrays: Inputs,
+    pages: tuple[PagesT, ...],
+    attend_layer: Callable[[Array, Array, Array, PagesT, bool], tuple[Array, PagesT]],
+    options: DecoderOptions,
+) -> tuple[tuple[PagesT, ...], Float[Array, "I D"]]:
     """All layers. In the last, only scored tokens pass the output projection and the MLP.
 
-    `attend_layer(q, k, v, kept, wanted, *given)` gives a layer's attention [T,N,H] and what the
-    layer keeps; `kept` is what each kept before, `wanted` the tokens whose attention is needed
-    (None: all), `given` what all layers are given.
-    `axis` is the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
-    then has its own heads, and sums over devices follow the two projections.
+    `attend_layer` is as `LayerAttention`, with whatever a layer keeps in place of pages.
 
     What the layers add up stays in float32: rounding every sum to bfloat16 is most of a deep
     model's error.
     """
+    config, numerics, axis = options.config, options.numerics, options.axis
+    x = _embed(weights["embed"], arrays.tokens, axis).astype(jnp.float32)
+    table = rope_table(arrays.positions, config)
 
     # Traced once and inlined by XLA for each layer: tracing them all takes longer than loading the
     # compiled program.
-    @jax.jit
-    def layer(
-        x: Array,
-        w: dict[str, Array],
-        kept: Any,
-        table: Any,
-        given: Any,
-        used: Used,
-        scored: Array | None,
-    ) -> tuple[Array, Any]:
-        normed = rms_norm(x, w["attn_norm"], numerics)
-        q, k, v = _project(normed, w, table, config, numerics, used.places)
-        wanted = None if scored is None else Wanted(scored, used.scored)
-        seen, kept = attend_layer(q, k, v, kept, wanted, *given)
-        seen, num_rows = seen.reshape(x.shape[0], -1), used.places
-        if scored is not None:
-            x, seen, num_rows = x[scored], seen[scored], used.scored
-        x = x + summed_linear(seen, w, "out", num_rows, axis)
-        return x + mlp(rms_norm(x, w["mlp_norm"], numerics), w, num_rows, axis, numerics), kept
+    @functools.partial(jax.jit, static_argnames="scored_only")
+    def run_layer(
+        x: Array, layer: dict[str, Any], pages: PagesT, scored_only: bool
+    ) -> tuple[Array, PagesT]:
+        normed = rms_norm(x, layer["attn_norm"], numerics)
+        q, k, v = _project(normed, layer, table, options, arrays.num_places)
+        seen, pages = attend_layer(q, k, v, pages, scored_only)
+        seen, num_rows = seen.reshape(x.shape[0], -1), arrays.num_places
+        if scored_only:
+            x, seen = x[arrays.score_tokens], seen[arrays.score_tokens]
+            num_rows = arrays.num_scored
+        x = x + linear(seen, layer["out"], num_rows, axis=axis)
+        normed = rms_norm(x, layer["mlp_norm"], numerics)
+        return x + mlp(normed, layer, num_rows, axis, numerics), pages
 
-    x = _embed(weights["embed"], tokens, axis).astype(jnp.float32)
-    table, kept = rope_table(positions, config), list(kept)
-    last = config.num_layers - 1
-    for i, w in enumerate(weights["layers"]):
-        scored = score_tokens if i == last else None
-        x, kept[i] = layer(x, w, kept[i], table, given, used, scored)
-    return kept, rms_norm(x, weights["norm"], numerics)
+    written, last = [], config.num_layers - 1
+    for i, (layer, before) in enumerate(zip(weights["layers"], pages, strict=True)):
+        x, after = run_layer(x, layer, before, scored_only=i == last)
+        written.append(after)
+    return tuple(written), rms_norm(x, weights["norm"], numerics)
 
 
 def _embed(
@@ -262,21 +246,21 @@ def _embed(
 
 def _project(
     x: Float[Array, "T D"],
-    w: dict[str, Array],
+    layer: dict[str, Any],
     table: tuple[Array, Array],
-    config: ModelConfig,
-    numerics: Numerics,
+    options: DecoderOptions,
     num_rows: Int32[Array, ""],
-) -> tuple[Array, Array, Array]:
-    """Queries [T,N,H], keys and values [T,K,H] of a layer, normalised and rotated."""
+) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"], Float[Array, "T K H"]]:
+    """Queries, keys and values of a layer, normalised and rotated."""
+    config, numerics = options.config, options.numerics
 
-    def heads(key: str) -> Array:
-        y = linear(x, w, key, num_rows, numerics.result).astype(x.dtype)
+    def heads(name: str) -> Array:
+        y = linear(x, layer[name], num_rows, numerics.result).astype(x.dtype)
         return y.reshape(x.shape[0], -1, config.head_dim)
 
     q, k, v = heads("q"), heads("k"), heads("v")
     if config.qk_norm:
-        q, k = rms_norm(q, w["q_norm"], numerics), rms_norm(k, w["k_norm"], numerics)
+        q, k = rms_norm(q, layer["q_norm"], numerics), rms_norm(k, layer["k_norm"], numerics)
     return rope(q, table), rope(k, table), v
 
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Float32, Int32, Shaped
+from jaxtyping import Float, Float32, Int32
 
 from itemwise.models.config import ModelConfig
-from itemwise.ops.linear.cpu import Panels, linear_cpu
-from itemwise.ops.softmax import dot_sum, product
+from itemwise.ops.linear.api import linear
+from itemwise.ops.softmax import dot_sum
 
 FLOAT32 = jnp.dtype(jnp.float32)
 
@@ -38,64 +38,6 @@ class Numerics(NamedTuple):
     def result(self) -> jnp.dtype:
         """Type of products that are not summed up further."""
         return self.dtype if self.rounded else FLOAT32
-
-
-def linear(
-    x: Float[Array, "T inner"],
-    w: dict[str, Array],
-    name: str,
-    num_rows: Int32[Array, ""],
-    result: jnp.dtype = FLOAT32,
-) -> Float[Array, "T outer"]:
-    """`x @ weight.T`, scaled and with its bias where it has one, summed in float32.
-
-    The weight lies as checkpoints store it, or in panels for C++, which computes `num_rows` rows.
-    A weight without scale may have another type of result than float32.
-    """
-    y = unbiased(x, w, name, num_rows, result)
-    bias = w.get(f"{name}_bias")
-    return y if bias is None else y + bias.astype(y.dtype)
-
-
-def unbiased(
-    x: Float[Array, "T inner"],
-    w: dict[str, Any],
-    name: str,
-    num_rows: Int32[Array, ""],
-    result: jnp.dtype = FLOAT32,
-) -> Float[Array, "T outer"]:
-    """`linear` without the bias."""
-    weight, scale = w[name], w.get(f"{name}_scale")
-    if isinstance(weight, Panels):
-        y = linear_cpu(x, weight, num_rows)
-    else:
-        y = matmul(x, weight, result if scale is None else FLOAT32)
-    return y if scale is None else y * scale
-
-
-def matmul(
-    x: Float[Array, "T inner"], weight: Shaped[Array, "outer inner"], result: jnp.dtype = FLOAT32
-) -> Float[Array, "T outer"]:
-    """`x @ weight.T` by XLA, summed in float32."""
-    if weight.dtype != x.dtype and x.dtype == jnp.float32:
-        weight = _widened(weight, x)
-    return product("ti,oi->to", x, weight, result)
-
-
-def _widened(
-    weight: Shaped[Array, "outer inner"], x: Float32[Array, "T inner"]
-) -> Float32[Array, "outer inner"]:
-    """A bfloat16 or int8 matrix in float32, made when `x` is there and not before.
-
-    XLA would else widen the matrices of all layers first, and hold them all.
-    """
-    # Bits that no arithmetic gives, which XLA cannot know.
-    never = (lax.bitcast_convert_type(x[0, 0], jnp.int32) == -1).astype(jnp.uint32)
-    if weight.dtype == jnp.int8:
-        return (weight | never.astype(jnp.int8)).astype(jnp.float32)
-    bits = lax.bitcast_convert_type(weight, jnp.uint16).astype(jnp.uint32) << 16
-    wide: Array = lax.bitcast_convert_type(bits | never, jnp.float32)
-    return wide
 
 
 def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], numerics: Numerics) -> Array:
@@ -147,29 +89,14 @@ def rope(x: Float[Array, "T heads H"], table: tuple[Array, Array]) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def summed_linear(
-    x: Float[Array, "T inner"],
-    w: dict[str, Array],
-    name: str,
-    num_rows: Int32[Array, ""],
-    axis: str | None,
-) -> Float32[Array, "T outer"]:
-    """`linear`, whose inner axis is sharded over the mesh axis `axis`, or whole if that is None."""
-    if axis is None:
-        return linear(x, w, name, num_rows)
-    y: Array = lax.psum(unbiased(x, w, name, num_rows), axis)
-    bias = w.get(f"{name}_bias")
-    return y if bias is None else y + bias.astype(jnp.float32)
-
-
 def mlp(
     x: Float[Array, "T D"],
-    w: dict[str, Array],
+    layer: dict[str, Any],
     num_rows: Int32[Array, ""],
     axis: str | None,
     numerics: Numerics,
 ) -> Float32[Array, "T D"]:
     """Gated MLP (Shazeer, 2020, "GLU Variants"): `down(silu(gate(x)) * up(x))`."""
-    gate, up = (linear(x, w, name, num_rows, numerics.result) for name in ("gate", "up"))
+    gate, up = (linear(x, layer[name], num_rows, numerics.result) for name in ("gate", "up"))
     inner = (jax.nn.silu(gate.astype(jnp.float32)) * up).astype(x.dtype)
-    return summed_linear(inner, w, "down", num_rows, axis)
+    return linear(inner, layer["down"], num_rows, axis=axis)

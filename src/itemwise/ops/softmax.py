@@ -8,7 +8,7 @@ running maximum keeps its value and zero is added.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -20,8 +20,9 @@ LOWEST = -1e30
 SUM_COLUMNS = 16  # of `dot_sum`
 
 
+@runtime_checkable
 class Granules(Protocol):
-    """The arrays that name the granules of rows; see `StepBatch`."""
+    """The arrays that name the granules of rows; see `StepArrays`."""
 
     @property
     def granule_start(self) -> Int32[Array, " granules"]:
@@ -39,7 +40,7 @@ class Granules(Protocol):
         ...
 
 
-class Sums(NamedTuple):
+class SoftmaxState(NamedTuple):
     """Running state of the online softmax: maximum, sum of weights, weighted sum of values."""
 
     top: Float32[Array, "*rows"]
@@ -92,23 +93,27 @@ def dot_sum(x: Float32[Array, "rows n"]) -> Float32[Array, " rows"]:
 
 
 def accumulate(
-    sums: Sums, scores: Array, v: Array, equation: str, sum_keys: Callable[[Array], Array] = _sum
-) -> Sums:
+    sums: SoftmaxState,
+    scores: Array,
+    v: Array,
+    equation: str,
+    sum_keys: Callable[[Array], Array] = _sum,
+) -> SoftmaxState:
     """Takes one block of keys into the sums. `scores` [..., keys], masked with minus infinity."""
     top = jnp.maximum(sums.top, scores.max(-1))
     p, shrink = jnp.exp(scores - top[..., None]), jnp.exp(sums.top - top)
     seen = product(equation, p.astype(v.dtype), v)
     total = sums.total * shrink[..., None] + seen
-    return Sums(top, sums.weight * shrink + sum_keys(p), total)
+    return SoftmaxState(top, sums.weight * shrink + sum_keys(p), total)
 
 
 def own_rows(
     q: Float[Array, "K places group H"],
     k: Float[Array, "K places H"],
     v: Float[Array, "K places H"],
-    layout: Granules,
+    arrays: Granules,
     granule: int,
-) -> Sums:
+) -> SoftmaxState:
     """Sums over each token's own row up to itself. Returns arrays [K, places, group(, H)].
 
     A granule may hold fewer tokens than it has places: what lies past them belongs to a later
@@ -120,26 +125,26 @@ def own_rows(
     # Place t sees place s <= t of its granule; the heads of a group sit side by side.
     causal = jnp.arange(granule * group)[:, None] // group >= jnp.arange(granule)
 
-    def one_granule(n: Array, sums: Sums) -> Sums:
-        start = layout.granule_start[n]
+    def one_granule(n: Array, sums: SoftmaxState) -> SoftmaxState:
+        start = arrays.granule_start[n]
         q_n = lax.dynamic_slice_in_dim(q, start, granule, 1).reshape(*rows, head_dim)
 
-        def one_product(j: Array, own: Sums) -> Sums:
+        def one_product(j: Array, own: SoftmaxState) -> SoftmaxState:
             k_j = lax.dynamic_slice_in_dim(k, start - j * granule, granule, 1)
             v_j = lax.dynamic_slice_in_dim(v, start - j * granule, granule, 1)
             scores = jnp.where(causal | (j > 0), scaled_scores("kth,ksh->kts", q_n, k_j), -jnp.inf)
             return accumulate(own, scores, v_j, "kts,ksh->kth")
 
-        own = lax.fori_loop(0, layout.granule_index[n] + 1, one_product, no_sums(rows, head_dim))
+        own = lax.fori_loop(0, arrays.granule_index[n] + 1, one_product, no_sums(rows, head_dim))
 
         def put(whole: Array, part: Array) -> Array:
             part = part.reshape(num_kv_heads, granule, group, *part.shape[2:])
             return lax.dynamic_update_slice_in_dim(whole, part, start, 1)
 
-        return Sums(*map(put, sums, own))
+        return SoftmaxState(*map(put, sums, own))
 
     empty = no_sums((num_kv_heads, num_places, group), head_dim)
-    sums: Sums = lax.fori_loop(0, layout.num_granules, one_granule, empty)
+    sums: SoftmaxState = lax.fori_loop(0, arrays.num_granules, one_granule, empty)
     return sums
 
 
@@ -148,9 +153,9 @@ def with_places(a: Float[Array, "T ..."], count: int) -> Float[Array, "places ..
     return jnp.pad(a, [(0, count)] + [(0, 0)] * (a.ndim - 1))
 
 
-def no_sums(rows: tuple[int, ...], head_dim: int) -> Sums:
+def no_sums(rows: tuple[int, ...], head_dim: int) -> SoftmaxState:
     """The sums before any block."""
-    return Sums(
+    return SoftmaxState(
         jnp.full(rows, LOWEST, jnp.float32),
         jnp.zeros(rows, jnp.float32),
         jnp.zeros((*rows, head_dim), jnp.float32),

@@ -25,8 +25,9 @@ from itemwise.engine.programs import ProgramSet
 from itemwise.errors import ConfigError
 from itemwise.models.config import ModelConfig
 from itemwise.models.sharding import make_mesh
+from itemwise.ops.packed.base import PackedShape
 from itemwise.tpu.roofline import Chip, Work, Workload, chip_of, packed_shape_of, work_of
-from itemwise.types import DTypes, Mask, PackedShape
+from itemwise.types import DTypes, Mask
 
 FORMS = ("packed dense", "packed segment", "exact step")
 READS = ("labels", "vocabulary")  # the small programs that every form needs

@@ -14,12 +14,13 @@ import jax
 import numpy as np
 
 from itemwise.engine.packed_sequence import packed_shape
-from itemwise.engine.step_packer import StepPacker
+from itemwise.engine.step_packer import Context, RowPlan, StepPacker
 from itemwise.errors import ConfigError
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
+from itemwise.ops.packed.base import PackedShape
 from itemwise.ops.packed.tiles import packed_tiles
-from itemwise.types import Context, PackedShape, RowPlan, StepShape
+from itemwise.ops.step.arrays import StepShape
 
 VALUE_BYTES = 2  # bfloat16
 SCORE_BYTES = 4  # float32, of attention scores
@@ -101,7 +102,7 @@ def chip_of(topology: str) -> Chip:
 
 def packed_shape_of(workload: Workload, shape: StepShape) -> PackedShape:
     """The packed sequence that the workload fills."""
-    rows, granule = shape.max_rows, shape.granule_tokens
+    rows, granule = shape.max_scored_rows, shape.granule_tokens
     return packed_shape(workload.tokens, workload.num_items, rows, granule)
 
 
@@ -167,9 +168,10 @@ def _exact_pairs(shape: StepShape, workload: Workload) -> tuple[int, int]:
 
     def take() -> None:
         nonlocal steps, pairs
-        batch = packer.take()
-        blocks = int(batch.num_blocks.sum()) * shape.block_pages * page
-        products = int(np.sum(batch.granule_index[: batch.num_granules] + 1))
+        arrays = packer.take().arrays
+        num_pages = (arrays.context_lens > 0).sum(1)
+        blocks = int(np.ceil(num_pages / shape.block_pages).sum()) * shape.block_pages * page
+        products = int(np.sum(arrays.granule_index[: arrays.num_granules] + 1))
         steps += 1
         pairs += blocks * page + products * shape.granule_tokens**2
 

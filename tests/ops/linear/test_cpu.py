@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from itemwise.engine.cpu_level import BY_NAME
 from itemwise.ops.build_cpu import Kernels
-from itemwise.ops.linear.cpu import Panels, linear_cpu, to_panels
+from itemwise.ops.linear.base import Panels
+from itemwise.ops.linear.cpu import linear_cpu, to_panels
 from itemwise.types import CppLevel
 from tests.conftest import CPP_LEVELS, require
 

@@ -1,23 +1,29 @@
-"""One suite for every backend of packed attention: the rule of `ops/packed.py`, in float64."""
+"""One suite for every backend of packed attention: the rule of `ops/packed/base.py`, in float64."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
+from jax.experimental.pallas import tpu as pltpu
 from numpy.typing import NDArray
 
 from itemwise.engine.packed_sequence import pack, packed_shape
-from itemwise.ops.api import attend_packed
-from itemwise.ops.packed.base import PackedLayout
-from itemwise.types import Mask, PackedBatch, PackedShape
+from itemwise.ops.packed.base import PackedArrays
+from itemwise.ops.packed.dense import attend_dense
+from itemwise.ops.packed.gpu import attend_packed_gpu
+from itemwise.ops.packed.segment import attend_segment
+from itemwise.ops.packed.tpu import attend_packed_tpu
 
-attend = jax.jit(attend_packed, static_argnums=(4, 5))  # compiled once a shape
-BACKENDS: tuple[Mask, ...] = ("dense", "segment")
+Heads = tuple[int, int, int]
+GRANULE = 32
 # Largest difference from float64, of values near 1. bfloat16 has 8 bits of mantissa, and rounds
 # the weights and the result.
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
@@ -35,93 +41,155 @@ CASES: dict[str, tuple[int, tuple[int, ...]]] = {
 }
 
 
-class Inputs(NamedTuple):
+@dataclass(frozen=True)
+class Backend:
+    """How the suite runs a backend; a new one is one more entry of `BACKENDS`.
+
+    Attributes:
+        attend: takes q, k, v and the arrays.
+        heads: N, K and H; all cases run with the first, "short" with the others.
+    """
+
+    attend: Callable[..., Array]
+    heads: list[Heads]
+
+
+# It fills memory that nobody wrote with NaN, refuses reads out of bounds, and prints data races.
+INTERPRET = pltpu.InterpretParams(detect_races=True)
+PLAIN_HEADS = [(4, 2, 16), (2, 2, 64), (12, 2, 64), (8, 1, 128)]
+BACKENDS = {
+    "dense": Backend(attend_dense, PLAIN_HEADS),
+    "segment": Backend(functools.partial(attend_segment, granule_tokens=GRANULE), PLAIN_HEADS),
+    "gpu": Backend(
+        functools.partial(attend_packed_gpu, interpret=True),
+        [(4, 2, 64), (1, 1, 128), (2, 1, 64), (6, 1, 128), (8, 2, 16)],
+    ),
+    "tpu": Backend(
+        functools.partial(attend_packed_tpu, interpret=INTERPRET),
+        [(4, 2, 64), (1, 1, 128), (2, 1, 64), (6, 1, 128), (8, 1, 128)],
+    ),
+}
+
+
+class Sequence(NamedTuple):
     """A packed sequence with random queries, keys and values."""
 
-    shape: PackedShape
-    batch: PackedBatch
-    layout: PackedLayout
+    case: str
+    arrays: PackedArrays[Any]
     q: Array
     k: Array
     v: Array
 
 
-def inputs(case: str, dtype: str, heads: tuple[int, int], head_dim: int) -> Inputs:
+def make_sequence(case: str, heads: Heads, dtype: str = "float32") -> Sequence:
     prefix, lengths = CASES[case]
     rng = np.random.default_rng(0)
-    shape = packed_shape(prefix + sum(lengths), len(lengths), 128, 32)
-    batch = pack((0,) * prefix, [(0,) * n for n in lengths], shape)
-    layout = PackedLayout(*(jnp.asarray(getattr(batch, name)) for name in PackedLayout._fields))
+    shape = packed_shape(prefix + sum(lengths), len(lengths), 128, GRANULE)
+    arrays = pack((0,) * prefix, [(0,) * n for n in lengths], shape)
     drawn = (
-        jnp.asarray(rng.standard_normal((shape.tokens, n, head_dim), np.float32), dtype)
+        jnp.asarray(rng.standard_normal((shape.tokens, n, heads[2]), np.float32), dtype)
         for n in (heads[0], heads[1], heads[1])
     )
-    return Inputs(shape, batch, layout, *drawn)
+    return Sequence(case, arrays, *drawn)
 
 
-def plainly(made: Inputs) -> NDArray[np.float64]:
-    """Attention of the places in use, one token and one head at a time, in float64."""
-    q, k, v = (np.asarray(a, np.float64) for a in (made.q, made.k, made.v))
-    group, scale = q.shape[1] // k.shape[1], q.shape[2] ** -0.5
-    prefix, used = int(made.batch.prefix_end), int(made.batch.num_tokens)
-    starts = [int(start) for start in made.batch.row_starts if start < made.shape.tokens]
-    out = np.empty_like(q[:used])
-    for i in range(used):
-        first = max((start for start in starts if start <= i), default=0)
-        seen = np.array([j for j in range(i + 1) if j < prefix or j >= first])
-        for head in range(q.shape[1]):
-            scores = k[seen, head // group] @ q[i, head] * scale
-            weights = np.exp(scores - scores.max())
-            out[i, head] = weights @ v[seen, head // group] / weights.sum()
+@functools.cache
+def compiled(attend: Callable[..., Array]) -> Callable[..., Array]:
+    return jax.jit(attend)
+
+
+def run(attend: Callable[..., Array], made: Sequence) -> NDArray[np.float64]:
+    """The attention output of all places."""
+    found = np.asarray(compiled(attend)(made.q, made.k, made.v, made.arrays), np.float64)
+    assert np.isfinite(found).all()
+    return found
+
+
+def plainly(made: Sequence) -> NDArray[np.float64]:
+    """What it means, of the places in use, in float64."""
+    prefix, lengths = CASES[made.case]
+    row_start = np.repeat(prefix + np.cumsum((0, *lengths))[:-1], lengths).astype(int)
+    row_start = np.concatenate([np.zeros(prefix, int), row_start])
+    used = len(row_start)
+    q, k, v = (np.asarray(a[:used], np.float64) for a in (made.q, made.k, made.v))
+    group = q.shape[1] // k.shape[1]
+    i, j = np.arange(used)[:, None], np.arange(used)
+    visible = (j <= i) & ((j < prefix) | (j >= row_start[:, None]))
+    scores = np.einsum("inh,jnh->nij", q, k.repeat(group, 1)) * q.shape[2] ** -0.5
+    scores = np.where(visible, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    out: NDArray[np.float64] = np.einsum("nij,jnh->inh", weights, v.repeat(group, 1))
     return out
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+def error(attend: Callable[..., Array], made: Sequence) -> float:
+    expected = plainly(made)
+    return float(np.abs(run(attend, made)[: len(expected)] - expected).max())
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def no_race(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Of those that an interpreter prints."""
+    yield
+    captured = capfd.readouterr()
+    assert "RACE" not in captured.out + captured.err
+
+
+for_all = pytest.mark.parametrize("backend", list(BACKENDS), indirect=True)
+
+
+@for_all
 @pytest.mark.parametrize("case", CASES)
-def test_the_rule(case: str, backend: Mask) -> None:
-    made = inputs(case, "float32", (4, 2), 16)
-    found = attend(made.q, made.k, made.v, made.layout, made.shape, backend)
-    expected = plainly(made)
-    assert np.abs(np.asarray(found, np.float64)[: len(expected)] - expected).max() <= 2e-6
-    assert np.isfinite(np.asarray(found)).all()
+def test_the_rule(case: str, backend: Backend) -> None:
+    made = make_sequence(case, backend.heads[0])
+    assert error(backend.attend, made) <= TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("heads", "head_dim"), [((2, 2), 64), ((12, 2), 64), ((8, 1), 128)])
-def test_heads_and_types(dtype: str, heads: tuple[int, int], head_dim: int, backend: Mask) -> None:
-    made = inputs("short", dtype, heads, head_dim)
-    found = attend(made.q, made.k, made.v, made.layout, made.shape, backend)
-    expected = plainly(made)
-    error = np.abs(np.asarray(found, np.float64)[: len(expected)] - expected).max()
-    assert error <= TOLERANCE[dtype]
+@pytest.mark.parametrize(
+    ("backend", "heads"),
+    [(name, heads) for name, one in BACKENDS.items() for heads in one.heads],
+    indirect=["backend"],
+    ids=str,
+)
+def test_heads_and_types(dtype: str, heads: Heads, backend: Backend) -> None:
+    made = make_sequence("short", heads, dtype)
+    assert error(backend.attend, made) <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_other_places_change_no_bit(backend: Mask) -> None:
+@for_all
+def test_other_places_change_no_bit(backend: Backend) -> None:
     """Padding and neighbours are exact no-ops, whatever they hold."""
-    made = inputs("items over several tiles", "bfloat16", (4, 2), 16)
-    base = np.asarray(attend(made.q, made.k, made.v, made.layout, made.shape, backend))
-    last = slice(int(made.batch.row_starts[3]), int(made.batch.num_tokens))
-    others = np.arange(made.shape.tokens)
-    others = others[(others >= 100) & ((others < last.start) | (others >= last.stop))]
-    q, k, v = (a.at[others].set(a[others] * -7 + 3) for a in (made.q, made.k, made.v))
-    found = np.asarray(attend(q, k, v, made.layout, made.shape, backend))
-    assert (found[last] == base[last]).all()
-    assert (found[:100] == base[:100]).all()
-    assert (found[others] != base[others]).any()
+    made = make_sequence("items over several tiles", backend.heads[0], "bfloat16")
+    base = run(backend.attend, made)
+    for item in (2, 3):
+        ends = [*made.arrays.row_starts[:4].tolist(), int(made.arrays.num_places)]
+        mine = slice(ends[item], ends[item + 1])
+        others = np.arange(len(made.q))
+        others = others[(others >= 100) & ((others < mine.start) | (others >= mine.stop))]
+        q, k, v = (a.at[others].set(a[others] * -7 + 3) for a in (made.q, made.k, made.v))
+        found = run(backend.attend, made._replace(q=q, k=k, v=v))
+        assert (found[mine] == base[mine]).all()
+        assert (found[:100] == base[:100]).all()
+        assert (found[others] != base[others]).any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_planted_fault_is_seen(backend: Mask) -> None:
-    made = inputs("many items", "float32", (4, 2), 16)
-    expected = plainly(made)
+@for_all
+def test_a_planted_fault_is_seen(backend: Backend) -> None:
+    made = make_sequence("many items", backend.heads[0])
+    sixth = np.arange(len(made.arrays.row_starts)) == 5
+    granule = np.arange(len(made.arrays.granule_start)) == 5
     for faulty in (
-        made.layout._replace(prefix_end=made.layout.prefix_end + 1),
-        made.layout._replace(
-            row_starts=made.layout.row_starts.at[5].add(-1),
-            granule_start=made.layout.granule_start.at[5].add(-1),
+        made.arrays._replace(prefix_end=made.arrays.prefix_end + np.int32(1)),
+        made.arrays._replace(
+            row_starts=made.arrays.row_starts - sixth,
+            granule_start=made.arrays.granule_start - granule,
         ),
     ):
-        found = attend(made.q, made.k, made.v, faulty, made.shape, backend)
-        assert np.abs(np.asarray(found)[: len(expected)] - expected).max() > 1e-3
+        assert error(backend.attend, made._replace(arrays=faulty)) > 1e-3

@@ -1,9 +1,11 @@
-"""Steps with random queries, keys, values and pages, for kernels of the exact step's attention."""
+"""Steps with random queries, keys, values and pages, and what attention means in float64."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,10 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from itemwise.engine.step_packer import StepPacker
-from itemwise.ops.step.xla import StepLayout, to_storage
-from itemwise.types import Context, RowPlan, StepShape
+from itemwise.engine.step_packer import Context, RowPlan, StepPacker
+from itemwise.ops.step.arrays import StepArrays, StepShape
+from itemwise.ops.step.base import Pages, to_storage
 
-# As `attention.attend`: q, k, v, the pages of keys and values, layout and shape.
-StepAttention = Callable[..., Array]
 SHAPE = StepShape(
     tokens=384,
     lanes=24,
@@ -27,89 +27,141 @@ SHAPE = StepShape(
     block_pages=4,
     max_context_pages=8,
 )
+# Lanes that lie side by side, as on TPU; smaller, since that interpreter is slow.
+TILED = replace(SHAPE, lanes=6, lane_tokens=64, lane_alignment=64, page_tokens=64, block_pages=2)
 NUM_PAGES = 10
-SHORT = Context((4,), (5,))
-LONG = Context((2, 9, 1, 3, 6), (128, 128, 128, 128, 77))
-PARTS = Context((5, 8), (1, 127))
 
 
-def row(num_tokens: int, context: Context = SHORT) -> RowPlan:
+def row(num_tokens: int, context: Context = Context()) -> RowPlan:  # noqa: B008
     return RowPlan(range(num_tokens), 0, context, score_id=0)
 
 
-CASES: dict[str, list[RowPlan]] = {
-    "no context": [row(n, Context()) for n in (1, 20, 31, 32, 33, 128)],
-    "a short context": [row(n) for n in (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)],
-    "a long context": [row(n, LONG) for n in (20, 20, 7, 120)],
-    "part-full pages": [row(n, PARTS) for n in (64, 1)],
-    "several requests": [row(n, c) for n in (1, 9, 128) for c in (SHORT, LONG)],
-    "a short last granule": [row(n) for n in (128, 128, 108, 20)],
-    "long rows": [row(128, LONG), row(128), row(128)],
-}
+def cases(shape: StepShape) -> dict[str, list[RowPlan]]:
+    """Rows of every kind, in so many tokens as the pages of the shape allow."""
+    page = shape.page_tokens
+    short = Context((4,), (5,))
+    long = Context((2, 9, 1, 3, 6), (page,) * 4 + (page * 3 // 5,))
+    parts = Context((5, 8, 7), (page, 1, page - 1))
+    full = [row(page, short)] * (shape.tokens // page - 1)
+    return {
+        "no context": [row(n) for n in (1, 20, 31, 32, 33, page)],
+        "a short context": [row(n, short) for n in (1, 2, 3, 5, 8, 13, 21, 34, 55)],
+        "a long context": [row(n, long) for n in (20, 20, 7, page - 8)],
+        "part-full pages": [row(n, parts) for n in (page // 2, 1, 40)],
+        "several requests": [row(n, c) for n in (1, 9, page) for c in (short, long)],
+        "a short last granule": [*full, row(page - 20, short), row(20, short)],
+        "long rows": [row(page, long), row(page, short), row(page, short)],
+        "a full step": [row(page, parts), *[row(16, short)] * ((shape.tokens - page) // 16)],
+    }
+
+
+CASES = tuple(cases(SHAPE))
 
 
 class Step(NamedTuple):
-    """Rows packed into a step, with the arrays that attention takes: float32, and the layout."""
+    """A packed step; `starts` has the first token place of each row."""
 
-    q: NDArray[np.float32]
-    k: NDArray[np.float32]
-    v: NDArray[np.float32]
-    k_pages: NDArray[np.float32]
-    v_pages: NDArray[np.float32]
-    layout: StepLayout
-    starts: list[int]  # the first place of each row
+    shape: StepShape
+    rows: Sequence[RowPlan]
+    starts: list[int]
+    arrays: StepArrays[Any]
+    q: Array
+    k: Array
+    v: Array
+    pages: Pages
+
+    def parts(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """What belongs to each row."""
+        pairs = zip(self.starts, self.rows, strict=True)
+        return [values[start : start + len(one.tokens)] for start, one in pairs]
 
 
-def run(
-    way: StepAttention,
+def make_step(
+    shape: StepShape,
     rows: Sequence[RowPlan],
     heads: tuple[int, int, int],
     *,
     dtype: str = "float32",
     seed: int = 0,
     broken: int | None = None,
-) -> list[NDArray[np.float32]]:
-    """The attention output of each row; arguments as in `draw_step`.
+) -> Step:
+    """A step of these rows. Their queries, keys, values and contexts go by what they are.
 
-    The row `broken` has keys and values that are no numbers.
+    `seed` draws all else: which pages a context lies in, and what is in pages past their valid
+    tokens, in unused slots of the page table, and in token places of no row. The row `broken` has
+    keys and values that are no numbers. `heads` are N, K and H.
     """
-    step = draw_step(rows, heads, seed)
-    if broken is not None:
-        for array in (step.k, step.v):
-            array[step.starts[broken] :][: len(rows[broken].tokens)] = np.nan
-    found = attention(way, step, dtype)
-    assert np.isfinite(found).all() or broken is not None
-    return [found[s : s + len(r.tokens)] for r, s in zip(rows, step.starts, strict=True)]
-
-
-def attention(way: StepAttention, step: Step, dtype: str = "float32") -> NDArray[np.float32]:
-    """What comes out at every place of the step."""
-    own = [jnp.asarray(a, dtype) for a in (step.q, step.k, step.v)]
-    kept = [to_storage(jnp.asarray(a, dtype)) for a in (step.k_pages, step.v_pages)]
-    jitted = jax.jit(way, static_argnums=6)
-    return np.asarray(jitted(*own, *kept, step.layout, SHAPE), np.float32)
-
-
-def draw_step(rows: Sequence[RowPlan], heads: tuple[int, int, int], seed: int = 0) -> Step:
-    """A step of the rows; `seed` draws what surrounds them. `heads` are N, K and H."""
     num_heads, num_kv_heads, head_dim = heads
-    packer, starts = StepPacker(SHAPE), []
-    for one in rows:
-        starts.append(packer._start_of(one))
-        packer.add(one)
-    batch = packer.take()
-    layout = StepLayout(*(getattr(batch, name) for name in StepLayout._fields))
     around = np.random.default_rng(seed)
+    moved = around.permutation(NUM_PAGES) if seed else np.arange(NUM_PAGES)
+    packer = StepPacker(shape)
+    for one in rows:
+        assert packer.fits(one)
+        pages = tuple(int(moved[page]) for page in one.context.pages)
+        packer.add(replace(one, context=replace(one.context, pages=pages)))
+    arrays = packer.take().arrays
+    unused = arrays.context_lens == 0
+    arrays.context_pages[unused] = around.integers(0, NUM_PAGES, unused.sum())
+    in_use = slice(int(arrays.num_granules))
+    starts = arrays.granule_start[in_use][arrays.granule_index[in_use] == 0].tolist()
+
     q, k, v = (
-        around.standard_normal((SHAPE.tokens, n, head_dim), np.float32)
+        around.standard_normal((shape.tokens, n, head_dim), np.float32)
         for n in (num_heads, num_kv_heads, num_kv_heads)
     )
-    for one, start in zip(rows, starts, strict=True):  # a row's values go by what it is
-        mine = np.random.default_rng([len(one.tokens), *one.context.pages])
+    pool = around.standard_normal((2, NUM_PAGES, num_kv_heads, shape.page_tokens, head_dim))
+    pool = pool.astype(np.float32)
+    for index, (one, start) in enumerate(zip(rows, starts, strict=True)):
+        size = len(one.tokens)
+        mine = np.random.default_rng([size, *one.context.pages])
         for array in (q, k, v):
-            size = (len(one.tokens), *array.shape[1:])
-            array[start : start + size[0]] = mine.standard_normal(size, np.float32)
-    rng = np.random.default_rng(1)
-    pool = (NUM_PAGES, num_kv_heads, SHAPE.page_tokens, head_dim)
-    k_pages, v_pages = (rng.standard_normal(pool, np.float32) for _ in range(2))
-    return Step(q, k, v, k_pages, v_pages, layout, starts)
+            array[start : start + size] = mine.standard_normal(array[:size].shape, np.float32)
+        for array in (k, v) if index == broken else ():
+            array[start : start + size] = np.nan
+        for page, length in zip(one.context.pages, one.context.lens, strict=True):
+            cached = np.random.default_rng(page).standard_normal(pool[:, page].shape, np.float32)
+            pool[:, moved[page], :, :length] = cached[:, :, :length]
+    stored = Pages(*(to_storage(jnp.asarray(a, dtype)) for a in pool))
+    q_own, k_own, v_own = (jnp.asarray(a, dtype) for a in (q, k, v))
+    return Step(shape, rows, starts, arrays, q_own, k_own, v_own, stored)
+
+
+@functools.cache
+def compiled(attend: Callable[..., Array]) -> Callable[..., Array]:
+    """The backend as a program, compiled once for each shape."""
+    return jax.jit(attend, static_argnums=5)
+
+
+def run(attend: Callable[..., Array], step: Step) -> list[NDArray[np.float32]]:
+    """The attention output of each row."""
+    found = compiled(attend)(step.q, step.k, step.v, step.pages, step.arrays, step.shape)
+    values = np.asarray(found, np.float32)
+    assert np.isfinite(values).all() or not np.isfinite(np.asarray(step.k, np.float32)).all()
+    return step.parts(values)
+
+
+def plainly(step: Step) -> list[NDArray[np.float64]]:
+    """What it means: softmax over a row's context and itself, in float64. For seed 0 alone."""
+    q, k, v = (np.asarray(a, np.float64) for a in (step.q, step.k, step.v))
+    dtype = step.q.dtype
+    pools = [np.asarray(a if a.dtype == dtype else a.view(dtype), np.float64) for a in step.pages]
+    group, head_dim = q.shape[1] // k.shape[1], q.shape[2]
+    outs = []
+    for one, q_row, *own in zip(step.rows, *(step.parts(a) for a in (q, k, v)), strict=True):
+        context = list(zip(one.context.pages, one.context.lens, strict=True))
+        keys, values = (
+            np.concatenate([*(pool[page, :, :n].swapaxes(0, 1) for page, n in context), mine])
+            for pool, mine in zip(pools, own, strict=True)
+        )
+        size, seen = len(q_row), len(keys)
+        visible = np.arange(seen) <= np.arange(seen - size, seen)[:, None]
+        scores = np.einsum("tnh,snh->nts", q_row, keys.repeat(group, 1)) / np.sqrt(head_dim)
+        scores = np.where(visible, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        outs.append(np.einsum("nts,snh->tnh", weights, values.repeat(group, 1)))
+    return outs
+
+
+def largest_difference(ours: Sequence[NDArray[Any]], theirs: Sequence[NDArray[Any]]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))

@@ -1,23 +1,26 @@
-"""The C++ kernels against the XLA form, and their bits in other company."""
+"""What the C++ kernels have beyond the suite in `test_step.py`."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 from numpy.typing import NDArray
 
+from itemwise.engine.step_packer import RowPlan
+from itemwise.ops.step.arrays import StepArrays, StepShape
+from itemwise.ops.step.base import Pages, StepAttention
 from itemwise.ops.step.cpu import attend_cpu
-from itemwise.ops.step.xla import Wanted, attend
-from itemwise.types import CppLevel, RowPlan
+from itemwise.ops.step.xla import attend_xla
+from itemwise.types import CppLevel
 from tests.conftest import CPP_LEVELS, require
-from tests.ops.step.steps import CASES, SHAPE, Step, StepAttention, attention, draw_step, run
+from tests.ops.step.backends import CPP_HEADS as HEADS
+from tests.ops.step.steps import CASES, SHAPE, Step, cases, make_step, run
 
-HEADS = [(16, 8, 128), (4, 4, 64), (12, 2, 64), (8, 1, 16), (6, 2, 24)]
+ROWS = cases(SHAPE)
 
 
 @pytest.fixture(scope="module", params=CPP_LEVELS)
@@ -31,16 +34,6 @@ def level(request: pytest.FixtureRequest) -> CppLevel:
 def kernel(level: CppLevel) -> StepAttention:
     """`attend_cpu` of each level that this machine runs."""
     return functools.partial(attend_cpu, level=level)
-
-
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_kernel_gives_what_xla_gives(
-    case: str, heads: tuple[int, int, int], kernel: StepAttention
-) -> None:
-    rows = CASES[case]
-    for found, expected in zip(run(kernel, rows, heads), run(attend, rows, heads), strict=True):
-        assert np.abs(found - expected).max() <= 2e-6
 
 
 # Sharp attention: scores that differ by hundreds, so that weights vanish or are all but zero.
@@ -65,11 +58,11 @@ SECOND_ORDER = 1.01  # e_i stays below 1e-3 where w_i is not zero
 
 
 def sharp_step(rows: list[RowPlan]) -> Step:
-    step = draw_step(rows, HEADS[0])
-    q = 25 * np.rint(4 * step.q)
-    k, k_pages = ((np.rint(4 * a) / 4).astype(np.float32) for a in (step.k, step.k_pages))
+    step = make_step(SHAPE, rows, HEADS[0])
+    q = 25 * jnp.rint(4 * step.q)
+    k, k_pages = (jnp.rint(4 * a) / 4 for a in (step.k, step.pages.k))
     assert max(np.abs(k).max(), np.abs(k_pages).max()) * np.abs(q).max() * HEADS[0][2] < 2**22
-    return step._replace(q=q, k=k, k_pages=k_pages)
+    return step._replace(q=q, k=k, pages=step.pages._replace(k=k_pages))
 
 
 def exact_attention(
@@ -77,6 +70,9 @@ def exact_attention(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A row's attention [t, N, H] in float64, and the bound on what float32 may be off."""
     places = slice(start, start + len(row.tokens))
+    q, k, v, k_pages, v_pages = (
+        np.asarray(a, np.float64) for a in (step.q, step.k, step.v, *step.pages)
+    )
     keys, values = (
         np.concatenate(
             [
@@ -86,10 +82,10 @@ def exact_attention(
                 ),
                 own[places],
             ]
-        ).astype(np.float64)
-        for pages, own in ((step.k_pages, step.k), (step.v_pages, step.v))
+        )
+        for pages, own in ((k_pages, k), (v_pages, v))
     )
-    q = step.q[places].astype(np.float64)
+    q = q[places]
     group = q.shape[1] // keys.shape[1]
     keys, values = (a.repeat(group, 1) for a in (keys, values))
     n, t = len(keys), len(q)
@@ -113,100 +109,61 @@ def exact_attention(
 def excess(way: StepAttention, rows: list[RowPlan]) -> float:
     """The largest error of sharp attention, in bounds on it."""
     step, worst = sharp_step(rows), 0.0
-    found = attention(way, step)
-    for one, start in zip(rows, step.starts, strict=True):
+    for one, start, found in zip(rows, step.starts, run(way, step), strict=True):
         out, bound = exact_attention(step, one, start)
         assert bound.max() < 5e-4, "a bound that forgives anything"
-        error = np.abs(found[start : start + len(out)] - out)
+        error = np.abs(found - out)
         worst = max(worst, float((error / np.maximum(bound, 1e-30)).max()))
     return worst
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_sharp_attention_is_as_right_as_float32_can_be(case: str, kernel: StepAttention) -> None:
-    assert excess(kernel, CASES[case]) <= 1
+    assert excess(kernel, ROWS[case]) <= 1
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_sharp_attention_of_xla_is_as_right_as_float32_can_be(case: str) -> None:
-    assert excess(attend, CASES[case]) <= 1
+    assert excess(attend_xla, ROWS[case]) <= 1
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_scale_that_is_off_by_a_thousandth_would_show(case: str, kernel: StepAttention) -> None:
-    assert excess(lambda q, *others: kernel(1.001 * q, *others), CASES[case]) > 10
+    def sharper(
+        q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays[Array], shape: StepShape
+    ) -> Array:
+        return kernel(1.001 * q, k, v, pages, arrays, shape)
+
+    assert excess(sharper, ROWS[case]) > 10
 
 
 def test_a_skipped_key_would_show(kernel: StepAttention) -> None:
-    def shorter(*arguments: Any) -> jax.Array:
-        *arrays, layout, shape = arguments
-        layout = layout._replace(context_lens=jnp.maximum(layout.context_lens - 1, 0))
-        return kernel(*arrays, layout, shape)
+    def shorter(
+        q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays[Array], shape: StepShape
+    ) -> Array:
+        arrays = arrays._replace(context_lens=jnp.maximum(arrays.context_lens - 1, 0))
+        return kernel(q, k, v, pages, arrays, shape)
 
     for case in ("a short context", "a long context", "part-full pages", "several requests"):
-        assert excess(shorter, CASES[case]) > 100
+        assert excess(shorter, ROWS[case]) > 100
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_a_row_has_the_same_bits_in_any_company(
-    case: str, heads: tuple[int, int, int], kernel: StepAttention
-) -> None:
-    rows = CASES[case]
-    base = run(kernel, rows, heads)
-    backwards = run(kernel, rows[::-1], heads, seed=2)[::-1]
-    for one, found, other in zip(rows, base, backwards, strict=True):
-        assert found.tobytes() == other.tobytes()
-        assert found.tobytes() == run(kernel, [one], heads, seed=3)[0].tobytes()
-
-
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_what_is_no_number_stays_in_its_row(
-    heads: tuple[int, int, int], kernel: StepAttention
-) -> None:
-    rows = CASES["a short context"]
-    base = run(kernel, rows, heads)
-    for broken in (0, 4, 9):
-        for i, found in enumerate(run(kernel, rows, heads, broken=broken)):
-            assert np.isnan(found).all() if i == broken else found.tobytes() == base[i].tobytes()
-
-
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_places_wanted_alone_have_the_same_bits(
-    case: str, heads: tuple[int, int, int], kernel: StepAttention
+def test_scored_places_alone_have_the_same_bits(
+    case: str, heads: tuple[int, int, int], level: CppLevel, kernel: StepAttention
 ) -> None:
     # The lane from 128 on has none.
     places = np.setdiff1d(np.arange(0, SHAPE.tokens, 7), np.arange(128, 256))
-
-    def some(*arguments: Any) -> jax.Array:
-        # Padding points to a place that is not wanted.
-        wanted = Wanted(jnp.array([*places, 1, 1]), jnp.int32(len(places)))
-        q, k, v, k_pages, v_pages, layout, shape = arguments
-        return kernel(q, k, v, k_pages, v_pages, layout, shape, wanted)
-
-    def all_but_some(*arguments: Any) -> jax.Array:
-        kept = np.isin(np.arange(SHAPE.tokens), places)
-        return jnp.where(kept[:, None, None], kernel(*arguments), 0)
-
-    found, expected = (run(way, CASES[case], heads) for way in (some, all_but_some))
+    step = make_step(SHAPE, ROWS[case], heads)
+    scored = step.arrays._replace(
+        score_tokens=np.array([*places, 1, 1], np.int32),  # padding points to another place
+        num_scored=np.asarray(len(places), np.int32),
+    )
+    found = run(
+        functools.partial(attend_cpu, level=level, scored_only=True), step._replace(arrays=scored)
+    )
+    chosen = step.parts(np.isin(np.arange(SHAPE.tokens), places))
     assert any(row.any() for row in found)
-    for one, other in zip(found, expected, strict=True):
-        assert one.tobytes() == other.tobytes()
-
-
-def test_a_step_without_rows_runs(kernel: StepAttention) -> None:
-    assert run(kernel, [], (4, 2, 16)) == []
-
-
-def test_a_key_too_many_would_show(kernel: StepAttention) -> None:
-    rows = CASES["a long context"]
-    base = run(kernel, rows, HEADS[0])
-
-    def longer(*arguments: Any) -> jax.Array:
-        q, k, v, k_pages, v_pages, layout, shape = arguments
-        layout = layout._replace(context_lens=layout.context_lens + (layout.context_lens == 77))
-        return kernel(q, k, v, k_pages, v_pages, layout, shape)
-
-    for found, other in zip(run(longer, rows, HEADS[0]), base, strict=True):
-        assert np.abs(found - other).max() > 1e-5
+    for one, whole, mine in zip(found, run(kernel, step), chosen, strict=True):
+        assert one.tobytes() == np.where(mine[:, None, None], whole, 0).tobytes()

@@ -1,34 +1,25 @@
-"""Matrix products as C++ (`cpu_linear.cc`), called from a program of XLA.
+"""Matrix products as C++ (`cpu.cc`), called from a program of XLA.
 
 Of a step that is not full only the rows in use are computed, weights are read in the type they are
-kept in, and each result is summed in one order whatever the number of rows. `native.py` compiles
-it.
+kept in, and each result is summed in one order whatever the number of rows. `build_cpu.py`
+compiles it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float32, Int32, Shaped
+from jaxtyping import Float32, Int32
 from numpy.typing import NDArray
 
+from itemwise.ops.linear.base import Panels
 from itemwise.types import CppLevel
 
 SYMBOL = "itemwise_linear"  # in the library
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Panels:
-    """A matrix on the device as the kernels of a level read it, see `to_panels`."""
-
-    values: Shaped[Array, "panels inner width"]
-    level: CppLevel = field(metadata={"static": True})
 
 
 def target(level: CppLevel) -> str:
@@ -39,7 +30,7 @@ def target(level: CppLevel) -> str:
 def to_panels(matrix: NDArray[Any], width: int) -> NDArray[Any]:
     """A matrix [out, in] as the kernel reads it, [out / width, in, width].
 
-    `width` is `native.Kernels.panel_width`, a divisor of `out`.
+    `width` is `build_cpu.Kernels.panel_width`, a divisor of `out`.
     """
     outputs, inputs = matrix.shape
     panels = matrix.reshape(outputs // width, width, inputs).transpose(0, 2, 1)
@@ -51,9 +42,9 @@ def linear_cpu(
     panels: Panels,
     num_rows: Int32[Array, ""],
 ) -> Float32[Array, "T outer"]:
-    """`x @ matrix.T` of the first `num_rows` rows; zero in the others.
+    """`x @ panels.T`, without their scale, of the first `num_rows` rows; zero in the others.
 
-    Weights are float32, bfloat16 or int8. Only after `native.load_kernels` of the panels' level.
+    Weights are float32, bfloat16 or int8. Only after `load_kernels` of the panels' level.
     """
     size = (x.shape[0], panels.values.shape[0] * panels.values.shape[2])
     y: Array = jax.ffi.ffi_call(target(panels.level), jax.ShapeDtypeStruct(size, jnp.float32))(

@@ -7,24 +7,24 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from itemwise.ops.packed.base import PackedLayout
+from itemwise.ops.packed.base import PackedArrays
 from itemwise.ops.softmax import product, scaled_scores
 
 
-def visible(layout: PackedLayout, num_tokens: int) -> Bool[Array, "T T"]:
-    """The rule of `ops/packed.py` as a mask, readers first."""
+def visible(arrays: PackedArrays[Array], num_tokens: int) -> Bool[Array, "T T"]:
+    """The rule of `base.py` as a mask, readers first."""
     places = jnp.arange(num_tokens)
-    item = jnp.searchsorted(layout.row_starts, places, side="right") - 1
-    row_start = jnp.where(item < 0, 0, layout.row_starts[item])
+    item = jnp.searchsorted(arrays.row_starts, places, side="right") - 1
+    row_start = jnp.where(item < 0, 0, arrays.row_starts[item])
     reader, read = places[:, None], places[None, :]
-    return (read <= reader) & ((read < layout.prefix_end) | (read >= row_start[:, None]))
+    return (read <= reader) & ((read < arrays.prefix_end) | (read >= row_start[:, None]))
 
 
 def attend_dense(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    layout: PackedLayout,
+    arrays: PackedArrays[Array],
 ) -> Float[Array, "T N H"]:
     """Attention output of every token place; padding holds finite garbage.
 
@@ -32,7 +32,7 @@ def attend_dense(
     """
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[1]
-    mask = visible(layout, num_tokens)
+    mask = visible(arrays, num_tokens)
 
     def one_head(parts: tuple[Array, Array, Array]) -> Array:
         q_k, k_k, v_k = parts

@@ -1,6 +1,6 @@
 """Packed attention as a kernel for NVIDIA GPUs: tiles that no reader sees are not computed.
 
-As on TPU (`tpu_packed.py`), a program has a tile of readers and walks the tiles of keys that some
+As on TPU (`tpu.py`), a program has a tile of readers and walks the tiles of keys that some
 reader sees (`walk.py`); here it has one query head, and keeps its sums in registers. Pallas hands
 it to Triton.
 """
@@ -16,17 +16,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Float
 
-from itemwise.ops.packed.base import PackedLayout
+from itemwise.ops.packed.base import PackedArrays
 from itemwise.ops.packed.tiles import GPU_PACKED_TILES, PackedTiles
 from itemwise.ops.packed.walk import Walk, last_readers, walk_of
-from itemwise.ops.step.gpu import NUM_STAGES, NUM_WARPS, Sums, divided, no_sums, take_in
+from itemwise.ops.pallas_gpu import NUM_STAGES, NUM_WARPS, divided, no_sums, take_in
+from itemwise.ops.softmax import SoftmaxState
 
 
 def attend_packed_gpu(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    layout: PackedLayout,
+    arrays: PackedArrays[Array],
     interpret: bool = False,
 ) -> Float[Array, "T N H"]:
     """Attention output of every token place; padding holds finite garbage.
@@ -35,12 +36,12 @@ def attend_packed_gpu(
         q: queries; head_dim must be a power of two, at least 16. T is a multiple of the tiles'.
         k: keys.
         v: values.
-        layout: who sees whom.
+        arrays: who sees whom.
         interpret: run it without a GPU, for tests.
     """
     num_tokens, num_heads, _ = q.shape
     tiles, group = GPU_PACKED_TILES, num_heads // k.shape[1]
-    walk = walk_of(layout, num_tokens, tiles)
+    walk = walk_of(arrays, num_tokens, tiles)
 
     def kernel(*refs: Any) -> None:
         tile_walk, others = refs[: len(walk)], refs[len(walk) :]
@@ -53,7 +54,7 @@ def attend_packed_gpu(
         compiler_params=plgpu.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES),
         interpret=interpret,
         name="packed_attention",
-    )(*walk, last_readers(layout, num_tokens)[0], q, k, v)
+    )(*walk, last_readers(arrays, num_tokens)[0], q, k, v)
     return attended
 
 
@@ -74,7 +75,7 @@ def _kernel(
     q, reader = q_ref[readers, head, :], tile * tiles.readers + jnp.arange(tiles.readers)
     prefix_tiles, own_first = walk.prefix_tiles[tile], walk.own_first[tile]
 
-    def one_tile(n: Array, sums: Sums) -> Sums:
+    def one_tile(n: Array, sums: SoftmaxState) -> SoftmaxState:
         number = jnp.where(n < prefix_tiles, n, n - prefix_tiles + own_first)
         keys = pl.ds(number * tiles.keys, tiles.keys)
         place = number * tiles.keys + jnp.arange(tiles.keys)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from itemwise.ops.packed.base import PackedLayout
-from itemwise.ops.softmax import Sums, accumulate, own_rows, scaled_scores, with_places
+from itemwise.ops.packed.base import PackedArrays
+from itemwise.ops.softmax import SoftmaxState, accumulate, own_rows, scaled_scores, with_places
 
 # Readers and keys of a tile; scores of a tile stay in a CPU's cache (decision 0006).
 TILE_READERS, TILE_KEYS = 256, 512
@@ -23,7 +23,7 @@ def attend_segment(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    layout: PackedLayout,
+    arrays: PackedArrays[Array],
     granule_tokens: int,
 ) -> Float[Array, "T N H"]:
     """Attention output of every token place; padding holds finite garbage.
@@ -35,8 +35,8 @@ def attend_segment(
     q, k, v = (with_places(a, granule_tokens) for a in (q, k, v))
     q = q.reshape(q.shape[0], num_kv_heads, -1, head_dim).transpose(1, 0, 2, 3)
     k, v = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
-    sums = own_rows(q, k, v, layout, granule_tokens)
-    out = _prefix(q, k, v, sums, layout, num_tokens)[:, :num_tokens]
+    sums = own_rows(q, k, v, arrays, granule_tokens)
+    out = _prefix(q, k, v, sums, arrays, num_tokens)[:, :num_tokens]
     return out.transpose(1, 0, 2, 3).reshape(num_tokens, num_heads, head_dim)
 
 
@@ -44,8 +44,8 @@ def _prefix(
     q: Float[Array, "K places group H"],
     k: Float[Array, "K places H"],
     v: Float[Array, "K places H"],
-    sums: Sums,
-    layout: PackedLayout,
+    sums: SoftmaxState,
+    arrays: PackedArrays[Array],
     num_tokens: int,
 ) -> Float[Array, "K places group H"]:
     """Adds to each token's sums what it sees of the prefix, and divides."""
@@ -67,19 +67,19 @@ def _prefix(
         q_n = own(q)
         reader = first + jnp.arange(rows)[:, None] // group
 
-        def one_block(b: Array, tile_sums: Sums) -> Sums:
+        def one_block(b: Array, tile_sums: SoftmaxState) -> SoftmaxState:
             def read(a: Array) -> Array:
                 return lax.dynamic_slice(a, (head, b * keys, 0), (1, keys, head_dim))[0]
 
             place = b * keys + jnp.arange(keys)
-            seen = (place <= reader) & (place < layout.prefix_end)
+            seen = (place <= reader) & (place < arrays.prefix_end)
             scores = jnp.where(seen, scaled_scores("th,sh->ts", q_n, read(k)), -jnp.inf)
             return accumulate(tile_sums, scores, read(v), "ts,sh->th")
 
         # A tile of padding sees nothing; one of the prefix, no further than itself.
-        end = jnp.minimum(first + readers, layout.prefix_end)
-        blocks = jnp.where(first < layout.num_tokens, (end + keys - 1) // keys, 0)
-        tile_sums = lax.fori_loop(0, blocks, one_block, Sums(*(own(a) for a in sums)))
+        end = jnp.minimum(first + readers, arrays.prefix_end)
+        blocks = jnp.where(first < arrays.num_places, (end + keys - 1) // keys, 0)
+        tile_sums = lax.fori_loop(0, blocks, one_block, SoftmaxState(*(own(a) for a in sums)))
         # A place of padding may have no weight; it gets zero instead of NaN.
         result = tile_sums.total / jnp.maximum(tile_sums.weight, 1e-30)[:, None]
         result = result.astype(q.dtype).reshape(1, readers, group, head_dim)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-VMEM_BYTES = 100 << 20  # of the 128 MiB of v5e and v6e; the compiler keeps the rest
-
 
 @dataclass(frozen=True)
 class PackedTiles:

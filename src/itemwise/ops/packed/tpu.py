@@ -21,19 +21,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float
 
-from itemwise.ops.packed.base import PackedLayout
-from itemwise.ops.packed.tiles import VMEM_BYTES, PackedTiles, packed_tiles
+from itemwise.ops.packed.base import PackedArrays
+from itemwise.ops.packed.tiles import PackedTiles, packed_tiles
 from itemwise.ops.packed.walk import last_readers, walk_of
-from itemwise.ops.softmax import LOWEST, dot_precision
-
-LANES = 128
+from itemwise.ops.pallas_tpu import VECTOR_LANES, VMEM_BYTES, clear_sums, scaled_products, take_in
 
 
 def attend_packed_tpu(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    layout: PackedLayout,
+    arrays: PackedArrays[Array],
     interpret: Any = False,
 ) -> Float[Array, "T N H"]:
     """Attention output of every token place; padding holds finite garbage.
@@ -42,14 +40,14 @@ def attend_packed_tpu(
         q: queries.
         k: keys.
         v: values.
-        layout: who sees whom.
+        arrays: who sees whom.
         interpret: `pltpu.InterpretParams` to run it on a CPU, for tests.
     """
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[1]
     group = num_heads // num_kv_heads
     tiles = packed_tiles(group, num_tokens)
-    walk = walk_of(layout, num_tokens, tiles)
+    walk = walk_of(arrays, num_tokens, tiles)
     rows = group * tiles.readers
     readers = pl.BlockSpec((None, group, tiles.readers, head_dim), lambda h, i, *_: (h, 0, i, 0))
     keys = pl.BlockSpec((None, num_tokens, head_dim), lambda h, i, *_: (h, 0, 0))
@@ -63,8 +61,8 @@ def attend_packed_tpu(
             in_specs=[seen, readers, keys, keys],
             out_specs=readers,
             scratch_shapes=[
-                pltpu.VMEM((rows, LANES), jnp.float32),
-                pltpu.VMEM((rows, LANES), jnp.float32),
+                pltpu.VMEM((rows, VECTOR_LANES), jnp.float32),
+                pltpu.VMEM((rows, VECTOR_LANES), jnp.float32),
                 pltpu.VMEM((rows, head_dim), jnp.float32),
             ],
         ),
@@ -75,7 +73,7 @@ def attend_packed_tpu(
         name="packed_attention",
     )(
         *walk,
-        last_readers(layout, num_tokens),
+        last_readers(arrays, num_tokens),
         q.reshape(num_tokens, num_kv_heads, group, head_dim).transpose(1, 2, 0, 3),
         k.transpose(1, 0, 2),
         v.transpose(1, 0, 2),
@@ -124,46 +122,3 @@ def _kernel(
     lax.fori_loop(num_open, num_tiles_smem[tile], masked, None)
     out = total_vmem[...] / jnp.maximum(weight_vmem[:, :1], 1e-30)
     out_vmem[...] = out.astype(out_vmem.dtype).reshape(out_vmem.shape)
-
-
-def clear_sums(top_vmem: Any, weight_vmem: Any, total_vmem: Any) -> None:
-    """The sums before any tile."""
-    top_vmem[...] = jnp.full_like(top_vmem, LOWEST)
-    weight_vmem[...] = jnp.zeros_like(weight_vmem)
-    total_vmem[...] = jnp.zeros_like(total_vmem)
-
-
-def scaled_products(q: Float[Array, "rows H"], k: Float[Array, "keys H"]) -> Array:
-    """Scaled products of queries and keys, float32 [rows, keys]."""
-    products = lax.dot_general(
-        q,
-        k,
-        (((1,), (1,)), ((), ())),
-        preferred_element_type=jnp.float32,
-        precision=dot_precision(q.dtype),
-    )
-    scores: Array = products * q.shape[-1] ** -0.5
-    return scores
-
-
-def take_in(
-    scores: Float[Array, "rows keys"],
-    v: Float[Array, "keys H"],
-    top_vmem: Any,
-    weight_vmem: Any,
-    total_vmem: Any,
-) -> None:
-    """Takes a tile into the sums, as `online.accumulate`; tops and weights fill all lanes."""
-    before = top_vmem[:, :1]
-    top = jnp.maximum(before, scores.max(-1, keepdims=True))
-    p, shrink = jnp.exp(scores - top), jnp.exp(before - top)
-    seen = jnp.dot(
-        p.astype(v.dtype),
-        v,
-        preferred_element_type=jnp.float32,
-        precision=dot_precision(v.dtype),
-    )
-    weight = weight_vmem[:, :1] * shrink + p.sum(-1, keepdims=True)
-    total_vmem[...] = total_vmem[...] * shrink + seen
-    top_vmem[...] = jnp.broadcast_to(top, top_vmem.shape)
-    weight_vmem[...] = jnp.broadcast_to(weight, weight_vmem.shape)

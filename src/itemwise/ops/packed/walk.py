@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int32
 
-from itemwise.ops.packed.base import PackedLayout
+from itemwise.ops.packed.base import PackedArrays
 from itemwise.ops.packed.tiles import PackedTiles
 
 
@@ -21,33 +21,33 @@ class Walk(NamedTuple):
     num_tiles: Int32[Array, " tiles"]  # in all; 0 for a tile of padding
 
 
-def walk_of(layout: PackedLayout, num_tokens: int, tiles: PackedTiles) -> Walk:
+def walk_of(arrays: PackedArrays[Array], num_tokens: int, tiles: PackedTiles) -> Walk:
     """Which tiles of keys each tile of readers sees."""
     first = jnp.arange(0, num_tokens, tiles.readers)
-    end = jnp.minimum(first + tiles.readers, layout.num_tokens)
-    open_tiles = jnp.minimum(first, layout.prefix_end) // tiles.keys
-    prefix_tiles = _ceil_div(jnp.minimum(end, layout.prefix_end), tiles.keys)
-    item = _following(layout, first) - 1
-    item = jnp.where(first < layout.prefix_end, 0, item)
-    start = jnp.minimum(layout.row_starts[item], num_tokens)
+    end = jnp.minimum(first + tiles.readers, arrays.num_places)
+    open_tiles = jnp.minimum(first, arrays.prefix_end) // tiles.keys
+    prefix_tiles = _ceil_div(jnp.minimum(end, arrays.prefix_end), tiles.keys)
+    item = _following(arrays, first) - 1
+    item = jnp.where(first < arrays.prefix_end, 0, item)
+    start = jnp.minimum(arrays.row_starts[item], num_tokens)
     own_first = jnp.maximum(start // tiles.keys, prefix_tiles)
     own_tiles = jnp.maximum(_ceil_div(end, tiles.keys) - own_first, 0)
-    used = first < layout.num_tokens
+    used = first < arrays.num_places
     counts = (open_tiles, prefix_tiles, own_first, prefix_tiles + own_tiles)
     return Walk(*(jnp.where(used, count, 0).astype(jnp.int32) for count in counts))
 
 
-def last_readers(layout: PackedLayout, num_tokens: int) -> Int32[Array, "one T"]:
+def last_readers(arrays: PackedArrays[Array], num_tokens: int) -> Int32[Array, "one T"]:
     """For each place one more than the last place that sees it."""
     places = jnp.arange(num_tokens)
-    ends = jnp.append(layout.row_starts, num_tokens)[_following(layout, places)]
-    last: Array = jnp.where(places < layout.prefix_end, num_tokens, ends).astype(jnp.int32)
+    ends = jnp.append(arrays.row_starts, num_tokens)[_following(arrays, places)]
+    last: Array = jnp.where(places < arrays.prefix_end, num_tokens, ends).astype(jnp.int32)
     return last[None]
 
 
-def _following(layout: PackedLayout, places: Int32[Array, " n"]) -> Int32[Array, " n"]:
+def _following(arrays: PackedArrays[Array], places: Int32[Array, " n"]) -> Int32[Array, " n"]:
     """The number of the first item after each place; by comparing all pairs, without a loop."""
-    found: Array = jnp.searchsorted(layout.row_starts, places, side="right", method="compare_all")
+    found: Array = jnp.searchsorted(arrays.row_starts, places, side="right", method="compare_all")
     return found
 
 

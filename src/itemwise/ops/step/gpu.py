@@ -1,6 +1,6 @@
 """The exact step on NVIDIA GPUs: its attention as one kernel, own rows and paged context fused.
 
-Pallas hands it to Triton. It has the meaning of the XLA form (`attention.py`), and keeps the same
+Pallas hands it to Triton. It has the meaning of the XLA form (`xla.py`), and keeps the same
 promise: a query meets the keys of its own row granule by granule, counted from the row's first
 token, then its context from the beginning; a masked place is an exact no-op.
 
@@ -21,20 +21,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Bool, Float, Float32, Int32, Shaped
+from jaxtyping import Float, Int32, Shaped
 
-from itemwise.ops.softmax import LOWEST
-from itemwise.ops.step.xla import PageWrites, StepLayout, from_storage, to_storage
-from itemwise.types import StepShape
+from itemwise.ops.pallas_gpu import NUM_STAGES, NUM_WARPS, divided, no_sums, take_in
+from itemwise.ops.softmax import SoftmaxState
+from itemwise.ops.step.arrays import StepArrays, StepShape
+from itemwise.ops.step.base import Pages, from_storage, to_storage
 
 CONTEXT_KEYS = 64  # context tokens of one product
-LOG2_E = 1.4426950408889634
-# Of Triton: warps of a program, and loads on their way while a block is computed.
-NUM_WARPS, NUM_STAGES = 8, 3
 
 
 class LaneWalk(NamedTuple):
-    """What each lane's programs walk, made from a `StepLayout` once a step."""
+    """What each lane's programs walk, made of the step's arrays once a step."""
 
     row_start: Int32[Array, " T"]  # first place of the row that has a place
     granule_start: Int32[Array, " granules"]
@@ -48,49 +46,49 @@ class LaneWalk(NamedTuple):
     num_pages: Int32[Array, " G"]
 
 
-def lane_walk(layout: StepLayout, shape: StepShape) -> LaneWalk:
+def lane_walk(arrays: StepArrays[Array], shape: StepShape) -> LaneWalk:
     """Which granules and pages each lane's programs walk."""
-    granules, lanes = layout.granule_start.shape[0], layout.lane_start.shape[0]
-    in_use = jnp.arange(granules) < layout.num_granules
-    granule_start = jnp.where(in_use, layout.granule_start, shape.tokens)
-    granule_row = granule_start - layout.granule_index * shape.granule_tokens
+    granules, lanes = arrays.granule_start.shape[0], arrays.lane_start.shape[0]
+    in_use = jnp.arange(granules) < arrays.num_granules
+    granule_start = jnp.where(in_use, arrays.granule_start, shape.tokens)
+    granule_row = granule_start - arrays.granule_index * shape.granule_tokens
     before = _search(granule_start, jnp.arange(shape.tokens), "right")
     row_start = granule_row[jnp.maximum(before - 1, 0)]
 
     lane = jnp.arange(lanes)
-    used = lane < layout.num_lanes
-    end = jnp.minimum(layout.lane_start + shape.lane_tokens, shape.tokens)
-    following = jnp.where(lane + 1 < layout.num_lanes, jnp.roll(layout.lane_start, -1), end)
+    used = lane < arrays.num_lanes
+    end = jnp.minimum(arrays.lane_start + shape.lane_tokens, shape.tokens)
+    following = jnp.where(lane + 1 < arrays.num_lanes, jnp.roll(arrays.lane_start, -1), end)
     lane_end = jnp.where(used, jnp.minimum(end, following), 0)
-    first = _search(granule_start, row_start[layout.lane_start], "left")
+    first = _search(granule_start, row_start[arrays.lane_start], "left")
     return LaneWalk(
         row_start,
         granule_start,
         granule_row,
-        layout.lane_start,
+        arrays.lane_start,
         lane_end,
         jnp.where(used, first, 0),
         jnp.where(used, _search(granule_start, lane_end, "left"), 0),
-        layout.context_pages,
-        layout.context_lens,
-        jnp.where(used, (layout.context_lens > 0).sum(1), 0),
+        arrays.context_pages,
+        arrays.context_lens,
+        jnp.where(used, (arrays.context_lens > 0).sum(1), 0),
     )
 
 
 class PagePlaces(NamedTuple):
-    """Where the keys and values of each token place go, made from `PageWrites` once a step."""
+    """Where the keys and values of each token place go, made of the step's arrays once a step."""
 
     page: Int32[Array, " T"]  # past all pages for a place whose row is not kept
     slot: Int32[Array, " T"]
 
 
-def page_places(writes: PageWrites, walk: LaneWalk, num_pages: int) -> PagePlaces:
+def page_places(arrays: StepArrays[Array], walk: LaneWalk, num_pages: int) -> PagePlaces:
     """Where in the pool each token place is kept, if at all."""
-    in_use = jnp.arange(writes.starts.shape[0]) < writes.num_writes
-    mine = (walk.row_start[:, None] == writes.starts) & in_use
+    in_use = jnp.arange(arrays.write_starts.shape[0]) < arrays.num_writes
+    mine = (walk.row_start[:, None] == arrays.write_starts) & in_use
     place = jnp.arange(walk.row_start.shape[0])
     # Past all pages where nothing is kept, each in another page, as a scatter may ask for.
-    page = jnp.where(mine, writes.pages, (num_pages + place)[:, None]).min(1)
+    page = jnp.where(mine, arrays.write_pages, (num_pages + place)[:, None]).min(1)
     return PagePlaces(page, place - walk.row_start)
 
 
@@ -113,23 +111,15 @@ def attend_gpu(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    k_pages: Shaped[Array, "P K page H"],
-    v_pages: Shaped[Array, "P K page H"],
+    pages: Pages,
     walk: LaneWalk,
     shape: StepShape,
+    *,
     interpret: bool = False,
 ) -> Float[Array, "T N H"]:
-    """Attention output of every token place; places outside rows hold finite garbage.
+    """As `StepAttention`, with the walk that was made of the arrays in their place.
 
-    Args:
-        q: queries; head_dim must be a power of two, at least 16.
-        k: keys of the step's own tokens.
-        v: values of the step's own tokens.
-        k_pages: the pool's keys, in storage form.
-        v_pages: the pool's values, in storage form.
-        walk: what each lane's programs walk.
-        shape: sizes of the step.
-        interpret: run it without a GPU, for tests.
+    H must be a power of two, at least 16. With `interpret` it runs without a GPU, for tests.
     """
     group, context_keys = q.shape[1] // k.shape[1], min(CONTEXT_KEYS, shape.page_tokens)
 
@@ -146,7 +136,7 @@ def attend_gpu(
         input_output_aliases={len(walk): 0},
         interpret=interpret,
         name="step_attention",
-    )(*walk, q, k, v, from_storage(k_pages, q.dtype), from_storage(v_pages, q.dtype))
+    )(*walk, q, k, v, *(from_storage(stored, q.dtype) for stored in pages))
     return attended
 
 
@@ -172,7 +162,7 @@ def _kernel(
     q, rows = q_ref[here, head, :], walk.row_start[here]
     place = window + jnp.arange(shape.lane_tokens)
 
-    def own_granule(n: Array, sums: Sums) -> Sums:
+    def own_granule(n: Array, sums: SoftmaxState) -> SoftmaxState:
         key = walk.granule_start[n] + jnp.arange(shape.granule_tokens)
         at = jnp.minimum(key, shape.tokens - 1)  # a granule may reach past the step's end
         row = walk.granule_row[n]
@@ -186,7 +176,7 @@ def _kernel(
 
     blocks = shape.page_tokens // context_keys
 
-    def context_block(n: Array, sums: Sums) -> Sums:
+    def context_block(n: Array, sums: SoftmaxState) -> SoftmaxState:
         slot, first = lax.div(n, blocks), lax.rem(n, blocks) * context_keys
         page, keys = walk.context_pages[lane, slot], pl.ds(first, context_keys)
         valid = first + jnp.arange(context_keys) < walk.context_lens[lane, slot]
@@ -198,38 +188,3 @@ def _kernel(
     sums = lax.fori_loop(0, walk.num_pages[lane] * blocks, context_block, sums)
     mine = (place >= start) & (place < end)
     plgpu.store(out_ref.at[here, head, :], divided(sums).astype(q.dtype), mask=mine[:, None])
-
-
-class Sums(NamedTuple):
-    """Running state of the online softmax, as in `online.py`, but in powers of two."""
-
-    top: Float32[Array, " rows"]
-    weight: Float32[Array, " rows"]
-    total: Float32[Array, "rows H"]
-
-
-def no_sums(shape: tuple[int, ...]) -> Sums:
-    """The sums before any block, for queries of this shape."""
-    weight = jnp.zeros(shape[:1], jnp.float32)
-    return Sums(jnp.full_like(weight, LOWEST), weight, jnp.zeros(shape, jnp.float32))
-
-
-def take_in(
-    sums: Sums,
-    q: Float[Array, "rows H"],
-    k: Float[Array, "keys H"],
-    v: Float[Array, "keys H"],
-    visible: Bool[Array, "rows keys"],
-) -> Sums:
-    """Takes one block of keys into the sums, as `online.accumulate`."""
-    scores = plgpu.dot(q, k, trans_b=True) * (q.shape[-1] ** -0.5 * LOG2_E)
-    scores = jnp.where(visible, scores, -jnp.inf)
-    top = jnp.maximum(sums.top, scores.max(1))
-    p, shrink = jnp.exp2(scores - top[:, None]), jnp.exp2(sums.top - top)
-    total = sums.total * shrink[:, None] + plgpu.dot(p.astype(v.dtype), v)
-    return Sums(top, sums.weight * shrink + p.sum(1), total)
-
-
-def divided(sums: Sums) -> Float32[Array, "rows H"]:
-    """The attention output; a place that has seen nothing gets zero instead of NaN."""
-    return sums.total / jnp.maximum(sums.weight, 1e-30)[:, None]

@@ -1,6 +1,6 @@
 """The exact step's attention as one TPU kernel: own rows and the paged context, fused.
 
-It takes the numbers in the order of the XLA form (`attention.py`), so it keeps the same promise:
+It takes the numbers in the order of the XLA form (`xla.py`), so it keeps the same promise:
 rows attend to themselves granule by granule, counted from the row's first token, then to their
 context block by block; a masked place is an exact no-op.
 
@@ -13,45 +13,78 @@ before is computed; the page table is prefetched as scalars.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int32
 
-from itemwise.ops.packed.tiles import VMEM_BYTES
-from itemwise.ops.packed.tpu import LANES, clear_sums, scaled_products, take_in
-from itemwise.ops.step.xla import StepLayout, from_storage
-from itemwise.types import StepShape
+from itemwise.ops.pallas_tpu import (
+    VECTOR_LANES,
+    VMEM_BYTES,
+    clear_sums,
+    scaled_products,
+    take_in,
+)
+from itemwise.ops.step.arrays import StepArrays, StepShape
+from itemwise.ops.step.base import Pages, from_storage
 
 NUM_SLOTS = 2  # blocks of pages in VMEM: one computed, one on its way
+
+
+class Scalars(NamedTuple):
+    """What says where a program reads, prefetched into SMEM."""
+
+    context_pages: Any
+    context_lens: Any
+    num_blocks: Any
+    granule_start: Any
+    granule_index: Any
+    num_granules: Any
+
+
+class Sums(NamedTuple):
+    """References to the state of the online softmax, in VMEM."""
+
+    top: Any
+    weight: Any
+    total: Any
+
+
+class Scratch(NamedTuple):
+    """Memory of the kernel's own.
+
+    Attributes:
+        whole: sums of every token place of the step.
+        own: sums of the granule that is computed.
+        lane: sums of the program's lane.
+        k_slots: keys of blocks of pages.
+        v_slots: their values.
+        copied: semaphores of the copies into the slots.
+    """
+
+    whole: Sums
+    own: Sums
+    lane: Sums
+    k_slots: Any
+    v_slots: Any
+    copied: Any
 
 
 def attend_tpu(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    k_pages: Shaped[Array, "P K page H"],
-    v_pages: Shaped[Array, "P K page H"],
-    layout: StepLayout,
+    pages: Pages,
+    arrays: StepArrays[Array],
     shape: StepShape,
+    *,
     interpret: Any = False,
 ) -> Float[Array, "T N H"]:
-    """Attention output of every token place; places outside rows hold finite garbage.
-
-    Args:
-        q: queries.
-        k: keys of the step's own tokens.
-        v: values of the step's own tokens.
-        k_pages: the pool's keys, in storage form.
-        v_pages: the pool's values, in storage form.
-        layout: who sees whom.
-        shape: sizes of the step.
-        interpret: `pltpu.InterpretParams` to run it on a CPU, for tests.
-    """
+    """As `StepAttention`. `interpret` may be `pltpu.InterpretParams`, to run without a TPU."""
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[1]
     group, lane, granule = num_heads // num_kv_heads, shape.lane_tokens, shape.granule_tokens
@@ -62,19 +95,24 @@ def attend_tpu(
         a = a.transpose(axes).astype(jnp.float32)
         return jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, granule), (0, 0)])
 
+    scalars = _scalars(arrays, shape)
     queries = pl.BlockSpec((None, group, padded, head_dim), lambda h, g, *_: (h, 0, 0, 0))
     own = pl.BlockSpec((None, padded, head_dim), lambda h, g, *_: (h, 0, 0))
     hbm = pl.BlockSpec(memory_space=pl.ANY)
+
+    def sums(*rows: int) -> Sums:
+        state = pltpu.VMEM((*rows, VECTOR_LANES), jnp.float32)
+        return Sums(state, state, pltpu.VMEM((*rows, head_dim), jnp.float32))
+
     slots = (NUM_SLOTS, shape.block_pages * lane, head_dim)
-    scalars = (
-        layout.context_pages.reshape(-1),
-        layout.context_lens.reshape(-1),
-        layout.num_blocks,
-        layout.granule_start,
-        layout.granule_index,
-        layout.num_granules.reshape(1),
+    scratch = Scratch(
+        whole=sums(group, padded),
+        own=sums(group * granule),
+        lane=sums(group * lane),
+        k_slots=pltpu.VMEM(slots, pages.k.dtype),
+        v_slots=pltpu.VMEM(slots, pages.v.dtype),
+        copied=pltpu.SemaphoreType.DMA((2, NUM_SLOTS)),
     )
-    sums = (group, padded, LANES)
     out: Array = pl.pallas_call(
         functools.partial(_kernel, shape=shape, dtype=q.dtype),
         out_shape=jax.ShapeDtypeStruct((num_kv_heads, group, num_tokens, head_dim), q.dtype),
@@ -83,20 +121,7 @@ def attend_tpu(
             grid=(num_kv_heads, shape.lanes),
             in_specs=[queries, own, own, hbm, hbm],
             out_specs=pl.BlockSpec((None, group, lane, head_dim), lambda h, g, *_: (h, 0, g, 0)),
-            scratch_shapes=[
-                pltpu.VMEM(sums, jnp.float32),
-                pltpu.VMEM(sums, jnp.float32),
-                pltpu.VMEM((group, padded, head_dim), jnp.float32),
-                pltpu.VMEM((group * granule, LANES), jnp.float32),
-                pltpu.VMEM((group * granule, LANES), jnp.float32),
-                pltpu.VMEM((group * granule, head_dim), jnp.float32),
-                pltpu.VMEM((group * lane, LANES), jnp.float32),
-                pltpu.VMEM((group * lane, LANES), jnp.float32),
-                pltpu.VMEM((group * lane, head_dim), jnp.float32),
-                pltpu.VMEM(slots, k_pages.dtype),
-                pltpu.VMEM(slots, v_pages.dtype),
-                pltpu.SemaphoreType.DMA((2, NUM_SLOTS)),
-            ],
+            scratch_shapes=tuple(scratch),
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
@@ -108,86 +133,66 @@ def attend_tpu(
         whole(q.reshape(num_tokens, num_kv_heads, group, head_dim), (1, 2, 0, 3)),
         whole(k, (1, 0, 2)),
         whole(v, (1, 0, 2)),
-        k_pages,
-        v_pages,
+        *pages,
     )
     return out.transpose(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)
 
 
-def _kernel(
-    context_pages_smem: Any,
-    context_lens_smem: Any,
-    num_blocks_smem: Any,
-    granule_start_smem: Any,
-    granule_index_smem: Any,
-    num_granules_smem: Any,
-    q_vmem: Any,
-    k_vmem: Any,
-    v_vmem: Any,
-    k_pages_hbm: Any,
-    v_pages_hbm: Any,
-    out_vmem: Any,
-    top_vmem: Any,
-    weight_vmem: Any,
-    total_vmem: Any,
-    own_top_vmem: Any,
-    own_weight_vmem: Any,
-    own_total_vmem: Any,
-    lane_top_vmem: Any,
-    lane_weight_vmem: Any,
-    lane_total_vmem: Any,
-    k_slots_vmem: Any,
-    v_slots_vmem: Any,
-    copied_sem: Any,
-    *,
-    shape: StepShape,
-    dtype: jnp.dtype,
-) -> None:
-    lane = pl.program_id(1)
-    whole_sums = (top_vmem, weight_vmem, total_vmem)
-    lane_sums = (lane_top_vmem, lane_weight_vmem, lane_total_vmem)
-    head_dim = q_vmem.shape[-1]
+def _scalars(arrays: StepArrays[Array], shape: StepShape) -> Scalars:
+    num_pages: Int32[Array, " G"] = (arrays.context_lens > 0).sum(1)
+    return Scalars(
+        context_pages=arrays.context_pages.reshape(-1),
+        context_lens=arrays.context_lens.reshape(-1),
+        num_blocks=(num_pages + shape.block_pages - 1) // shape.block_pages,
+        granule_start=arrays.granule_start,
+        granule_index=arrays.granule_index,
+        num_granules=arrays.num_granules.reshape(1),
+    )
+
+
+def _kernel(*refs: Any, shape: StepShape, dtype: jnp.dtype) -> None:
+    scalars, refs = Scalars(*refs[: len(Scalars._fields)]), refs[len(Scalars._fields) :]
+    (q_vmem, k_vmem, v_vmem, k_pages_hbm, v_pages_hbm, out_vmem), refs = refs[:6], refs[6:]
+    scratch = Scratch(*refs)
+    lane, head_dim = pl.program_id(1), q_vmem.shape[-1]
 
     @pl.when(lane == 0)
     def _() -> None:
-        clear_sums(*whole_sums)
-        own_sums = (own_top_vmem, own_weight_vmem, own_total_vmem)
-        granules = (granule_start_smem, granule_index_smem, num_granules_smem)
-        _own_rows(granules, (q_vmem, k_vmem, v_vmem), whole_sums, own_sums, shape, dtype)
+        clear_sums(*scratch.whole)
+        inputs = (q_vmem, k_vmem, v_vmem)
+        _own_rows(scalars, inputs, scratch.whole, scratch.own, shape, dtype)
 
     here = pl.ds(pl.multiple_of(lane * shape.lane_tokens, shape.lane_tokens), shape.lane_tokens)
-    for mine, everyone in zip(lane_sums, whole_sums, strict=True):
+    for mine, everyone in zip(scratch.lane, scratch.whole, strict=True):
         mine[...] = everyone[:, here, :].reshape(mine.shape)
     q = q_vmem[:, here, :].astype(dtype).reshape(-1, head_dim)
-    contexts = (context_pages_smem, context_lens_smem, num_blocks_smem[lane])
-    pages = ((k_pages_hbm, k_slots_vmem), (v_pages_hbm, v_slots_vmem))
-    _context(contexts, pages, copied_sem, q, lane_sums, shape)
-    out = lane_total_vmem[...] / jnp.maximum(lane_weight_vmem[:, :1], 1e-30)
+    pages = ((k_pages_hbm, scratch.k_slots), (v_pages_hbm, scratch.v_slots))
+    _context(scalars, pages, scratch.copied, q, scratch.lane, shape)
+    out = scratch.lane.total[...] / jnp.maximum(scratch.lane.weight[:, :1], 1e-30)
     out_vmem[...] = out.astype(dtype).reshape(out_vmem.shape)
 
 
 def _context(
-    contexts: tuple[Any, Any, Array],
+    scalars: Scalars,
     pages: tuple[tuple[Any, Any], tuple[Any, Any]],
-    copied_sem: Any,
+    copied: Any,
     q: Float[Array, "rows H"],
-    sums: tuple[Any, Any, Any],
+    sums: Sums,
     shape: StepShape,
 ) -> None:
     """Adds the lane's context to its sums; a block is copied while the one before is computed."""
-    pages_smem, lens_smem, num_blocks = contexts
     head, lane = pl.program_id(0), pl.program_id(1)
-    first = lane * shape.max_context_pages
+    num_blocks, first = scalars.num_blocks[lane], lane * shape.max_context_pages
 
     def copies(block: Array) -> list[Any]:
         made = []
         for i in range(shape.block_pages):
-            page = pages_smem[first + block * shape.block_pages + i]
+            page = scalars.context_pages[first + block * shape.block_pages + i]
             into = pl.ds(i * shape.lane_tokens, shape.lane_tokens)
             for which, (hbm, vmem) in enumerate(pages):
                 source, target = hbm.at[page, head], vmem.at[slot_of(block), into, :]
-                copied = copied_sem.at[which, lax.rem(block, NUM_SLOTS)]
-                made.append(pltpu.make_async_copy(source, target, copied))
+                done = copied.at[which, lax.rem(block, NUM_SLOTS)]
+                made.append(pltpu.make_async_copy(source, target, done))
         return made
 
     def start(block: Array) -> None:
@@ -205,8 +210,9 @@ def _context(
         place = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
         end = jnp.zeros_like(place)
         for i in range(shape.block_pages):
-            page_end = i * shape.lane_tokens + lens_smem[first + block * shape.block_pages + i]
-            end = jnp.where(place >= i * shape.lane_tokens, page_end, end)
+            page = i * shape.lane_tokens
+            length = scalars.context_lens[first + block * shape.block_pages + i]
+            end = jnp.where(place >= page, page + length, end)
         take_in(jnp.where(place < end, scores, -jnp.inf), v, *sums)
 
     start(jnp.int32(0))
@@ -219,20 +225,19 @@ def slot_of(block: Array) -> Array:
 
 
 def _own_rows(
-    granules: tuple[Any, Any, Any],
+    scalars: Scalars,
     inputs: tuple[Any, Any, Any],
-    whole_sums: tuple[Any, Any, Any],
-    own_sums: tuple[Any, Any, Any],
+    whole_sums: Sums,
+    own_sums: Sums,
     shape: StepShape,
     dtype: jnp.dtype,
 ) -> None:
-    """Writes every token's sums over its own row, as `online.own_rows` does."""
-    start_smem, index_smem, num_smem = granules
+    """Writes every token's sums over its own row, as `softmax.own_rows` does."""
     q_vmem, k_vmem, v_vmem = inputs
     granule, head_dim = shape.granule_tokens, q_vmem.shape[-1]
 
     def one_granule(n: Array, _: None) -> None:
-        start = start_smem[n]
+        start = scalars.granule_start[n]
         q = q_vmem[:, pl.ds(start, granule), :].astype(dtype).reshape(-1, head_dim)
         clear_sums(*own_sums)
 
@@ -246,9 +251,9 @@ def _own_rows(
             scores = jnp.where(place <= seen, scores, -jnp.inf)
             take_in(scores, v_vmem[keys, :].astype(dtype), *own_sums)
 
-        lax.fori_loop(0, index_smem[n] + 1, one_product, None)
+        lax.fori_loop(0, scalars.granule_index[n] + 1, one_product, None)
         for everyone, mine in zip(whole_sums, own_sums, strict=True):
             size = (everyone.shape[0], granule, everyone.shape[2])
             everyone[:, pl.ds(start, granule), :] = mine[...].reshape(size)
 
-    lax.fori_loop(0, num_smem[0], one_granule, None)
+    lax.fori_loop(0, scalars.num_granules[0], one_granule, None)

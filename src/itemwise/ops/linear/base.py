@@ -1,0 +1,44 @@
+"""Products with weights: how a weight lies on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
+
+import jax
+from jax import Array
+from jaxtyping import Float32, Int8, Shaped
+
+from itemwise.types import CppLevel
+
+LeafT = TypeVar("LeafT")
+
+
+class Quantized(NamedTuple):
+    """A matrix in eight bits: `values * scale[:, None]`, as checkpoints have it."""
+
+    values: Int8[Array, "outer inner"]
+    scale: Float32[Array, " outer"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Panels:
+    """A matrix as the C++ kernels of a level read it, see `to_panels`; with scales if quantised."""
+
+    values: Shaped[Array, "panels inner width"]
+    level: CppLevel = field(metadata={"static": True})
+    scale: Float32[Array, " outer"] | None = None
+
+
+Matrix = Array | Quantized | Panels  # an array [outer, inner] is as checkpoints have it
+
+
+class Linear(NamedTuple, Generic[LeafT]):
+    """The weights of `y = x @ matrix.T + bias`.
+
+    A tree like any other: of `WeightSpec`, of shapes, or of a `Matrix` and an array.
+    """
+
+    matrix: LeafT
+    bias: LeafT | None = None
