@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from itemwise.ops.step.arrays import StepShape
 from itemwise.types import CppLevel, CpuLevelName
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests share a GPU
+# Neither types nor ranks of arrays are widened unless the code says so.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 VOCAB_SIZE = 500
 # A page of 32 tokens and two lanes: several pages, lanes and steps with few tokens.
 SMALL: dict[str, Any] = {

@@ -27,7 +27,7 @@ from itemwise.engine.programs import Programs
 from itemwise.engine.step_packer import StepBatch
 from itemwise.ops import api
 from itemwise.ops.step.arrays import StepArrays, StepShape
-from itemwise.types import CpuLevelName, Int32Array, OpenRequest, ScoreRequest
+from itemwise.types import CpuLevelName, OpenRequest, ScoreRequest
 from tests.conftest import CPP_LEVELS, CPU_LEVELS, VOCAB_SIZE
 
 PAGE = 32
@@ -53,7 +53,7 @@ def garbage_in_padding() -> Iterator[None]:
     rng = np.random.default_rng(1)
     clean = packing._empty_arrays
 
-    def dirty(shape: StepShape) -> StepArrays[Int32Array]:
+    def dirty(shape: StepShape) -> StepArrays:
         arrays = clean(shape)
         arrays.tokens[:] = rng.integers(0, VOCAB_SIZE, shape.tokens)
         arrays.positions[:] = rng.integers(0, 1000, shape.tokens)

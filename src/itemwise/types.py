@@ -14,14 +14,14 @@ and `page`, the tokens of a page: a chunk of a prefix is one row that fills one 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
-ArrayT = TypeVar("ArrayT")  # an array of NumPy on the host, of JAX in a program
+AnyArray = Any  # an array of NumPy on the host, of JAX in a program
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
 # How a processor runs a model, see `cpu_level.py`: by C++ kernels for some instructions, or by XLA.

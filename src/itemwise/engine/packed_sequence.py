@@ -83,7 +83,7 @@ def chunks(
     yield range(start, len(items))
 
 
-def pack(prefix: Tokens, items: Sequence[Tokens], shape: PackedShape) -> PackedArrays[Int32Array]:
+def pack(prefix: Tokens, items: Sequence[Tokens], shape: PackedShape) -> PackedArrays:
     """The packed sequence. An empty item is scored at the prefix's last token.
 
     Raises:

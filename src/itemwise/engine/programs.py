@@ -319,9 +319,7 @@ class Programs:
             array.delete()
         self._pages = self._new_pages()
 
-    def packed(
-        self, arrays: PackedArrays[Int32Array], shape: PackedShape, mask: Mask
-    ) -> tuple[jax.Array, ...]:
+    def packed(self, arrays: PackedArrays, shape: PackedShape, mask: Mask) -> tuple[jax.Array, ...]:
         """Runs a packed sequence; returns the scored hidden states in parts [I, D] of the step's.
 
         The first sequence of a length compiles its program, which takes seconds to minutes; each
@@ -367,7 +365,7 @@ class Programs:
         return result
 
 
-def _join(arrays: StepArrays[Int32Array] | PackedArrays[Int32Array]) -> Int32Array:
+def _join(arrays: StepArrays | PackedArrays) -> Int32Array:
     """The arrays of a step as one: a single transfer to the device."""
     return np.concatenate([array.ravel() for array in arrays])
 

@@ -56,7 +56,7 @@ class StepBatch:
     """
 
     shape: StepShape
-    arrays: StepArrays[Int32Array]
+    arrays: StepArrays
     score_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
 
@@ -204,7 +204,7 @@ class StepPacker:
         return batch
 
 
-def _empty_arrays(shape: StepShape) -> StepArrays[Int32Array]:
+def _empty_arrays(shape: StepShape) -> StepArrays:
     def zeros(*size: int) -> Int32Array:
         return np.zeros(size, np.int32)
 

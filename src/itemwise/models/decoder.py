@@ -153,7 +153,7 @@ def _describe_layer(config: ModelConfig, index: int) -> dict[str, Any]:
 def forward(
     weights: Weights,
     pages: Pool,
-    arrays: StepArrays[Array],
+    arrays: StepArrays,
     shape: StepShape,
     options: DecoderOptions,
 ) -> tuple[Pool, Float[Array, "I D"]]:
@@ -170,7 +170,7 @@ def forward(
 
 def forward_packed(
     weights: Weights,
-    arrays: PackedArrays[Array],
+    arrays: PackedArrays,
     shape: PackedShape,
     mask: Mask,
     options: DecoderOptions,

@@ -52,7 +52,7 @@ def rms_norm(x: Float[Array, "*rows D"], gain: Float[Array, " D"], numerics: Num
     else:
         total = squares.sum(-1, keepdims=True)
     normed: Array = (wide * lax.rsqrt(total / x.shape[-1] + numerics.eps)).astype(numerics.dtype)
-    return normed * gain.astype(numerics.dtype)
+    return normed * jnp.expand_dims(gain.astype(numerics.dtype), range(x.ndim - 1))
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
@@ -78,7 +78,8 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
 
 def rope_table(positions: Int32[Array, " T"], config: ModelConfig) -> tuple[Array, Array]:
     """Cosines and sines of every position, each float32 [T, 1, H/2]."""
-    angles = positions[:, None, None].astype(jnp.float32) * rope_frequencies(config)
+    frequencies = rope_frequencies(config)[None, None]
+    angles = positions[:, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -98,5 +99,5 @@ def mlp(
 ) -> Float32[Array, "T D"]:
     """Gated MLP (Shazeer, 2020, "GLU Variants"): `down(silu(gate(x)) * up(x))`."""
     gate, up = (linear(x, layer[name], num_rows, numerics.result) for name in ("gate", "up"))
-    inner = (jax.nn.silu(gate.astype(jnp.float32)) * up).astype(x.dtype)
+    inner = (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(x.dtype)
     return linear(inner, layer["down"], num_rows, axis=axis)

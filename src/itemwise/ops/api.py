@@ -23,7 +23,7 @@ LayerAttention = Callable[[Array, Array, Array, Pages, bool], tuple[Array, Pages
 
 
 def step_attention(
-    arrays: StepArrays[Array],
+    arrays: StepArrays,
     shape: StepShape,
     num_pages: int,
     kernel: Kernel | None = None,
@@ -52,9 +52,7 @@ def step_attention(
     return attend_layer
 
 
-def _attention_on_gpu(
-    arrays: StepArrays[Array], shape: StepShape, num_pages: int
-) -> LayerAttention:
+def _attention_on_gpu(arrays: StepArrays, shape: StepShape, num_pages: int) -> LayerAttention:
     from itemwise.ops.step.gpu import attend_gpu, lane_walk, page_places, write_places
 
     walk = lane_walk(arrays, shape)
@@ -73,7 +71,7 @@ def attend_packed(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    arrays: PackedArrays[Array],
+    arrays: PackedArrays,
     shape: PackedShape,
     mask: Mask,
     *,

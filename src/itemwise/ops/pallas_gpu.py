@@ -25,7 +25,7 @@ def take_in(
     q: Float[Array, "rows H"],
     k: Float[Array, "keys H"],
     v: Float[Array, "keys H"],
-    visible: Bool[Array, "rows keys"],
+    visible: Bool[Array, "#rows keys"],
 ) -> SoftmaxState:
     """Takes one block of keys into the sums, as `softmax.accumulate`."""
     scores = plgpu.dot(q, k, trans_b=True) * (q.shape[-1] ** -0.5 * LOG2_E)

@@ -62,7 +62,7 @@ def product(equation: str, a: Array, b: Array, result: DTypeLike = jnp.float32) 
 
     On CPU the result must not be narrower: a bfloat16 one is several times slower.
     """
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = max(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
     found: Array = jnp.einsum(
         equation,
         a.astype(dtype),
@@ -123,7 +123,7 @@ def own_rows(
     num_kv_heads, num_places, group, head_dim = q.shape
     rows = (num_kv_heads, granule * group)
     # Place t sees place s <= t of its granule; the heads of a group sit side by side.
-    causal = jnp.arange(granule * group)[:, None] // group >= jnp.arange(granule)
+    causal = jnp.arange(granule * group)[:, None] // group >= jnp.arange(granule)[None]
 
     def one_granule(n: Array, sums: SoftmaxState) -> SoftmaxState:
         start = arrays.granule_start[n]

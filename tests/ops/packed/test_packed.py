@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ class Sequence(NamedTuple):
     """A packed sequence with random queries, keys and values."""
 
     case: str
-    arrays: PackedArrays[Any]
+    arrays: PackedArrays
     q: Array
     k: Array
     v: Array

@@ -47,7 +47,7 @@ class Backend:
 
 
 def interpreted_gpu(
-    q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays[Array], shape: StepShape
+    q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays, shape: StepShape
 ) -> Array:
     return attend_gpu(q, k, v, pages, lane_walk(arrays, shape), shape, interpret=True)
 

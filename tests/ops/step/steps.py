@@ -64,7 +64,7 @@ class Step(NamedTuple):
     shape: StepShape
     rows: Sequence[RowPlan]
     starts: list[int]
-    arrays: StepArrays[Any]
+    arrays: StepArrays
     q: Array
     k: Array
     v: Array

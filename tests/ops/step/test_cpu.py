@@ -130,7 +130,7 @@ def test_sharp_attention_of_xla_is_as_right_as_float32_can_be(case: str) -> None
 @pytest.mark.parametrize("case", CASES)
 def test_a_scale_that_is_off_by_a_thousandth_would_show(case: str, kernel: StepAttention) -> None:
     def sharper(
-        q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays[Array], shape: StepShape
+        q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays, shape: StepShape
     ) -> Array:
         return kernel(1.001 * q, k, v, pages, arrays, shape)
 
@@ -139,7 +139,7 @@ def test_a_scale_that_is_off_by_a_thousandth_would_show(case: str, kernel: StepA
 
 def test_a_skipped_key_would_show(kernel: StepAttention) -> None:
     def shorter(
-        q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays[Array], shape: StepShape
+        q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays, shape: StepShape
     ) -> Array:
         arrays = arrays._replace(context_lens=jnp.maximum(arrays.context_lens - 1, 0))
         return kernel(q, k, v, pages, arrays, shape)

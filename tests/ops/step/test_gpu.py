@@ -26,7 +26,7 @@ from tests.ops.step.steps import (
 @pytest.mark.parametrize("fault", ["granules start early", "other row"])
 def test_a_fault_in_the_walk_is_seen(fault: str) -> None:
     def faulty(
-        q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays[Array], shape: StepShape
+        q: Array, k: Array, v: Array, pages: Pages, arrays: StepArrays, shape: StepShape
     ) -> Array:
         walk = lane_walk(arrays, shape)
         if fault == "granules start early":

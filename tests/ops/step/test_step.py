@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from itemwise.ops.step.arrays import StepArrays
-from itemwise.types import Int32Array
 from tests.conftest import require
 from tests.ops.step.backends import BACKENDS, Backend
-from tests.ops.step.steps import CASES, cases, largest_difference, make_step, plainly, run
+from tests.ops.step.steps import CASES, SHAPE, cases, largest_difference, make_step, plainly, run
 
 Heads = tuple[int, int, int]
 EVERYWHERE = list(BACKENDS)
@@ -94,25 +93,28 @@ def test_a_step_without_rows_runs(backend: Backend) -> None:
     assert run(backend.attend, make_step(backend.shape, [], backend.heads[0])) == []
 
 
-def a_key_too_many(arrays: StepArrays[Int32Array]) -> StepArrays[Int32Array]:
+def a_key_too_many(arrays: StepArrays) -> StepArrays:
     longest = arrays.context_lens.max()
     last = (arrays.context_lens > 0) & (arrays.context_lens < longest)
     return arrays._replace(context_lens=arrays.context_lens + last)
 
 
-def a_granule_starts_early(arrays: StepArrays[Int32Array]) -> StepArrays[Int32Array]:
+def a_granule_starts_early(arrays: StepArrays) -> StepArrays:
     return arrays._replace(granule_start=np.maximum(arrays.granule_start - 1, 0))
 
 
-def a_row_goes_on_with_the_one_before(arrays: StepArrays[Int32Array]) -> StepArrays[Int32Array]:
-    index = np.arange(len(arrays.granule_index), dtype=np.int32)
-    return arrays._replace(granule_index=np.minimum(index, arrays.granule_start // 32))
+def all_rows_are_one(arrays: StepArrays) -> StepArrays:
+    count = -(-int(arrays.num_places) // SHAPE.granule_tokens)
+    index = np.arange(len(arrays.granule_index), dtype=np.int32) % count
+    return arrays._replace(
+        granule_start=index * np.int32(SHAPE.granule_tokens),
+        granule_index=index,
+        num_granules=np.asarray(count, np.int32),
+    )
 
 
 @pytest.mark.parametrize("backend", EVERYWHERE, indirect=True)
-@pytest.mark.parametrize(
-    "fault", [a_key_too_many, a_granule_starts_early, a_row_goes_on_with_the_one_before]
-)
+@pytest.mark.parametrize("fault", [a_key_too_many, a_granule_starts_early, all_rows_are_one])
 def test_a_planted_fault_is_seen(backend: Backend, fault: object) -> None:
     assert callable(fault)
     rows = cases(backend.shape)["a long context"]

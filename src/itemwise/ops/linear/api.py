@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -16,7 +14,7 @@ from itemwise.ops.linear.xla import matmul
 
 def linear(
     x: Float[Array, "T inner"],
-    weights: Linear[Any],
+    weights: Linear,
     num_rows: Int32[Array, ""],
     result: DTypeLike = jnp.float32,
     axis: str | None = None,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
 from jaxtyping import Float32, Int8, Shaped
 
 from itemwise.types import CppLevel
-
-LeafT = TypeVar("LeafT")
 
 
 class Quantized(NamedTuple):
@@ -34,11 +32,11 @@ class Panels:
 Matrix = Array | Quantized | Panels  # an array [outer, inner] is as checkpoints have it
 
 
-class Linear(NamedTuple, Generic[LeafT]):
-    """The weights of `y = x @ matrix.T + bias`.
+class Linear(NamedTuple):
+    """The weights of `y = x @ matrix.T + bias`: a `Matrix` and an array [outer], or None.
 
-    A tree like any other: of `WeightSpec`, of shapes, or of a `Matrix` and an array.
+    Before they are read it holds what describes them: a `WeightSpec` each, or a shape.
     """
 
-    matrix: LeafT
-    bias: LeafT | None = None
+    matrix: Any
+    bias: Any = None

@@ -1,5 +1,5 @@
 // Matrix products of a few or many rows with weights that stay as they are in memory. See
-// cpu_linear.py for what it computes and who calls it.
+// cpu.py for what it computes and who calls it.
 //
 // Weights lie in panels of PANEL outputs, [out / PANEL, in, PANEL]. A unit of work is some panels
 // and some rows: a stretch of the panels is widened to float32, then all rows meet it while it is in

@@ -19,11 +19,11 @@ Imports no JAX.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Int32
 
-from itemwise.types import ArrayT
+from itemwise.types import AnyArray
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PackedShape:
         return self.tokens // self.granule_tokens + self.max_rows
 
 
-class PackedArrays(NamedTuple, Generic[ArrayT]):
+class PackedArrays(NamedTuple):
     """The arrays of a packed sequence: the prefix, then the items, without a gap.
 
     Attributes:
@@ -63,13 +63,13 @@ class PackedArrays(NamedTuple, Generic[ArrayT]):
         num_places: token places in use.
     """
 
-    tokens: Int32[ArrayT, " T"]
-    positions: Int32[ArrayT, " T"]
-    row_starts: Int32[ArrayT, " I"]
-    prefix_end: Int32[ArrayT, ""]
-    granule_start: Int32[ArrayT, " granules"]
-    granule_index: Int32[ArrayT, " granules"]
-    num_granules: Int32[ArrayT, ""]
-    score_tokens: Int32[ArrayT, " I"]
-    num_scored: Int32[ArrayT, ""]
-    num_places: Int32[ArrayT, ""]
+    tokens: Int32[AnyArray, " T"]
+    positions: Int32[AnyArray, " T"]
+    row_starts: Int32[AnyArray, " I"]
+    prefix_end: Int32[AnyArray, ""]
+    granule_start: Int32[AnyArray, " granules"]
+    granule_index: Int32[AnyArray, " granules"]
+    num_granules: Int32[AnyArray, ""]
+    score_tokens: Int32[AnyArray, " I"]
+    num_scored: Int32[AnyArray, ""]
+    num_places: Int32[AnyArray, ""]

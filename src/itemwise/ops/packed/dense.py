@@ -11,20 +11,21 @@ from itemwise.ops.packed.base import PackedArrays
 from itemwise.ops.softmax import product, scaled_scores
 
 
-def visible(arrays: PackedArrays[Array], num_tokens: int) -> Bool[Array, "T T"]:
+def visible(arrays: PackedArrays, num_tokens: int) -> Bool[Array, "T T"]:
     """The rule of `base.py` as a mask, readers first."""
     places = jnp.arange(num_tokens)
     item = jnp.searchsorted(arrays.row_starts, places, side="right") - 1
     row_start = jnp.where(item < 0, 0, arrays.row_starts[item])
     reader, read = places[:, None], places[None, :]
-    return (read <= reader) & ((read < arrays.prefix_end) | (read >= row_start[:, None]))
+    seen: Bool[Array, "T T"] = (read < arrays.prefix_end) | (read >= row_start[:, None])
+    return (read <= reader) & seen
 
 
 def attend_dense(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    arrays: PackedArrays[Array],
+    arrays: PackedArrays,
 ) -> Float[Array, "T N H"]:
     """Attention output of every token place; padding holds finite garbage.
 

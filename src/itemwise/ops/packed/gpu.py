@@ -27,7 +27,7 @@ def attend_packed_gpu(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    arrays: PackedArrays[Array],
+    arrays: PackedArrays,
     interpret: bool = False,
 ) -> Float[Array, "T N H"]:
     """Attention output of every token place; padding holds finite garbage.

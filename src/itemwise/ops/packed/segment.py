@@ -23,7 +23,7 @@ def attend_segment(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    arrays: PackedArrays[Array],
+    arrays: PackedArrays,
     granule_tokens: int,
 ) -> Float[Array, "T N H"]:
     """Attention output of every token place; padding holds finite garbage.
@@ -45,7 +45,7 @@ def _prefix(
     k: Float[Array, "K places H"],
     v: Float[Array, "K places H"],
     sums: SoftmaxState,
-    arrays: PackedArrays[Array],
+    arrays: PackedArrays,
     num_tokens: int,
 ) -> Float[Array, "K places group H"]:
     """Adds to each token's sums what it sees of the prefix, and divides."""
@@ -71,7 +71,7 @@ def _prefix(
             def read(a: Array) -> Array:
                 return lax.dynamic_slice(a, (head, b * keys, 0), (1, keys, head_dim))[0]
 
-            place = b * keys + jnp.arange(keys)
+            place = b * keys + jnp.arange(keys)[None]
             seen = (place <= reader) & (place < arrays.prefix_end)
             scores = jnp.where(seen, scaled_scores("th,sh->ts", q_n, read(k)), -jnp.inf)
             return accumulate(tile_sums, scores, read(v), "ts,sh->th")

@@ -31,7 +31,7 @@ def attend_packed_tpu(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    arrays: PackedArrays[Array],
+    arrays: PackedArrays,
     interpret: Any = False,
 ) -> Float[Array, "T N H"]:
     """Attention output of every token place; padding holds finite garbage.

@@ -21,7 +21,7 @@ class Walk(NamedTuple):
     num_tiles: Int32[Array, " tiles"]  # in all; 0 for a tile of padding
 
 
-def walk_of(arrays: PackedArrays[Array], num_tokens: int, tiles: PackedTiles) -> Walk:
+def walk_of(arrays: PackedArrays, num_tokens: int, tiles: PackedTiles) -> Walk:
     """Which tiles of keys each tile of readers sees."""
     first = jnp.arange(0, num_tokens, tiles.readers)
     end = jnp.minimum(first + tiles.readers, arrays.num_places)
@@ -37,7 +37,7 @@ def walk_of(arrays: PackedArrays[Array], num_tokens: int, tiles: PackedTiles) ->
     return Walk(*(jnp.where(used, count, 0).astype(jnp.int32) for count in counts))
 
 
-def last_readers(arrays: PackedArrays[Array], num_tokens: int) -> Int32[Array, "one T"]:
+def last_readers(arrays: PackedArrays, num_tokens: int) -> Int32[Array, "one T"]:
     """For each place one more than the last place that sees it."""
     places = jnp.arange(num_tokens)
     ends = jnp.append(arrays.row_starts, num_tokens)[_following(arrays, places)]
@@ -45,7 +45,7 @@ def last_readers(arrays: PackedArrays[Array], num_tokens: int) -> Int32[Array, "
     return last[None]
 
 
-def _following(arrays: PackedArrays[Array], places: Int32[Array, " n"]) -> Int32[Array, " n"]:
+def _following(arrays: PackedArrays, places: Int32[Array, " n"]) -> Int32[Array, " n"]:
     """The number of the first item after each place; by comparing all pairs, without a loop."""
     found: Array = jnp.searchsorted(arrays.row_starts, places, side="right", method="compare_all")
     return found

@@ -6,11 +6,11 @@ The packer fills these arrays with NumPy, and `forward` takes the same ones as J
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Int32
 
-from itemwise.types import ArrayT
+from itemwise.types import AnyArray
 
 # Products of fewer rows may add in another order; steps of all sizes shall have the same bits.
 MIN_SCORED_ROWS = 32
@@ -58,7 +58,7 @@ class StepShape:
         return self.tokens // self.granule_tokens + self.max_scored_rows + self.lanes
 
 
-class StepArrays(NamedTuple, Generic[ArrayT]):
+class StepArrays(NamedTuple):
     """The arrays of one step, all of fixed shape.
 
     Attributes:
@@ -81,18 +81,18 @@ class StepArrays(NamedTuple, Generic[ArrayT]):
         num_places: token places up to the last one in use, gaps between lanes included.
     """
 
-    tokens: Int32[ArrayT, " T"]
-    positions: Int32[ArrayT, " T"]
-    lane_start: Int32[ArrayT, " G"]
-    num_lanes: Int32[ArrayT, ""]
-    context_pages: Int32[ArrayT, "G C"]
-    context_lens: Int32[ArrayT, "G C"]
-    write_starts: Int32[ArrayT, " G"]
-    write_pages: Int32[ArrayT, " G"]
-    num_writes: Int32[ArrayT, ""]
-    granule_start: Int32[ArrayT, " granules"]
-    granule_index: Int32[ArrayT, " granules"]
-    num_granules: Int32[ArrayT, ""]
-    score_tokens: Int32[ArrayT, " I"]
-    num_scored: Int32[ArrayT, ""]
-    num_places: Int32[ArrayT, ""]
+    tokens: Int32[AnyArray, " T"]
+    positions: Int32[AnyArray, " T"]
+    lane_start: Int32[AnyArray, " G"]
+    num_lanes: Int32[AnyArray, ""]
+    context_pages: Int32[AnyArray, "G C"]
+    context_lens: Int32[AnyArray, "G C"]
+    write_starts: Int32[AnyArray, " G"]
+    write_pages: Int32[AnyArray, " G"]
+    num_writes: Int32[AnyArray, ""]
+    granule_start: Int32[AnyArray, " granules"]
+    granule_index: Int32[AnyArray, " granules"]
+    num_granules: Int32[AnyArray, ""]
+    score_tokens: Int32[AnyArray, " I"]
+    num_scored: Int32[AnyArray, ""]
+    num_places: Int32[AnyArray, ""]

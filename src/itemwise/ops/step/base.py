@@ -34,7 +34,7 @@ class StepAttention(Protocol):
         k: Float[Array, "T K H"],
         v: Float[Array, "T K H"],
         pages: Pages,
-        arrays: StepArrays[Array],
+        arrays: StepArrays,
         shape: StepShape,
     ) -> Float[Array, "T N H"]:
         """Attention output of every token place; places outside rows hold finite garbage.
@@ -70,7 +70,7 @@ def from_storage(stored: Array, dtype: jnp.dtype) -> Array:
 
 
 def write_pages(
-    pool: Shaped[Array, "P K page H"], new: Float[Array, "T K H"], arrays: StepArrays[Array]
+    pool: Shaped[Array, "P K page H"], new: Float[Array, "T K H"], arrays: StepArrays
 ) -> Shaped[Array, "P K page H"]:
     """The pool with the keys or values of the writing rows in their pages, updated in place.
 

@@ -1,5 +1,5 @@
 // The exact step's attention on a processor: own rows and the paged context, fused. See
-// cpu_step.py for what it computes and who calls it.
+// cpu.py for what it computes and who calls it.
 //
 // Queries lie side by side in the vector registers, keys come one after the other. So a query's
 // sums never meet another query's, and the order of its keys is the only order there is: the place

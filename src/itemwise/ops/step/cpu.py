@@ -31,7 +31,7 @@ def attend_cpu(
     k: Float32[Array, "T K H"],
     v: Float32[Array, "T K H"],
     pages: Pages,
-    arrays: StepArrays[Array],
+    arrays: StepArrays,
     shape: StepShape,
     *,
     level: CppLevel,

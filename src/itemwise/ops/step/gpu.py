@@ -46,7 +46,7 @@ class LaneWalk(NamedTuple):
     num_pages: Int32[Array, " G"]
 
 
-def lane_walk(arrays: StepArrays[Array], shape: StepShape) -> LaneWalk:
+def lane_walk(arrays: StepArrays, shape: StepShape) -> LaneWalk:
     """Which granules and pages each lane's programs walk."""
     granules, lanes = arrays.granule_start.shape[0], arrays.lane_start.shape[0]
     in_use = jnp.arange(granules) < arrays.num_granules
@@ -82,13 +82,13 @@ class PagePlaces(NamedTuple):
     slot: Int32[Array, " T"]
 
 
-def page_places(arrays: StepArrays[Array], walk: LaneWalk, num_pages: int) -> PagePlaces:
+def page_places(arrays: StepArrays, walk: LaneWalk, num_pages: int) -> PagePlaces:
     """Where in the pool each token place is kept, if at all."""
     in_use = jnp.arange(arrays.write_starts.shape[0]) < arrays.num_writes
-    mine = (walk.row_start[:, None] == arrays.write_starts) & in_use
+    mine = (walk.row_start[:, None] == arrays.write_starts[None]) & in_use[None]
     place = jnp.arange(walk.row_start.shape[0])
     # Past all pages where nothing is kept, each in another page, as a scatter may ask for.
-    page = jnp.where(mine, arrays.write_pages, (num_pages + place)[:, None]).min(1)
+    page = jnp.where(mine, arrays.write_pages[None], (num_pages + place)[:, None]).min(1)
     return PagePlaces(page, place - walk.row_start)
 
 

@@ -79,7 +79,7 @@ def attend_tpu(
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
     pages: Pages,
-    arrays: StepArrays[Array],
+    arrays: StepArrays,
     shape: StepShape,
     *,
     interpret: Any = False,
@@ -138,7 +138,7 @@ def attend_tpu(
     return out.transpose(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)
 
 
-def _scalars(arrays: StepArrays[Array], shape: StepShape) -> Scalars:
+def _scalars(arrays: StepArrays, shape: StepShape) -> Scalars:
     num_pages: Int32[Array, " G"] = (arrays.context_lens > 0).sum(1)
     return Scalars(
         context_pages=arrays.context_pages.reshape(-1),

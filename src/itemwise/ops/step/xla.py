@@ -37,7 +37,7 @@ def attend_xla(
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
     pages: Pages,
-    arrays: StepArrays[Array],
+    arrays: StepArrays,
     shape: StepShape,
     *,
     dot_sums: bool = False,
@@ -60,7 +60,7 @@ def _contexts(
     q: Float[Array, "K places group H"],
     sums: SoftmaxState,
     cached: Pages,
-    arrays: StepArrays[Array],
+    arrays: StepArrays,
     shape: StepShape,
     take_in: Callable[..., SoftmaxState],
 ) -> Float[Array, "K places group H"]:
@@ -95,7 +95,7 @@ def _contexts(
                 return from_storage(pool[found, head], q.dtype).reshape(pages * page, head_dim)
 
             k_b, v_b = read(cached.k), read(cached.v)
-            valid = (jnp.arange(page) < lens[:, None]).reshape(-1)
+            valid = (jnp.arange(page)[None] < lens[:, None]).reshape(-1)
             scores = jnp.where(valid, scaled_scores("th,sh->ts", q_g, k_b), -jnp.inf)
             return take_in(lane_sums, scores, v_b, "ts,sh->th")
 
