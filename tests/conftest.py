@@ -18,7 +18,8 @@ from itemwise.checkpoint.shapes import model_dict
 from itemwise.checkpoint.write import write_random
 from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine.cpu_level import BY_NAME, LEVELS
-from itemwise.engine.engine import Engine, step_shapes
+from itemwise.engine.engine import Engine
+from itemwise.engine.platform import step_shapes
 from itemwise.machine import instructions
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights

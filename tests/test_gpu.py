@@ -8,16 +8,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import jax
-import numpy as np
 import pytest
-from ml_dtypes import bfloat16
 
-from itemwise.engine.engine import Engine, gpu_kernel_serves
+from itemwise.config import EngineConfig
+from itemwise.engine import start
+from itemwise.engine.engine import Engine
+from itemwise.engine.platform import Platform
 from itemwise.ops.packed import gpu as gpu_packed
 from itemwise.ops.step import gpu as gpu_step
-from itemwise.types import DTypes, Kernel
+from itemwise.types import Kernel
 from tests.engine.test_packed_batcher import difference, packed, request_of, scores
 
 ON_GPU = jax.devices()[0].platform == "gpu"
@@ -25,15 +27,15 @@ interpreted = pytest.mark.skipif(ON_GPU, reason="interprets the kernels")
 REQUEST = request_of(0, 200, (5, 3, 140, 20, 1), apply_softmax=True)
 
 
-def find_kernel(engine: Engine) -> tuple[Kernel | None, None]:
-    return (None if engine.config.attention_backend == "native" else "gpu"), None
+def choose_kernel(platform: Platform, config: EngineConfig, *_: Any) -> Kernel | None:
+    return None if config.attention_backend == "native" else "gpu"
 
 
 @pytest.fixture(scope="module")
 def engine_of(make_engine: Callable[..., Engine]) -> Iterator[Callable[..., Engine]]:
     """Engines by attention backend, kernels in the interpreter."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "_find_kernel", find_kernel)
+        patch.setattr(start, "choose_kernel", choose_kernel)
         for module, name in ((gpu_step, "attend_gpu"), (gpu_packed, "attend_packed_gpu")):
             patch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
 
@@ -68,18 +70,6 @@ def test_bits_with_kernels_are_equal_in_any_company(engine_of: Callable[..., Eng
     assert [row.tobytes() for row in scores(engine, other)] == [base[i].tobytes() for i in order]
     engine.forget_prefixes()
     assert [row.tobytes() for row in scores(engine, other)] == [base[i].tobytes() for i in order]
-
-
-def test_the_kernel_is_for_heads_and_types_that_it_takes(
-    make_engine: Callable[..., Engine],
-) -> None:
-    model = make_engine("tiny-qwen2").model_config
-    half, single = (DTypes(np.dtype(kind), np.dtype(kind)) for kind in (bfloat16, np.float32))
-    assert gpu_kernel_serves(model, half, 128)
-    assert not gpu_kernel_serves(model, single, 128)
-    assert not gpu_kernel_serves(replace(model, head_dim=80), half, 128)
-    assert not gpu_kernel_serves(replace(model, head_dim=8), half, 128)
-    assert not gpu_kernel_serves(model, half, 96)
 
 
 @pytest.mark.gpu

@@ -8,14 +8,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from itemwise.engine import engine as engine_module
+from itemwise.config import EngineConfig
+from itemwise.engine import start
 from itemwise.engine.engine import Engine
+from itemwise.engine.platform import Platform
 from itemwise.types import Kernel
 from tests.conftest import tiled_step_shapes
 from tests.engine.test_packed_batcher import difference, packed, request_of, scores
@@ -24,8 +27,8 @@ ON_TPU = jax.devices()[0].platform == "tpu"
 REQUEST = request_of(0, 40, (5, 3, 20, 1), apply_softmax=True)
 
 
-def find_kernel(engine: Engine) -> tuple[Kernel | None, None]:
-    return (None if engine.config.attention_backend == "native" else "tpu"), None
+def choose_kernel(platform: Platform, config: EngineConfig, *_: Any) -> Kernel | None:
+    return None if config.attention_backend == "native" else "tpu"
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +36,8 @@ def engine_of(make_engine: Callable[..., Engine]) -> Iterator[Callable[..., Engi
     """Engines by attention backend; kernels run in the interpreter where there is no TPU."""
     interpreted = pltpu.InterpretParams()  # the kernels' own suites look for races
     with pytest.MonkeyPatch.context() as patch, pltpu.force_tpu_interpret_mode(interpreted):
-        patch.setattr(Engine, "_find_kernel", find_kernel)
-        patch.setattr(engine_module, "step_shapes", tiled_step_shapes)
+        patch.setattr(start, "choose_kernel", choose_kernel)
+        patch.setattr(start, "step_shapes", tiled_step_shapes)
 
         @functools.cache
         def make(backend: str) -> Engine:

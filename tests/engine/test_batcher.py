@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import pytest
 
-from itemwise.engine import engine as engine_module
+from itemwise.engine import start
 from itemwise.engine.engine import Engine
 from itemwise.engine.step_packer import StepBatch
 from itemwise.errors import EngineLostError
@@ -306,7 +306,7 @@ def test_rest_of_a_tile_goes_to_the_same_query_out_of_turn(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another request lies between two with one query; the second fills the first one's lane."""
-    monkeypatch.setattr(engine_module, "step_shapes", tiled_step_shapes)
+    monkeypatch.setattr(start, "step_shapes", tiled_step_shapes)
     engine = make_engine(skip_self_check=True)
     first = request(1, query=PAGE, items=1, item=PAGE // 2)
     works = opened(engine, first)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itemwise.engine import programs
+from itemwise.engine import compile_cache, programs
 from itemwise.engine.engine import Engine
-from itemwise.engine.memory import device_memory_bytes
+from itemwise.engine.platform import platform_of
 from itemwise.engine.programs import Programs
 from itemwise.engine.step_packer import StepBatch
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
@@ -203,7 +203,7 @@ def test_a_start_of_the_same_programs_takes_the_verdict_over(
     assert second.info()["steps"] < first.info()["steps"]
     other = make_engine(**config, step_lanes=2)
     assert other.info()["steps"] > second.info()["steps"]
-    monkeypatch.setattr("itemwise.engine.engine.processor", lambda: "another")
+    monkeypatch.setattr("itemwise.engine.start.processor", lambda: "another")
     assert make_engine(**config).info()["steps"] == first.info()["steps"]
 
 
@@ -250,13 +250,13 @@ def test_small_steps_with_other_bits_are_known_at_the_next_start(
     first = make_engine(compilation_cache_dir=str(tmp_path))
     caplog.clear()
     compiled: list[object] = []
-    compile_one = programs.compiled_for
+    compile_one = compile_cache.compile_whole
 
     def noted(*arguments: Any) -> jax.stages.Compiled:
         compiled.append(arguments)
         return compile_one(*arguments)
 
-    monkeypatch.setattr(programs, "compiled_for", noted)
+    monkeypatch.setattr(programs, "compile_whole", noted)
     second = make_engine(compilation_cache_dir=str(tmp_path))
     assert second.self_check == first.self_check
     assert second.info()["small_steps"] == []
@@ -293,5 +293,5 @@ def test_pages_without_room_are_refused(make_engine: Callable[..., Engine]) -> N
 def test_memory_fraction_bounds_weights_and_pages(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(kv_cache_bytes=None, mem_fraction_static=0.002, skip_self_check=True)
     info = engine.info()
-    limit = device_memory_bytes(engine.device) * 0.002
+    limit = platform_of(engine.device).memory_bytes(engine.device) * 0.002
     assert 0.9 * limit < info["weight_bytes"] + info["pages"]["bytes"] <= limit

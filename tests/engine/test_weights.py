@@ -52,6 +52,6 @@ def test_int8_is_near_and_exact_in_any_company(
 def test_int8_on_several_devices_is_refused(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("itemwise.engine.engine.make_mesh", lambda *_: object())
+    monkeypatch.setattr("itemwise.engine.start.make_mesh", lambda *_: object())
     with pytest.raises(ConfigError, match="`quantization` is int8, expected none"):
         make_engine(quantization="int8")

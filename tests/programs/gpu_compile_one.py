@@ -57,22 +57,23 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
 
     from itemwise.checkpoint.shapes import model_dict
     from itemwise.config import EngineConfig
-    from itemwise.engine.engine import step_shapes
+    from itemwise.engine.compile_cache import compile_whole
+    from itemwise.engine.lowering import Lowering, ProgramSpec
     from itemwise.engine.packed_sequence import packed_shape
-    from itemwise.engine.programs import ProgramSet, compiled_for
+    from itemwise.engine.platform import PLATFORMS, step_shapes
     from itemwise.models.config import ModelConfig
-    from itemwise.types import DTypes
 
     topology = topologies.get_topology_desc(
         "h100", platform="cuda", topology="1x1x1", target_config=H100
     )
-    (device,) = topology.devices
+    (device,), platform = topology.devices, PLATFORMS["gpu"]
     whole = ModelConfig.from_hf(model_dict(name))
     model = replace(whole, num_layers=min(whole.num_layers, int(layers)))
-    (shape,) = step_shapes(EngineConfig(), "gpu", whole.max_position_embeddings)
-    dtype = np.dtype(jnp.bfloat16)
-    programs = ProgramSet(
-        model, shape, int(num_pages), DTypes(dtype, dtype), kernel="gpu", device=device
+    (shape,) = step_shapes(EngineConfig(), platform, whole.max_position_embeddings)
+    dtypes = platform.dtypes(np.dtype(jnp.bfloat16))
+    kernel = platform.kernel_for(model, dtypes, shape.page_tokens)
+    programs = Lowering(
+        ProgramSpec(model, shape, int(num_pages), dtypes, platform, kernel, device=device)
     )
     weights = programs.weights()
     sequence = packed_shape(12000, 500, shape.max_scored_rows, shape.granule_tokens)
@@ -83,7 +84,7 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
             assert form == "packed segment"
             lowered = programs.lower_packed(weights, sequence, "segment")
     start = time.perf_counter()
-    compiled = compiled_for(lowered, "gpu")
+    compiled = compile_whole(lowered, platform.compiler_options, None)
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     text = compiled.as_text() or ""

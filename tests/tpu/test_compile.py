@@ -19,7 +19,7 @@ import pytest
 
 from itemwise.checkpoint.shapes import model_dict
 from itemwise.config import EngineConfig
-from itemwise.engine.engine import step_shapes
+from itemwise.engine.platform import PLATFORMS, step_shapes
 from itemwise.errors import ConfigError
 from itemwise.models.config import ModelConfig
 from itemwise.tpu.compile import FORMS
@@ -87,7 +87,7 @@ def test_what_cannot_be_had_is_one_line_and_status_2() -> None:
 
 def work(form: str, name: str = "qwen3-0.6b", tp: int = 1) -> Any:
     model = ModelConfig.from_hf(model_dict(name))
-    (shape,) = step_shapes(EngineConfig(step_lanes=16), "tpu", model.max_position_embeddings)
+    (shape,) = step_shapes(EngineConfig(), PLATFORMS["tpu"], model.max_position_embeddings)
     return work_of(form, model, shape, Workload(), CHIPS["v6e"], tp)
 
 
@@ -111,6 +111,6 @@ def test_chips_and_shapes() -> None:
     with pytest.raises(ConfigError, match="`topology` is 'v9:1'"):
         chip_of("v9:1")
     model = ModelConfig.from_hf(model_dict("qwen3-0.6b"))
-    (shape,) = step_shapes(EngineConfig(step_lanes=16), "tpu", model.max_position_embeddings)
+    (shape,) = step_shapes(EngineConfig(), PLATFORMS["tpu"], model.max_position_embeddings)
     assert packed_shape_of(Workload(), shape).tokens == 12288
     assert replace(Workload(), num_items=1).tokens == 2020

@@ -6,6 +6,7 @@ are ours only while we compile.
 
 from __future__ import annotations
 
+import functools
 import glob
 import logging
 import re
@@ -18,9 +19,36 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from itemwise.config import EngineConfig, cache_dir
+
 logger = logging.getLogger("itemwise.engine")
 _RAISE = "jax_raise_persistent_cache_errors"
 _in_use = threading.Lock()
+
+
+def cache_folder(config: EngineConfig) -> Path | None:
+    """Where the settings keep compiled programs; None for nowhere."""
+    if config.compilation_cache_dir is None:
+        return cache_dir() / "xla"
+    return Path(config.compilation_cache_dir) if config.compilation_cache_dir else None
+
+
+class CompileCounter:
+    """Counts programs that XLA compiles in this process, whoever asks for them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.count += 1
+
+
+@functools.cache
+def compile_counter() -> CompileCounter:
+    """The process's counter; it counts from the first call on."""
+    return CompileCounter()
 
 
 @contextmanager

@@ -10,13 +10,12 @@ import jax
 import numpy as np
 
 from itemwise.config import EngineConfig, Quantization
+from itemwise.engine.platform import Platform
 from itemwise.engine.weights import is_layer_matrix
 from itemwise.errors import ConfigError
-from itemwise.machine import memory_bytes
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 from itemwise.models.sharding import AXIS, partition, stored_kv_heads, stored_shape
-from itemwise.ops.step.arrays import StepShape
 from itemwise.types import DTypes
 
 GIB = 1 << 30
@@ -45,53 +44,39 @@ def plan_pages(
     config: EngineConfig,
     model: ModelConfig,
     dtypes: DTypes,
-    shape: StepShape,
-    device: jax.Device,
+    platform: Platform,
+    total_bytes: int,
     tp: int = 1,
 ) -> PagePlan:
-    """How many pages fit beside the weights, on each of `tp` devices like `device`.
+    """How many pages fit beside the weights, on each of `tp` devices of `total_bytes`.
 
     Raises:
         ConfigError: weights and pages do not fit the device's memory, or not even a page does.
     """
-    total, is_host = device_memory_bytes(device), device.platform == "cpu"
-    return plan_pages_in(config, model, dtypes, shape, total, tp, is_host=is_host)
-
-
-def plan_pages_in(
-    config: EngineConfig,
-    model: ModelConfig,
-    dtypes: DTypes,
-    shape: StepShape,
-    total: int,
-    tp: int = 1,
-    *,
-    is_host: bool = False,
-) -> PagePlan:
-    """As `plan_pages`, on devices of `total` bytes; `is_host`: the memory is the host's."""
+    page_tokens = config.page_tokens
     layer_heads = model.num_layers * stored_kv_heads(model, tp) // tp
-    page_bytes = 2 * layer_heads * shape.page_tokens * model.head_dim * dtypes.activations.itemsize
+    page_bytes = 2 * layer_heads * page_tokens * model.head_dim * dtypes.activations.itemsize
     weight_bytes = weights_bytes(model, dtypes.weights, tp, config.quantization)
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
     elif config.mem_fraction_static is not None:
-        budget = int(total * config.mem_fraction_static) - weight_bytes
-    elif is_host:
-        budget = min(int(total * HOST_SHARE), HOST_MAX_TOKENS // shape.page_tokens * page_bytes)
+        budget = int(total_bytes * config.mem_fraction_static) - weight_bytes
+    elif platform.memory == "host":
+        budget = min(int(total_bytes * HOST_SHARE), HOST_MAX_TOKENS // page_tokens * page_bytes)
     else:
-        budget = int(total * ACCELERATOR_SHARE) - weight_bytes
+        budget = int(total_bytes * ACCELERATOR_SHARE) - weight_bytes
     num_pages = budget // page_bytes
     if num_pages < 2:
         raise ConfigError(
             f"pages get {max(budget, 0)} bytes beside weights of {weight_bytes} bytes, expected at "
-            f"least {2 * page_bytes} for two pages of {shape.page_tokens} tokens; raise "
+            f"least {2 * page_bytes} for two pages of {page_tokens} tokens; raise "
             "--kv-cache-bytes or --mem-fraction-static"
         )
-    if weight_bytes + num_pages * page_bytes > total:
+    if weight_bytes + num_pages * page_bytes > total_bytes:
         raise ConfigError(
             f"weights of {weight_bytes / GIB:.1f} GiB and pages of "
-            f"{num_pages * page_bytes / GIB:.1f} GiB exceed the device's {total / GIB:.1f} GiB; "
-            "lower --kv-cache-bytes or take a smaller model"
+            f"{num_pages * page_bytes / GIB:.1f} GiB exceed the device's "
+            f"{total_bytes / GIB:.1f} GiB; lower --kv-cache-bytes or take a smaller model"
         )
     return PagePlan(num_pages, page_bytes, weight_bytes)
 
@@ -107,11 +92,3 @@ def weights_bytes(
             size = math.prod(spec.shape) + spec.shape[0] * np.dtype(np.float32).itemsize
         total += size // tp if AXIS in partition(spec) else size
     return total
-
-
-def device_memory_bytes(device: jax.Device) -> int:
-    """Memory of the device: the accelerator's own, or the host's."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return memory_bytes()

@@ -6,10 +6,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
 from itemwise.config import EngineConfig
 from itemwise.engine.pages import PageCache, Prefix
+from itemwise.engine.results import Results
 from itemwise.engine.step_packer import Context, RowPlan
 from itemwise.types import Float32Array, ScoreRequest, ScoreResult, Timings
 
@@ -270,66 +269,3 @@ class Work:
             self.cached_tokens,
             timings,
         )
-
-
-class Results:
-    """Label logits of each item as they come in, in one array where all have as many labels."""
-
-    def __init__(self, request: ScoreRequest) -> None:
-        self._request = request
-        num_items = len(request.items)
-        widths = set(map(len, request.labels))
-        self._width = widths.pop() if len(widths) == 1 else None
-        self._together = np.zeros((num_items, self._width or 0), np.float32)
-        self._apart: list[Float32Array] = [np.empty(0, np.float32)] * num_items
-        self._logsumexps = np.zeros(num_items, np.float32)
-        self._present = np.zeros(num_items, np.bool_)
-        self.num_missing = num_items
-
-    def missing(self) -> list[int]:
-        """Items without a result."""
-        found: list[int] = np.flatnonzero(~self._present).tolist()
-        return found
-
-    def take(
-        self, items: Sequence[int], logits: Float32Array, logsumexps: Float32Array | None
-    ) -> None:
-        """See `Work.take_results`."""
-        where = np.asarray(items, np.intp)
-        if self._width is not None:
-            self._together[where] = logits[:, : self._width]
-        else:
-            for row, item in enumerate(items):
-                self._apart[item] = logits[row, : len(self._request.labels[item])].copy()
-        if logsumexps is not None:
-            self._logsumexps[where] = logsumexps
-        self._present[where] = True
-        self.num_missing -= len(items)
-
-    def scores(self) -> Float32Array | list[Float32Array]:
-        """Softmax over the labels, or the share of the vocabulary.
-
-        In float64, item by item the same operations in the same order whatever the other items,
-        then rounded to float32.
-        """
-        if self._width is not None:
-            return probabilities(self._request, self._together, self._logsumexps)
-        return [
-            probabilities(self._request, row[None], self._logsumexps[i : i + 1])[0]
-            for i, row in enumerate(self._apart)
-        ]
-
-
-def probabilities(
-    request: ScoreRequest, logits: Float32Array, logsumexps: Float32Array
-) -> Float32Array:
-    """Scores [items, labels] from label logits [items, labels] and log-sum-exps [items]."""
-    scaled = logits.astype(np.float64) * (1 / request.temperature)
-    if not request.apply_softmax:
-        return np.exp(scaled - logsumexps[:, None]).astype(np.float32)
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    total = np.zeros(len(weights))
-    for column in range(weights.shape[1]):  # a fixed order, which sum() does not promise
-        total += weights[:, column]
-    scores: Float32Array = (weights / total[:, None]).astype(np.float32)
-    return scores

@@ -9,9 +9,10 @@ import numpy as np
 
 from itemwise.config import EngineConfig
 from itemwise.engine.batcher import Counters, check_device
-from itemwise.engine.open_request import Results, num_prompt_tokens
+from itemwise.engine.open_request import num_prompt_tokens
 from itemwise.engine.packed_sequence import chunks, pack, packed_shape
 from itemwise.engine.programs import Programs
+from itemwise.engine.results import Results
 from itemwise.ops.packed.base import PackedShape
 from itemwise.types import (
     Float32Array,

@@ -79,7 +79,8 @@ class DecoderOptions:
         axis: the mesh axis over which heads, MLP and vocabulary are sharded, or None: each device
             then has its own heads, and sums over devices follow the two projections.
         kernel: the kind of attention, None for XLA's.
-        dot_sums: whether steps of any size have the same bits on CPU.
+        dot_sums: whether norms sum by `dot_sum`, so that steps of all sizes share bits on CPU.
+        round_products: see `Numerics.rounded`.
     """
 
     config: ModelConfig
@@ -87,12 +88,12 @@ class DecoderOptions:
     axis: str | None = None
     kernel: Kernel | None = None
     dot_sums: bool = False
+    round_products: bool = False
 
     @property
     def numerics(self) -> Numerics:
         """How norms and products run."""
-        rounded = self.kernel == "gpu"
-        return Numerics(self.config.norm_eps, self.dtype, self.dot_sums, rounded)
+        return Numerics(self.config.norm_eps, self.dtype, self.dot_sums, self.round_products)
 
 
 def describe_weights(config: ModelConfig) -> Weights:

@@ -19,15 +19,15 @@ import numpy as np
 from jax.experimental import topologies
 
 from itemwise.config import EngineConfig
-from itemwise.engine.engine import DEFAULT_LANES, step_shapes
-from itemwise.engine.memory import plan_pages_in, weights_bytes
-from itemwise.engine.programs import ProgramSet
+from itemwise.engine.lowering import Lowering, ProgramSpec
+from itemwise.engine.memory import plan_pages, weights_bytes
+from itemwise.engine.platform import PLATFORMS, choose_kernel, step_shapes
 from itemwise.errors import ConfigError
 from itemwise.models.config import ModelConfig
 from itemwise.models.sharding import make_mesh
 from itemwise.ops.packed.base import PackedShape
 from itemwise.tpu.roofline import Chip, Work, Workload, chip_of, packed_shape_of, work_of
-from itemwise.types import DTypes, Mask
+from itemwise.types import Mask
 
 FORMS = ("packed dense", "packed segment", "exact step")
 READS = ("labels", "vocabulary")  # the small programs that every form needs
@@ -145,12 +145,14 @@ def compile_for_tpu(
     workload = workload or Workload()
     mesh = make_mesh(model, devices[:tp_size])
     dtype = np.dtype(jnp.bfloat16)
-    config = EngineConfig(step_lanes=DEFAULT_LANES["tpu"])
-    (shape,) = step_shapes(config, "tpu", model.max_position_embeddings)
-    dtypes = DTypes(dtype, dtype)
-    plan = plan_pages_in(config, model, dtypes, shape, chip.hbm_bytes, tp_size)
+    config, platform = EngineConfig(), PLATFORMS["tpu"]
+    (shape,) = step_shapes(config, platform, model.max_position_embeddings)
+    dtypes = platform.dtypes(dtype)
+    plan = plan_pages(config, model, dtypes, platform, chip.hbm_bytes, tp_size)
     cut = replace(model, num_layers=min(layers or model.num_layers, model.num_layers))
-    programs = ProgramSet(cut, shape, plan.num_pages, dtypes, mesh, kernel="tpu", device=devices[0])
+    kernel = choose_kernel(platform, config, model, dtypes)
+    spec = ProgramSpec(cut, shape, plan.num_pages, dtypes, platform, kernel, mesh, devices[0])
+    programs = Lowering(spec)
     missing_weights = plan.weight_bytes - weights_bytes(cut, dtype, tp_size)
     missing_pages = plan.page_bytes * plan.num_pages
     missing_pages -= missing_pages // model.num_layers * cut.num_layers
@@ -201,7 +203,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
     return list(found.devices)
 
 
-def _compile(form: str, programs: ProgramSet, packed: PackedShape) -> Compiled:
+def _compile(form: str, programs: Lowering, packed: PackedShape) -> Compiled:
     weights = programs.weights()
     start = time.perf_counter()
     if form == "exact step":

@@ -80,10 +80,11 @@ class ItemwiseWay:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         import jax
 
+        from itemwise.engine.platform import platform_of
         from itemwise.scorer import Scorer
 
         sized = settings.get("kv_cache_bytes") or settings.get("mem_fraction_static")
-        if jax.devices()[0].platform != "cpu" and not sized:
+        if platform_of(jax.devices()[0]).memory == "device" and not sized:
             settings = settings | {"mem_fraction_static": DEVICE_SHARE}
         self._engine = Scorer.from_pretrained(str(folder), **settings).engine
         info = self._engine.info()
@@ -112,7 +113,9 @@ class ItemwiseWay:
         import jax
         import jax.numpy as jnp
 
-        found, size = {}, probe_of(jax.devices()[0].platform)
+        from itemwise.engine.platform import platform_of
+
+        found, size = {}, probe_of(platform_of(jax.devices()[0]).name)
         for name in ("bfloat16", "float32"):
             x = jnp.ones((size.rows, size.inner), name)
             weight = jnp.ones((size.outer, size.inner), name)

@@ -1,0 +1,236 @@
+"""From a checkpoint folder and settings to what an engine is made of, and its first self-check."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jaxlib.version
+import numpy as np
+
+from itemwise.checkpoint.read import read_config
+from itemwise.config import EngineConfig, xla_environment
+from itemwise.engine.compile_cache import cache_folder
+from itemwise.engine.lowering import ProgramSpec
+from itemwise.engine.memory import PagePlan, plan_pages
+from itemwise.engine.platform import (
+    Platform,
+    choose_kernel,
+    choose_platform,
+    step_shapes,
+)
+from itemwise.engine.programs import Programs
+from itemwise.engine.selfcheck import SelfCheck, recall, remember, run_self_check
+from itemwise.engine.weights import load_weights
+from itemwise.errors import ConfigError, SelfCheckError
+from itemwise.machine import processor
+from itemwise.models.config import ModelConfig
+from itemwise.models.sharding import make_mesh
+from itemwise.progress import ProgressFn
+from itemwise.types import DTypes, Kernel, ScoreRequest, ScoreResult
+
+logger = logging.getLogger("itemwise.engine")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Verdicts of self-checks on the same programs, kept beside them.
+
+    A verdict's name stands for all that bits may depend on, except the weights.
+
+    Attributes:
+        folder: where they are kept; None for nowhere.
+        around: what bits depend on beside the programs.
+    """
+
+    folder: Path | None
+    around: str
+
+    def find(self, fingerprint: str) -> SelfCheck | None:
+        """The verdict on programs that passed at an earlier start, if there is one."""
+        return recall(self._path(self.folder, fingerprint)) if self.folder else None
+
+    def keep(self, fingerprint: str, verdict: SelfCheck) -> None:
+        """Keeps a verdict for later starts, if there is a place for it."""
+        if self.folder:
+            remember(verdict, self._path(self.folder, fingerprint))
+
+    def _path(self, folder: Path, fingerprint: str) -> Path:
+        digest = hashlib.sha256(fingerprint.encode())
+        for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+            digest.update(path.read_bytes())
+        digest.update(self.around.encode())
+        return folder / f"{digest.hexdigest()}.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is made of.
+
+    Attributes:
+        device: the first of its devices.
+        weights_s: seconds that reading the weights took, with all that comes before.
+        compile_s: seconds until the programs were compiled.
+    """
+
+    model: ModelConfig
+    device: jax.Device
+    platform: Platform
+    dtypes: DTypes
+    kernel: Kernel | None
+    max_seq_len: int
+    plan: PagePlan
+    programs: Programs
+    verdicts: Verdicts
+    weights_s: float
+    compile_s: float
+
+
+def load(folder: Path, config: EngineConfig, on_progress: ProgressFn) -> Parts:
+    """Reads a checkpoint and compiles its programs; see `Engine` for what it raises."""
+    start = time.perf_counter()
+    model = read_config(folder)
+    devices = _devices(config.tp_size)
+    mesh = make_mesh(model, devices)
+    if config.quantization != "none" and mesh is not None:
+        raise ConfigError("`quantization` is int8, expected none where `tp_size` is above 1")
+    weights_dtype = _weights_dtype(config, model)
+    platform = choose_platform(devices[0], config, weights_dtype)
+    dtypes = platform.dtypes(weights_dtype)
+    kernel = choose_kernel(platform, config, model, dtypes)
+    max_seq_len = config.max_multi_item_seq_len or model.max_position_embeddings
+    shapes = step_shapes(config, platform, max_seq_len)
+    if config.skip_self_check:
+        shapes = shapes[-1:]  # nothing would have compared small steps with large ones
+    total_bytes = platform.memory_bytes(devices[0])
+    plan = plan_pages(config, model, dtypes, platform, total_bytes, config.tp_size)
+    weights = load_weights(
+        folder,
+        model,
+        dtypes,
+        mesh,
+        quantization=config.quantization,
+        kernels=platform.kernels() if mesh is None else None,
+        on_progress=on_progress,
+    )
+    weights_read = time.perf_counter()
+    verdicts = _verdicts(config, platform, devices[0])
+    programs = Programs(
+        ProgramSpec(model, shapes[-1], plan.num_pages, dtypes, platform, kernel, mesh),
+        shapes,
+        weights,
+        use_small_steps=lambda fingerprint: _may_use_small_steps(verdicts.find(fingerprint)),
+        cache=cache_folder(config),
+    )
+    compiled = time.perf_counter()
+    return Parts(
+        model=model,
+        device=devices[0],
+        platform=platform,
+        dtypes=dtypes,
+        kernel=kernel,
+        max_seq_len=max_seq_len,
+        plan=plan,
+        programs=programs,
+        verdicts=verdicts,
+        weights_s=weights_read - start,
+        compile_s=compiled - weights_read,
+    )
+
+
+class Checkable(Protocol):
+    """What the self-check needs of an engine."""
+
+    def score_exactly(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Scores requests together through the exact step, whatever the algorithm."""
+        ...
+
+    def forget_prefixes(self) -> None:
+        """Empties the prefix cache."""
+        ...
+
+    def reset(self) -> None:
+        """Lets go of all requests and empties the page pool."""
+        ...
+
+
+def check_self(engine: Checkable, config: EngineConfig, parts: Parts) -> SelfCheck:
+    """The verdict on a new engine; one on the same programs from an earlier start is taken over.
+
+    Raises:
+        SelfCheckError: scores change with batch composition on this device.
+    """
+    programs, verdicts = parts.programs, parts.verdicts
+    known = verdicts.find(programs.fingerprint)
+    if config.skip_self_check:
+        known = SelfCheck(status="skipped")
+    if known is not None:
+        # The first request then meets memory that is in use already.
+        engine.score_exactly([ScoreRequest(query=(0,), items=((0,),), labels=((0,),))])
+        engine.forget_prefixes()
+        return known
+    verdict = _run(engine, parts)
+    if verdict.failures and len(programs.shapes) > 1:
+        # On some processor a small product may add in another order than a large one.
+        logger.warning("small steps are left out: %s", ", ".join(verdict.failures))
+        programs.drop_small_steps()
+        engine.reset()
+        verdict = replace(_run(engine, parts), small_steps=False)
+    if verdict.status != "passed":
+        raise SelfCheckError(
+            f"self-check failed on {parts.device.device_kind}: {', '.join(verdict.failures)}; "
+            "scores would change with batch composition. Use another device, or --skip-self-check"
+        )
+    verdicts.keep(programs.fingerprint, verdict)
+    engine.forget_prefixes()
+    return verdict
+
+
+def _run(engine: Checkable, parts: Parts) -> SelfCheck:
+    page_tokens = parts.programs.shape.page_tokens
+    return run_self_check(
+        engine.score_exactly,
+        engine.forget_prefixes,
+        vocab_size=parts.model.vocab_size,
+        page_tokens=page_tokens,
+        max_tokens=min(parts.max_seq_len, (parts.plan.num_pages - 1) * page_tokens),
+        step_tokens=[shape.tokens for shape in parts.programs.shapes],
+    )
+
+
+def _may_use_small_steps(known: SelfCheck | None) -> bool:
+    """Whether no earlier start found that small steps have other bits."""
+    if known is None or known.small_steps:
+        return True
+    logger.warning("small steps are left out: they failed the self-check at an earlier start")
+    return False
+
+
+def _verdicts(config: EngineConfig, platform: Platform, device: jax.Device) -> Verdicts:
+    """Kept only where the compiler makes the same program of the same text at each start."""
+    folder = cache_folder(config)
+    kept = folder is not None and platform.repeatable and not config.skip_self_check
+    versions = jax.__version__, jaxlib.version.__version__, np.__version__
+    machine = processor(), device.client.platform_version, xla_environment()
+    around = repr((versions, machine, platform.kernels()))
+    return Verdicts(folder / "self-checks" if folder and kept else None, around)
+
+
+def _devices(count: int) -> list[jax.Device]:
+    devices = jax.devices()
+    if count > len(devices):
+        raise ConfigError(f"`tp_size` is {count}, expected at most {len(devices)}: JAX's devices")
+    return devices[:count]
+
+
+def _weights_dtype(config: EngineConfig, model: ModelConfig) -> np.dtype[Any]:
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if model.dtype == "float32" else "bfloat16"
+    return np.dtype(jax.numpy.dtype(name))
