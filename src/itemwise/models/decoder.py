@@ -22,7 +22,7 @@ from jaxtyping import Float, Float32, Int32
 
 from itemwise.models.config import ModelConfig
 from itemwise.models.layers import Numerics, mlp, rms_norm, rope, rope_table
-from itemwise.ops.api import attend_packed, step_attention
+from itemwise.ops.api import packed_attention, step_attention
 from itemwise.ops.linear.api import linear
 from itemwise.ops.linear.base import Linear
 from itemwise.ops.linear.xla import matmul
@@ -177,11 +177,12 @@ def forward_packed(
     options: DecoderOptions,
 ) -> Float[Array, "I D"]:
     """Runs one packed sequence. Returns the hidden states of `score_tokens`, in their order."""
+    attend = packed_attention(arrays, shape, mask, options.kernel)
 
     def attend_layer(
         q: Array, k: Array, v: Array, pages: None, scored_only: bool
     ) -> tuple[Array, None]:
-        return attend_packed(q, k, v, arrays, shape, mask, kernel=options.kernel), pages
+        return attend(q, k, v), pages
 
     # Bits depend on a sequence's length as it is.
     options = replace(options, dot_sums=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from jax import Array
-from jaxtyping import Float
 
 from itemwise.ops.packed.base import PackedArrays, PackedShape
 from itemwise.ops.packed.dense import attend_dense
@@ -67,28 +67,22 @@ def _attention_on_gpu(arrays: StepArrays, shape: StepShape, num_pages: int) -> L
     return attend_layer
 
 
-def attend_packed(
-    q: Float[Array, "T N H"],
-    k: Float[Array, "T K H"],
-    v: Float[Array, "T K H"],
-    arrays: PackedArrays,
-    shape: PackedShape,
-    mask: Mask,
-    *,
-    kernel: Kernel | None = None,
-) -> Float[Array, "T N H"]:
-    """Attention of a packed sequence; places of padding hold finite garbage.
+def packed_attention(
+    arrays: PackedArrays, shape: PackedShape, mask: Mask, kernel: Kernel | None = None
+) -> Callable[[Array, Array, Array], Array]:
+    """The attention of a packed sequence's layers: takes q, k, v, as `ops/packed/base.py` says.
 
     On TPU and GPU `segment` is a kernel; `dense` has none, and processors have none for either.
     """
     if mask == "dense":
-        return attend_dense(q, k, v, arrays)
+        return functools.partial(attend_dense, arrays=arrays)
     if kernel == "tpu":
         from itemwise.ops.packed.tpu import attend_packed_tpu  # loads Pallas
 
-        return attend_packed_tpu(q, k, v, arrays)
+        return functools.partial(attend_packed_tpu, arrays=arrays)
     if kernel == "gpu":
         from itemwise.ops.packed.gpu import attend_packed_gpu
 
-        return attend_packed_gpu(q, k, v, arrays)
-    return attend_segment(q, k, v, arrays, shape.granule_tokens)
+        return functools.partial(attend_packed_gpu, arrays=arrays)
+    granule = shape.granule_tokens
+    return functools.partial(attend_segment, arrays=arrays, granule_tokens=granule)

@@ -46,7 +46,7 @@ def test_planted_faults_are_seen(module: ModuleType, monkeypatch: pytest.MonkeyP
 
     def short(*arguments: Any) -> Walk:
         walk = walk_of(*arguments)
-        return walk._replace(num_tiles=walk.num_tiles - (walk.num_tiles > 1))
+        return walk._replace(num_tiles=walk.num_tiles - (walk.num_tiles > 1).astype(jnp.int32))
 
     monkeypatch.setattr(module, "walk_of", short)
     assert error(anew(module), made) > 1e-3

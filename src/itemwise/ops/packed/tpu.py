@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from itemwise.ops.packed.base import PackedArrays
 from itemwise.ops.packed.tiles import PackedTiles, packed_tiles
-from itemwise.ops.packed.walk import last_readers, walk_of
+from itemwise.ops.packed.walk import Walk, last_readers, walk_of
 from itemwise.ops.pallas_tpu import VECTOR_LANES, VMEM_BYTES, clear_sums, scaled_products, take_in
 
 
@@ -52,8 +52,12 @@ def attend_packed_tpu(
     readers = pl.BlockSpec((None, group, tiles.readers, head_dim), lambda h, i, *_: (h, 0, i, 0))
     keys = pl.BlockSpec((None, num_tokens, head_dim), lambda h, i, *_: (h, 0, 0))
     seen = pl.BlockSpec((1, num_tokens), lambda h, i, *_: (0, 0))
+
+    def kernel(*refs: Any) -> None:
+        _kernel(Walk(*refs[: len(walk)]), *refs[len(walk) :], tiles=tiles)
+
     out: Array = pl.pallas_call(
-        functools.partial(_kernel, tiles=tiles),
+        kernel,
         out_shape=jax.ShapeDtypeStruct((num_kv_heads, group, num_tokens, head_dim), q.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(walk),
@@ -82,10 +86,7 @@ def attend_packed_tpu(
 
 
 def _kernel(
-    open_tiles_smem: Any,
-    prefix_tiles_smem: Any,
-    own_first_smem: Any,
-    num_tiles_smem: Any,
+    walk: Walk,
     last_reader_vmem: Any,
     q_vmem: Any,
     k_vmem: Any,
@@ -98,7 +99,7 @@ def _kernel(
     tiles: PackedTiles,
 ) -> None:
     tile = pl.program_id(1)
-    prefix_tiles, own_first = prefix_tiles_smem[tile], own_first_smem[tile]
+    prefix_tiles, own_first = walk.prefix_tiles[tile], walk.own_first[tile]
     clear_sums(top_vmem, weight_vmem, total_vmem)
     rows = q_vmem.shape[0] * q_vmem.shape[1]
     q = q_vmem[...].reshape(rows, q_vmem.shape[2])
@@ -116,9 +117,9 @@ def _kernel(
             scores = jnp.where(reader < last_reader_vmem[:, keys], scores, -jnp.inf)
         take_in(scores, v_vmem[keys, :], top_vmem, weight_vmem, total_vmem)
 
-    num_open = open_tiles_smem[tile]
+    num_open = walk.open_tiles[tile]
     lax.fori_loop(0, num_open, functools.partial(one_tile, masked=False), None)
     masked = functools.partial(one_tile, masked=True)
-    lax.fori_loop(num_open, num_tiles_smem[tile], masked, None)
+    lax.fori_loop(num_open, walk.num_tiles[tile], masked, None)
     out = total_vmem[...] / jnp.maximum(weight_vmem[:, :1], 1e-30)
     out_vmem[...] = out.astype(out_vmem.dtype).reshape(out_vmem.shape)

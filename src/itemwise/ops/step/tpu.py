@@ -99,20 +99,6 @@ def attend_tpu(
     queries = pl.BlockSpec((None, group, padded, head_dim), lambda h, g, *_: (h, 0, 0, 0))
     own = pl.BlockSpec((None, padded, head_dim), lambda h, g, *_: (h, 0, 0))
     hbm = pl.BlockSpec(memory_space=pl.ANY)
-
-    def sums(*rows: int) -> Sums:
-        state = pltpu.VMEM((*rows, VECTOR_LANES), jnp.float32)
-        return Sums(state, state, pltpu.VMEM((*rows, head_dim), jnp.float32))
-
-    slots = (NUM_SLOTS, shape.block_pages * lane, head_dim)
-    scratch = Scratch(
-        whole=sums(group, padded),
-        own=sums(group * granule),
-        lane=sums(group * lane),
-        k_slots=pltpu.VMEM(slots, pages.k.dtype),
-        v_slots=pltpu.VMEM(slots, pages.v.dtype),
-        copied=pltpu.SemaphoreType.DMA((2, NUM_SLOTS)),
-    )
     out: Array = pl.pallas_call(
         functools.partial(_kernel, shape=shape, dtype=q.dtype),
         out_shape=jax.ShapeDtypeStruct((num_kv_heads, group, num_tokens, head_dim), q.dtype),
@@ -121,7 +107,7 @@ def attend_tpu(
             grid=(num_kv_heads, shape.lanes),
             in_specs=[queries, own, own, hbm, hbm],
             out_specs=pl.BlockSpec((None, group, lane, head_dim), lambda h, g, *_: (h, 0, g, 0)),
-            scratch_shapes=tuple(scratch),
+            scratch_shapes=_scratch(group, padded, pages, shape),
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
@@ -147,6 +133,24 @@ def _scalars(arrays: StepArrays, shape: StepShape) -> Scalars:
         granule_start=arrays.granule_start,
         granule_index=arrays.granule_index,
         num_granules=arrays.num_granules.reshape(1),
+    )
+
+
+def _scratch(group: int, num_places: int, pages: Pages, shape: StepShape) -> tuple[Any, ...]:
+    head_dim = pages.k.shape[-1]
+
+    def sums(*rows: int) -> Sums:
+        state = pltpu.VMEM((*rows, VECTOR_LANES), jnp.float32)
+        return Sums(state, state, pltpu.VMEM((*rows, head_dim), jnp.float32))
+
+    slots = (NUM_SLOTS, shape.block_pages * shape.lane_tokens, head_dim)
+    return Scratch(
+        whole=sums(group, num_places),
+        own=sums(group * shape.granule_tokens),
+        lane=sums(group * shape.lane_tokens),
+        k_slots=pltpu.VMEM(slots, pages.k.dtype),
+        v_slots=pltpu.VMEM(slots, pages.v.dtype),
+        copied=pltpu.SemaphoreType.DMA((2, NUM_SLOTS)),
     )
 
 
