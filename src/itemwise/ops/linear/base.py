@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import Array
-from jaxtyping import Float32, Int8, Shaped
+from jaxtyping import Float32, Int8
 
 from itemwise.types import CppLevel
 
@@ -22,11 +22,17 @@ class Quantized(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Panels:
-    """A matrix as the C++ kernels of a level read it, see `to_panels`; with scales if quantised."""
+    """A matrix as the C++ kernels of a level read it, see `to_panels`.
 
-    values: Shaped[Array, "panels inner width"]
+    Attributes:
+        values: array [panels, inner, width]. Like `scale` of any type while JAX maps over it.
+        level: of the kernels that read it.
+        scale: float32 [outer], the scales of a quantised matrix, or None.
+    """
+
+    values: Any
     level: CppLevel = field(metadata={"static": True})
-    scale: Float32[Array, " outer"] | None = None
+    scale: Any = None
 
 
 Matrix = Array | Quantized | Panels  # an array [outer, inner] is as checkpoints have it
