@@ -220,7 +220,7 @@ def test_rows_mixed_in_any_order_with_some_given_up(
         for work in outcome.finished:
             (index,) = (i for i in opened if opened[i] is work)
             found[index] = [row.tobytes() for row in opened.pop(index).result().scores]
-        if not waiting and not opened and not outcome.waiting:
+        if not waiting and not opened and not outcome.in_flight:
             break
     assert not waiting
     assert not opened

@@ -24,7 +24,8 @@ Float32Array = NDArray[np.float32]
 AnyArray = Any  # an array of NumPy on the host, of JAX in a program
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
-# How a processor runs a model, see `cpu_level.py`: by C++ kernels for some instructions, or by XLA.
+# How a processor runs a model, by C++ kernels for some instructions or by XLA: see
+# `engine/cpu_level.py`.
 CppLevel = Literal["cpp-avx512", "cpp-avx2", "cpp-neon"]
 CpuLevelName = Literal["xla-bfloat16", CppLevel, "xla-float32"]
 Kernel = Literal[CppLevel, "gpu", "tpu"]  # attention that is not XLA's: C++, or Pallas
@@ -190,10 +191,10 @@ class StepOutcome:
         finished: requests that have all their results.
         failed: requests that were in a step that failed, and why.
         landed: steps that were completed.
-        waiting: whether steps are still under way.
+        in_flight: whether steps are still under way.
     """
 
     finished: list[OpenRequest] = field(default_factory=list)
     failed: list[tuple[OpenRequest, Exception]] = field(default_factory=list)
     landed: list[StepStats] = field(default_factory=list)
-    waiting: bool = False
+    in_flight: bool = False

@@ -52,7 +52,7 @@ def run(engine: Engine, works: Sequence[OpenRequest]) -> dict[int, Exception]:
             failures[works.index(work)] = error
         gone = [*outcome.finished, *(work for work, _ in outcome.failed)]
         left = [work for work in left if work not in gone]
-        if not left and not outcome.waiting:
+        if not left and not outcome.in_flight:
             return failures
     raise AssertionError("it does not end")
 
@@ -121,9 +121,9 @@ def test_no_row_runs_of_a_closed_request(engine: Engine) -> None:
     works = opened(engine, request(1, items=60, item=30))
     engine.step(works)
     engine.close(works[0])
-    while engine.step([]).waiting:
+    while engine.step([]).in_flight:
         pass
-    assert engine.step(works).waiting is False
+    assert engine.step(works).in_flight is False
     assert works[0].done is False
 
 
@@ -279,7 +279,7 @@ def test_fault_in_handing_out_results_fails_that_request_alone(
         raise ValueError("planted")
 
     monkeypatch.setattr(works[0], "take_results", broken)
-    assert engine.step(works[: 1 + others]).waiting
+    assert engine.step(works[: 1 + others]).in_flight
     failures = run(engine, works)
     assert list(failures) == [0]
     assert str(failures[0]) == "planted"

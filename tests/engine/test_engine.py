@@ -132,7 +132,7 @@ def test_cost_is_the_tokens_that_run(
         while under_way or not work.done:
             outcome = engine.step([] if work.done else [work])
             assert not outcome.failed
-            ran, under_way = ran + sum(s.num_tokens for s in outcome.landed), outcome.waiting
+            ran, under_way = ran + sum(s.num_tokens for s in outcome.landed), outcome.in_flight
             steps += 1
             assert steps < 1000
         assert ran == engine.cost(asked)
@@ -236,7 +236,7 @@ def test_small_steps_with_other_bits_are_left_out(
     engine = make_engine(level=level)
     assert engine.info()["small_steps"] == []
     assert engine.info()["self_check"]["status"] == "passed"
-    assert "small steps are left out" in caplog.text
+    assert "Small steps change bits on this processor" in caplog.text
     assert "other_request_alone" in caplog.text
 
 
@@ -262,7 +262,7 @@ def test_small_steps_with_other_bits_are_known_at_the_next_start(
     assert second.info()["small_steps"] == []
     assert second.info()["steps"] == 1
     assert len(compiled) == 3, "the largest step, labels, vocabulary"
-    assert "small steps are left out" in caplog.text
+    assert "Small steps changed bits at an earlier start" in caplog.text
 
 
 @pytest.mark.skipif(ON_GPU, reason="levels are of processors")

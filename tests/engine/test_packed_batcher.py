@@ -177,7 +177,7 @@ def test_packed_and_exact_requests_may_be_open_together(
     assert [each.tobytes() for each in together] == [each.tobytes() for each in alone]
     works = [work for each in requests if (work := engine.open(each))]
     left = [works[1], works[0], works[2]]
-    assert engine.step(left).waiting  # an exact step is under way
+    assert engine.step(left).in_flight  # an exact step is under way
     left = left[1:] + left[:1]
     (landed,) = engine.step(left).landed
     assert landed.num_tokens == 9 + 20, "the first item, before any sequence"

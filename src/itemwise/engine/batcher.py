@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from itemwise.config import EngineConfig
-from itemwise.engine.open_request import Work, num_computed_tokens, num_pages_needed
+from itemwise.engine.open_request import ExactRequest, num_computed_tokens, num_pages_needed
 from itemwise.engine.pages import PageCache
 from itemwise.engine.programs import Programs
 from itemwise.engine.step_packer import StepPacker
@@ -35,7 +35,7 @@ class _Segment:
         has_prefix: whether there is a chunk of its prefix among them.
     """
 
-    work: Work
+    work: ExactRequest
     items: list[int]
     has_prefix: bool
 
@@ -80,7 +80,11 @@ class Counters:
 
     def count_failure(self, error: Exception) -> None:
         """Counts a step that failed, and logs why."""
-        logger.error("a step failed: %s", type(error).__name__, exc_info=error)
+        logger.error(
+            "A step failed (%s): its requests get an error, other open requests run again.",
+            type(error).__name__,
+            exc_info=error,
+        )
         self.num_failures += 1
 
 
@@ -101,7 +105,7 @@ class Batcher:
         self._counters = counters
         self.cache = new_cache()
         self._packer = self._new_packer()
-        self._open: dict[int, Work] = {}  # by identity, oldest first
+        self._open: dict[int, ExactRequest] = {}  # by identity, oldest first
         self._filling: list[_Segment] = []
         self._flights: deque[_Flight] = deque()
         self._landed_at = 0.0
@@ -131,10 +135,10 @@ class Batcher:
                 "query",
             )
 
-    def open(self, request: ScoreRequest, config: EngineConfig) -> Work | None:
+    def open(self, request: ScoreRequest, config: EngineConfig) -> ExactRequest | None:
         """Takes a request in; None if there are no pages for it now. Raises what `check` does."""
         self.check(request, config)
-        work = Work(request, config)
+        work = ExactRequest(request, config)
         if not work.start(self.cache):
             return None
         self._open[id(work)] = work
@@ -179,7 +183,7 @@ class Batcher:
                 self._land(flight, outcome)
             except Exception as error:
                 self._recover([s.work for s in flight.segments], error, outcome)
-        outcome.waiting = self.under_way
+        outcome.in_flight = self.under_way
         return outcome
 
     def reset(self) -> None:
@@ -190,7 +194,7 @@ class Batcher:
         self._programs.reset_pages()
         self.cache = self._new_cache()
 
-    def _send(self, works: Iterable[Work]) -> _Flight | None:
+    def _send(self, works: Iterable[ExactRequest]) -> _Flight | None:
         self._fill(works)
         if not self._packer:
             return None
@@ -212,7 +216,7 @@ class Batcher:
             int(batch.arrays.num_places) / tokens,
         )
 
-    def _fill(self, works: Iterable[Work]) -> None:
+    def _fill(self, works: Iterable[ExactRequest]) -> None:
         """Rows into the step, request after request; an `alone` one shares it with nobody."""
         left = deque(works)
         while left:
@@ -224,7 +228,7 @@ class Batcher:
                 return
             self._fill_lane(left)
 
-    def _fill_lane(self, works: Iterable[Work]) -> None:
+    def _fill_lane(self, works: Iterable[ExactRequest]) -> None:
         """Fills the rest of the open lane, which is of use to rows of the same context alone.
 
         So nobody loses a place to these works, though it is not their turn yet. Where lanes begin
@@ -236,7 +240,7 @@ class Batcher:
             if not work.alone:
                 self._fill_from(work, within_lane=True)
 
-    def _fill_from(self, work: Work, *, within_lane: bool = False) -> None:
+    def _fill_from(self, work: ExactRequest, *, within_lane: bool = False) -> None:
         packer, items, has_prefix, has_rows = self._packer, list[int](), False, False
         self._filling.append(_Segment(work, items, False))  # first, so that a fault finds it
         while (row := work.next_row()) is not None:
@@ -320,7 +324,9 @@ class Batcher:
             self.close(work)
             outcome.finished.append(work)
 
-    def _recover(self, blamed: Sequence[Work], error: Exception, outcome: StepOutcome) -> None:
+    def _recover(
+        self, blamed: Sequence[ExactRequest], error: Exception, outcome: StepOutcome
+    ) -> None:
         """Fails the requests of a step that failed; the others begin anew in an empty pool.
 
         They keep the results they have. A failed step may have given the pool's memory away.
@@ -356,4 +362,4 @@ def check_device(programs: Programs, *, new_pool: bool = False) -> None:
             programs.reset_pages()
         programs.step(StepPacker(programs.shape).take()).block_until_ready()
     except Exception as lost:
-        raise EngineLostError(f"the device is lost: {type(lost).__name__}") from lost
+        raise EngineLostError(f"the device no longer runs steps: {type(lost).__name__}") from lost

@@ -103,7 +103,12 @@ def compile_whole(
         reason = f"{type(error).__name__}: {error}"
     found = re.match(r"module @([\w.-]+)", lowered.as_text())
     name = found[1] if found else ""
-    logger.warning("compiling %s again without its entries in %s: %s", name, folder, reason)
+    logger.warning(
+        "The compilation cache entry of %s in %s is damaged; compiling it again: %s",
+        name,
+        folder,
+        reason,
+    )
     for path in folder.glob(f"{glob.escape(name)}-*"):
         path.unlink(missing_ok=True)
     jax.config.update(_RAISE, False)  # what fails now is no damaged entry: the disk may be full

@@ -39,7 +39,7 @@ class Engine:
     Args:
         folder: a checkpoint folder.
         config: settings; see `EngineConfig`.
-        on_progress: told about the tensors read, as (what, done, total).
+        on_progress: called with the tensors read, as (what, done, total).
 
     Raises:
         CheckpointError: the checkpoint cannot be read or is of an unsupported kind.
@@ -113,7 +113,7 @@ class Engine:
 
         Args:
             requests: checked requests.
-            on_progress: told about the items scored so far, as (what, done, total).
+            on_progress: called with the items scored so far, as (what, done, total).
 
         Raises:
             RequestError: a request needs more pages than there are (`sequence_too_long`); then

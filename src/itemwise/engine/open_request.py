@@ -53,13 +53,13 @@ def num_pages_needed(request: ScoreRequest, config: EngineConfig, page_tokens: i
     return -(-prefix // page_tokens) + num_temporary_pages(row, page_tokens)
 
 
-class Work:
+class ExactRequest:
     """A request that is being scored.
 
     A request that shares its prefix computes it once; then every item is a row against it. One that
     runs serially (`alone`) does so for item after item, with pages that nobody else finds.
 
-        work = Work(request, config)
+        work = ExactRequest(request, config)
         if work.start(cache):                      # reserves pages
             while (row := work.next_row()) is not None and step.fits(row):
                 step.add(row)

@@ -32,7 +32,7 @@ def mask_of(config: EngineConfig) -> Mask:
     return "segment" if setting == "auto" else setting
 
 
-class PackedWork:
+class PackedRequest:
     """A request that is being scored as packed sequences.
 
     Args:
@@ -95,7 +95,7 @@ class PackedBatcher:
         self._programs = programs
         self._max_tokens = max_tokens
         self._counters = counters
-        self._open: dict[int, PackedWork] = {}  # by identity
+        self._open: dict[int, PackedRequest] = {}  # by identity
 
     def cost(self, request: ScoreRequest, config: EngineConfig) -> int:
         """Tokens that scoring a request computes. From any thread."""
@@ -104,14 +104,16 @@ class PackedBatcher:
     def check(self, request: ScoreRequest, config: EngineConfig) -> None:
         """Does nothing: there is room for any request, as it holds no pages."""
 
-    def open(self, request: ScoreRequest, config: EngineConfig) -> PackedWork:
+    def open(self, request: ScoreRequest, config: EngineConfig) -> PackedRequest:
         """Takes a request in."""
         work = self._new_work(request, config)
         self._open[id(work)] = work
         return work
 
-    def _new_work(self, request: ScoreRequest, config: EngineConfig) -> PackedWork:
-        return PackedWork(request, config, self._max_tokens, self._programs.shape.max_scored_rows)
+    def _new_work(self, request: ScoreRequest, config: EngineConfig) -> PackedRequest:
+        return PackedRequest(
+            request, config, self._max_tokens, self._programs.shape.max_scored_rows
+        )
 
     def holds(self, work: OpenRequest) -> bool:
         """Whether a request is open here."""
@@ -152,7 +154,7 @@ class PackedBatcher:
             outcome.finished.append(work)
         return outcome
 
-    def _run_next(self, work: PackedWork) -> StepStats:
+    def _run_next(self, work: PackedRequest) -> StepStats:
         start, chosen = time.perf_counter(), work.todo.pop(0)
         num_tokens = len(work.prefix) + sum(
             map(len, work.request.items[chosen.start : chosen.stop])
@@ -166,7 +168,7 @@ class PackedBatcher:
         share = num_tokens / shape.tokens
         return StepStats(seconds, num_tokens, share, share, len(chosen))
 
-    def _score(self, work: PackedWork, chosen: range, shape: PackedShape) -> None:
+    def _score(self, work: PackedRequest, chosen: range, shape: PackedShape) -> None:
         programs, request = self._programs, work.request
         rows = programs.shape.max_scored_rows
         batch = pack(work.prefix, request.items[chosen.start : chosen.stop], shape)

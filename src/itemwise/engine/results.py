@@ -31,7 +31,7 @@ class Results:
     def take(
         self, items: Sequence[int], logits: Float32Array, logsumexps: Float32Array | None
     ) -> None:
-        """Takes in the results of some items; see `Work.take_results`."""
+        """Takes in the results of some items; see `ExactRequest.take_results`."""
         where = np.asarray(items, np.intp)
         if self._width is not None:
             self._together[where] = logits[:, : self._width]

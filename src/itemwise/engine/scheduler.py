@@ -169,7 +169,7 @@ class Scheduler:
     Args:
         core: the engine; used from the scheduler's thread only.
         limits: what is refused at once.
-        on_step: told about each step that was completed, on the scheduler's thread. The first
+        on_step: called with each completed step, on the scheduler's thread. The first
             exception that it raises is logged, the rest are ignored.
         on_lost: called once if the engine is lost; no request is taken after that.
     """
@@ -242,11 +242,13 @@ class Scheduler:
             raise ShuttingDownError("the server is shutting down and takes no new requests")
         limits, backlog = self._limits, self._backlog_tokens()
         if len(self._waiting) >= limits.max_requests:
-            reason = f"{len(self._waiting)} requests wait, the most allowed (`max_queued_requests`)"
+            reason = (
+                f"the queue is full: {len(self._waiting)} requests wait (`max_queued_requests`)"
+            )
         elif limits.max_tokens is not None and backlog and backlog + cost > limits.max_tokens:
             reason = (
-                f"{backlog} tokens wait and the request has {cost}, at most {limits.max_tokens} "
-                "together are allowed (`max_queued_tokens`)"
+                f"the queue is full: {backlog} tokens wait, the request adds {cost}, and the limit "
+                f"is {limits.max_tokens} (`max_queued_tokens`)"
             )
         else:
             return
@@ -311,10 +313,10 @@ class Scheduler:
                 self._drop_ended()
                 works = [job.work for job in self._turns()]
                 outcome = self._core.step(works)
-                under_way = outcome.waiting
+                under_way = outcome.in_flight
                 self._settle(outcome)
         except BaseException as error:
-            logger.critical("the engine is lost", exc_info=error)
+            logger.critical("The engine is lost: the device no longer runs steps.", exc_info=error)
             with self._changed:
                 self._lost = error
             self._end_all("failed", EngineLostError("the engine is lost"))
@@ -408,7 +410,9 @@ class Scheduler:
         except Exception:
             if not self._on_step_failed:
                 self._on_step_failed = True
-                logger.exception("`on_step` failed; scoring goes on, further failures are silent")
+                logger.exception(
+                    "`on_step` failed. Scoring goes on; further failures are not logged."
+                )
 
     def _fail(self, job: Job, error: BaseException) -> None:
         if not self._claim(job, "failed"):

@@ -1,4 +1,4 @@
-"""The start-up self-check: do scores keep their bits in any company, on this very device?"""
+"""The start-up self-check: do scores keep their bits in any batch composition on this device?"""
 
 from __future__ import annotations
 

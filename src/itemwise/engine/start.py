@@ -178,7 +178,11 @@ def check_self(engine: Checkable, config: EngineConfig, parts: Parts) -> SelfChe
     verdict = _run(engine, parts)
     if verdict.failures and len(programs.shapes) > 1:
         # On some processor a small product may add in another order than a large one.
-        logger.warning("small steps are left out: %s", ", ".join(verdict.failures))
+        logger.warning(
+            "Small steps change bits on this processor (%s); using full steps only (slower for "
+            "short requests).",
+            ", ".join(verdict.failures),
+        )
         programs.drop_small_steps()
         engine.reset()
         verdict = replace(_run(engine, parts), small_steps=False)
@@ -208,7 +212,7 @@ def _may_use_small_steps(known: SelfCheck | None) -> bool:
     """Whether no earlier start found that small steps have other bits."""
     if known is None or known.small_steps:
         return True
-    logger.warning("small steps are left out: they failed the self-check at an earlier start")
+    logger.warning("Small steps changed bits at an earlier start; using full steps only.")
     return False
 
 
@@ -225,7 +229,9 @@ def _verdicts(config: EngineConfig, platform: Platform, device: jax.Device) -> V
 def _devices(count: int) -> list[jax.Device]:
     devices = jax.devices()
     if count > len(devices):
-        raise ConfigError(f"`tp_size` is {count}, expected at most {len(devices)}: JAX's devices")
+        raise ConfigError(
+            f"`tp_size` is {count}, expected at most {len(devices)}, the number of JAX devices"
+        )
     return devices[:count]
 
 

@@ -44,7 +44,7 @@ def load_weights(
         mesh: the devices that share the model, or None for a single one.
         quantization: `int8` for the matrices of the layers.
         kernels: those that multiply, where products are C++; else None.
-        on_progress: told after each tensor how many are done, and how many there are.
+        on_progress: called after each tensor with (what, done, total).
 
     Raises:
         CheckpointError: the checkpoint cannot be read.

@@ -77,7 +77,12 @@ def load_kernels(level: CppLevel, flags: tuple[str, ...]) -> Kernels | None:
         kernels = Kernels(level, path, library.itemwise_panel())
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", None) or error).strip()[:MAX_REASON]
-        logger.warning("The C++ kernels for %s cannot be built: %s", level, reason)
+        logger.warning(
+            "The C++ kernels for %s cannot be compiled; using XLA for attention and matmuls "
+            "(slower): %s",
+            level,
+            reason,
+        )
         return None
     for kernel, symbol in zip((cpu_step, cpu_linear), symbols, strict=True):
         target = kernel.target(level)
@@ -91,11 +96,15 @@ def find_compiler() -> list[str] | None:
     if chosen:
         if shutil.which(chosen[0]):
             return chosen
-        logger.warning("The C++ compiler `%s`, which $CXX names, is not there", chosen[0])
+        logger.warning(
+            "The C++ compiler `%s` ($CXX) does not exist; using XLA for attention and matmuls "
+            "(slower).",
+            chosen[0],
+        )
         return None
     found = next(filter(None, map(shutil.which, COMPILERS)), None)
     if found is None:
-        logger.info("No C++ compiler found")
+        logger.info("No C++ compiler found; using XLA for attention and matmuls (slower).")
     return [found] if found else None
 
 
