@@ -93,7 +93,7 @@ def test_configs_are_frozen() -> None:
         ({"max_timeout_s": float("nan")}, "`max_timeout_s` is nan, expected above 0"),
         ({"drain_timeout_s": -1.0}, "`drain_timeout_s` is -1.0, expected 0 or more"),
         ({"log_format": "xml"}, "`log_format` is 'xml', expected one of text, json"),
-        ({"api_key": ""}, "`api_key` is '', expected a key or none at all"),
+        ({"api_key": ""}, "`api_key` is '', expected a key that is not empty"),
     ],
 )
 def test_server_config_names_the_field_it_refuses(fields: dict[str, Any], message: str) -> None:

@@ -1,9 +1,9 @@
 """Settings of the engine and of the server, each declared once.
 
-A field of `EngineConfig` or `ServerConfig` has its type, its default and, as a `Setting`, its help
-text and what its value must be. The command line makes its options from them; the fields of
-`EngineConfig` are also the keywords of `Scorer.from_pretrained`. Built once, frozen, read
-everywhere. This is the only module that reads environment variables.
+Each field of `EngineConfig` and `ServerConfig` declares its type, its default and, in a `Setting`,
+its help text and the check of its value. The command line builds its options from these fields;
+those of `EngineConfig` are also the keywords of `Scorer.from_pretrained`. A config is built once,
+frozen, and read everywhere. This is the only module that reads environment variables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AttentionBackend = Literal["auto", "fa", "native"]
 Quantization = Literal["none", "int8"]
 MaskSetting = Literal["auto", "dense", "segment"]
 CpuLevelSetting = Literal["auto", CpuLevelName]
-DEMO_MODEL = "itemwise/demo"  # the model that comes with the package
+DEMO_MODEL = "itemwise/demo"  # the model included in the package
 
 
 def cache_dir() -> Path:
@@ -44,27 +44,27 @@ def chosen_cpu_level() -> str:
 
 
 def xla_environment() -> tuple[str | None, ...]:
-    """What the environment tells XLA: flags, and how many threads to run."""
+    """The environment variables that XLA reads: flags and thread counts."""
     return tuple(os.environ.get(name) for name in ("XLA_FLAGS", "NPROC", "PJRT_NPROC"))
 
 
 def prepare_tpu_compiler() -> None:
-    """Lets libtpu compile on a machine without a TPU; only before JAX is imported.
+    """Lets libtpu compile on a machine without a TPU; call it before importing JAX.
 
-    libtpu else asks the cloud's metadata server which TPU this is, and waits for an answer.
+    Otherwise libtpu asks the cloud's metadata server for the TPU type and waits for an answer.
     """
     settings = {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v6e-1",
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no lock on the machine: there is no chip to share
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no machine-wide lock: there is no chip to share
     }
     os.environ.update(settings)
 
 
 class Check(NamedTuple):
-    """What a value must be, in words and as a test."""
+    """A condition on a value, in words and as a test."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -76,13 +76,13 @@ AT_LEAST_1 = Check("1 or more", lambda value: value >= 1)
 
 @dataclass(frozen=True)
 class Setting:
-    """What a setting says of itself beside its type and its default.
+    """The description of a setting, beside its type and its default.
 
     Attributes:
         help: what it does.
-        check: what its value must be, where the type does not say it.
+        check: a condition on its value that its type does not express.
         alias: a second name of its flag, without dashes.
-        unset: what happens where it is None.
+        unset: what None means, shown as the default in the help.
     """
 
     help: str
@@ -113,88 +113,92 @@ class EngineConfig(CheckedConfig):
     """How the engine runs.
 
     `dtype` and `quantization` change scores; `step_lanes`, `page_tokens`, `tp_size`,
-    `attention_backend` and `cpu_level` pick another compiled program and may move last bits, and so
-    does the `packed` algorithm with all its settings. No other setting changes a bit.
+    `attention_backend` and `cpu_level` select another compiled program and may change the last bits
+    of scores, and so may the `packed` algorithm and its settings. No other setting changes a bit.
     """
 
     dtype: Annotated[
         DType,
         Setting(
-            "Type of weights and activations, and of cached keys and values. auto takes bfloat16 "
-            "unless the checkpoint is float32. On processors without bfloat16 instructions all but "
-            "the weights is float32 anyhow."
+            "Type of weights, activations and cached keys and values. auto is bfloat16, or "
+            "float32 for a float32 checkpoint. A CPU without bfloat16 instructions uses float32 "
+            "for everything but the weights."
         ),
     ] = "auto"
     multi_item_algorithm: Annotated[
         Algorithm,
         Setting(
-            "prefill_extend computes the query once and every item against it; serial computes it "
-            "for each item and is the baseline to compare with; packed puts query and items into "
-            "one sequence, the historic form: nothing is cached, and each padded length compiles a "
-            "program when it is first met."
+            "prefill_extend computes the query once, then each item against the cached query. "
+            "serial computes the query again for each item; it is the baseline for comparisons. "
+            "packed puts the query and the items into one sequence, the original method: it "
+            "caches nothing, and compiles a program for each new padded length."
         ),
     ] = "prefill_extend"
     multi_item_scoring_delimiter: Annotated[
         int | None,
         Setting(
-            "Token id put between query and item, for models trained with one. Without it an item "
-            "directly follows the query."
+            "Token id to put between query and item, for models trained with one. By default an "
+            "item directly follows the query."
         ),
     ] = None
     multi_item_scoring_chunk_size: Annotated[
         int,
         Setting(
-            "Most items of a packed sequence; 0 for no bound, the fastest. Other algorithms are "
-            "exact at any size, and ignore it.",
+            "Maximum number of items in a packed sequence; 0 means no limit, which is fastest. "
+            "Other algorithms ignore it: their scores are exact in any case.",
             AT_LEAST_0,
         ),
     ] = 0
     multi_item_mask_impl: Annotated[
         MaskSetting,
         Setting(
-            "How packed tells items apart: dense masks every pair of tokens, segment skips what no "
-            "token sees. auto is segment. Other algorithms need no mask."
+            "Attention mask of the packed algorithm: dense computes every pair of tokens, "
+            "segment skips the blocks of pairs that the mask excludes. auto is segment. Other "
+            "algorithms need no mask."
         ),
     ] = "auto"
     max_multi_item_seq_len: Annotated[
         int | None,
         Setting(
-            "Most tokens of query, delimiter and one item together; longer requests are refused. "
-            "A lower bound leaves memory for more cached queries. Also the most tokens of a packed "
-            "sequence; items beyond go to further ones.",
+            "Maximum number of tokens in the query, the delimiter and one item together; longer "
+            "requests are refused. A lower limit leaves memory for more cached queries. Also "
+            "the maximum length of a packed sequence; items beyond it go into further sequences.",
             AT_LEAST_1,
-            unset="the model's own limit; packed: 16384",
+            unset="the model's limit; packed: 16384",
         ),
     ] = None
     attention_backend: Annotated[
         AttentionBackend,
         Setting(
-            "fa runs kernels where there are (TPU, and GPU in bfloat16: attention; CPU with a C++ "
-            "compiler, where activations are float32: attention and matrix products), native what "
-            "XLA makes. auto is fa."
+            "fa uses hand-written kernels: for attention on TPU and on GPU in bfloat16; for "
+            "attention and matrix products on CPU, given a C++ compiler and float32 "
+            "activations. Everything else runs in XLA. native runs everything in XLA. auto is "
+            "fa."
         ),
     ] = "auto"
     cpu_level: Annotated[
         CpuLevelSetting,
         Setting(
-            "On processors, the type of activations and the code that computes: C++ kernels for "
-            "some instructions, or XLA. auto takes what $ITEMWISE_CPU_LEVEL names, else the "
-            "fastest that the processor can run. float32 weights rule out bfloat16, "
-            "--attention-backend native rules out C++; xla-float32 then takes its place."
+            "On CPU, the type of activations and the code that runs: C++ kernels for a set of "
+            "instructions, or XLA. auto is $ITEMWISE_CPU_LEVEL if that is set, else the fastest "
+            "level that the CPU can run. float32 weights rule out bfloat16, and "
+            "--attention-backend native rules out C++; a level that is ruled out becomes "
+            "xla-float32."
         ),
     ] = "auto"
     quantization: Annotated[
         Quantization,
         Setting(
-            "int8 keeps the matrices of the layers in eight bits, with a scale for each output: "
-            "half the memory of bfloat16, at some accuracy. Scores stay exact in any company."
+            "int8 stores the weight matrices of the layers in eight bits, with a scale for each "
+            "output: half the memory of bfloat16, for some loss of accuracy. Scores still do "
+            "not depend on batch composition."
         ),
     ] = "none"
     tp_size: Annotated[
         int,
         Setting(
-            "Devices that share the model, each with a part of heads, MLP and vocabulary, for "
-            "models that do not fit one.",
+            "Number of devices that share the model, each with a part of the heads, the MLP and "
+            "the vocabulary, for models that do not fit on one.",
             AT_LEAST_1,
             alias="tp",
         ),
@@ -202,16 +206,17 @@ class EngineConfig(CheckedConfig):
     max_multi_item_count: Annotated[
         int | None,
         Setting(
-            "Most items of a request, so that one client cannot keep the engine to itself.",
+            "Maximum number of items in a request, so that one client cannot monopolise the "
+            "engine.",
             AT_LEAST_1,
-            unset="no bound",
+            unset="no limit",
         ),
     ] = None
     disable_radix_cache: Annotated[
         bool,
         Setting(
-            "Forget a query's keys and values when its request ends, as benchmarks want it. "
-            "Otherwise a query that comes again is not computed again."
+            "Discard a query's keys and values when its request ends, for benchmarks. By "
+            "default a repeated query is not computed again."
         ),
     ] = False
     mem_fraction_static: Annotated[
@@ -220,42 +225,43 @@ class EngineConfig(CheckedConfig):
             "Share of the device's memory for weights and cached queries. Lower it if other "
             "programs use the device.",
             Check("above 0, at most 1", lambda share: 0 < share <= 1),
-            unset="by device",
+            unset="depends on the device",
         ),
     ] = None
     kv_cache_bytes: Annotated[
         int | None,
-        Setting("Bytes for cached queries, in place of --mem-fraction-static.", AT_LEAST_1),
+        Setting("Bytes for cached queries, instead of --mem-fraction-static.", AT_LEAST_1),
     ] = None
     step_lanes: Annotated[
         int | None,
         Setting(
-            "Advanced: token places of the largest step, in pages. Larger steps use an accelerator "
-            "better and take longer each.",
+            "Advanced: tokens that the largest step holds, in pages. Larger steps use an "
+            "accelerator better, but each takes longer.",
             AT_LEAST_1,
-            unset="by device",
+            unset="depends on the device",
         ),
     ] = None
     page_tokens: Annotated[
         int,
         Setting(
-            "Advanced: tokens of a page of cached keys and values, and of a lane of the largest "
-            "step. On GPU the kernel takes pages of 128 tokens at most.",
+            "Advanced: tokens in a page of cached keys and values, and in a lane of the largest "
+            "step. The GPU kernel supports pages of up to 128 tokens.",
             Check("a multiple of 32", lambda tokens: tokens >= 32 and tokens % 32 == 0),
         ),
     ] = 128
     skip_self_check: Annotated[
         bool,
         Setting(
-            "Start without comparing scores in different company, and without small steps, whose "
-            "bits would be unchecked. Saves seconds; only for development."
+            "Do not check at start that scores are independent of batch composition, and do not "
+            "use small steps, whose bits would be unchecked. Saves seconds; for development "
+            "only."
         ),
     ] = False
     compilation_cache_dir: Annotated[
         str | None,
         Setting(
-            "Folder for compiled programs, which makes the next start quick; an empty text for "
-            "none.",
+            "Folder for compiled programs, which makes the next start fast. An empty string "
+            "turns it off.",
             unset="the user's cache folder",
         ),
     ] = None
@@ -268,29 +274,29 @@ class ServerConfig(CheckedConfig):
     model_path: Annotated[
         str,
         Setting(
-            "Folder of a checkpoint, or its Hugging Face Hub id; by default the demo model that "
-            "comes with the package.",
+            "Folder of a checkpoint, or its Hugging Face Hub id; by default the demo model "
+            "included in the package.",
             alias="model",
         ),
     ] = DEMO_MODEL
     host: Annotated[
         str,
         Setting(
-            "Address to listen on. 127.0.0.1 is reachable from this machine alone, 0.0.0.0 from "
-            "everywhere: set --api-key then."
+            "Address to listen on. 127.0.0.1 is reachable from this machine only, 0.0.0.0 from "
+            "everywhere; with 0.0.0.0, set --api-key."
         ),
     ] = "127.0.0.1"
     port: Annotated[
         int,
         Setting(
-            "Port to listen on; 0 takes a free one.",
+            "Port to listen on; 0 picks a free one.",
             Check("0 to 65535", lambda port: 0 <= port <= 65535),
         ),
     ] = 30000
     served_model_name: Annotated[
         str | None,
         Setting(
-            "Name of the model for clients, which then need not know where it lies.",
+            "Name of the model for clients, which then do not need its path.",
             unset="the Hub id, or the folder's last component",
         ),
     ] = None
@@ -298,60 +304,63 @@ class ServerConfig(CheckedConfig):
         str | None,
         Setting(
             "Key that clients must send as `Authorization: Bearer KEY`. Best set through the "
-            "environment, where other users do not see it.",
-            Check("a key or none at all", bool),
+            "environment, where other users cannot see it.",
+            Check("a key that is not empty", bool),
             unset="no key",
         ),
     ] = None
     max_queued_requests: Annotated[
         int,
         Setting(
-            "Requests that may wait for the engine; further ones are told to come back (429) "
-            "rather than wait for long.",
+            "Maximum number of requests that wait for the engine; further ones get 429 with "
+            "Retry-After instead of a long wait.",
             AT_LEAST_1,
         ),
     ] = 128
     max_queued_tokens: Annotated[
         int,
         Setting(
-            "Tokens that may wait or be under way, beyond a first request; requests beyond are "
-            "told to come back (429). Throughput times the longest wait you allow is a good value.",
+            "Maximum number of tokens waiting or being computed; requests beyond it get 429 "
+            "with Retry-After, unless they are the only one. A good value is the throughput "
+            "times the longest wait that you accept.",
             AT_LEAST_1,
         ),
     ] = 4 * 1024 * 1024
     max_request_tokens: Annotated[
         int,
         Setting(
-            "Most tokens of a request, so that one client cannot keep the engine to itself.",
+            "Maximum number of tokens in a request, so that one client cannot monopolise the "
+            "engine.",
             AT_LEAST_1,
         ),
     ] = 4 * 1024 * 1024
     max_request_labels: Annotated[
         int,
         Setting(
-            "Most scores of a request: labels summed over items. Bounds the answer's size.",
+            "Maximum number of scores in a request: labels summed over items. Limits the size "
+            "of the answer.",
             AT_LEAST_1,
         ),
     ] = 1024 * 1024
     max_body_bytes: Annotated[
         int,
         Setting(
-            "Longest request body (413 beyond), which bounds the memory a client can take.",
+            "Maximum size of a request body (413 beyond it), which limits the memory that a "
+            "client can use.",
             AT_LEAST_1,
         ),
     ] = 64 * 1024 * 1024
     max_connections: Annotated[
         int,
         Setting(
-            "Connections open at once, idle ones included; further ones are told to come back "
-            "(503).",
+            "Maximum number of open connections, including idle ones; further ones get 503.",
             AT_LEAST_1,
         ),
     ] = 1024
     max_timeout_s: Annotated[
         float,
         Setting(
-            "Seconds after which any request is given up (504), whatever its `timeout_s`.",
+            "Seconds after which any request fails with 504, whatever its `timeout_s`.",
             Check("above 0", lambda seconds: seconds > 0),
             alias="max-timeout",
         ),
@@ -359,24 +368,24 @@ class ServerConfig(CheckedConfig):
     drain_timeout_s: Annotated[
         float,
         Setting(
-            "Seconds that requests have to finish after SIGTERM; new ones are refused meanwhile. "
-            "Give a supervisor's own limit eight seconds more.",
+            "Seconds that accepted requests have to finish after SIGTERM; new ones are refused. "
+            "Allow eight seconds more in the supervisor's own limit.",
             AT_LEAST_0,
             alias="drain-timeout",
         ),
     ] = 30.0
     log_format: Annotated[
         LogFormat,
-        Setting("text for people, json for log collectors: an object a line."),
+        Setting("text for people, json for log collectors: one object per line."),
     ] = "text"
     disable_access_log: Annotated[
         bool,
-        Setting("No line in the log for each request."),
+        Setting("Do not log a line for each request."),
     ] = False
     otlp_traces_endpoint: Annotated[
         str | None,
         Setting(
-            "URL that takes OpenTelemetry traces by OTLP over HTTP, such as "
+            "URL to send OpenTelemetry traces to, by OTLP over HTTP, such as "
             "http://localhost:4318/v1/traces. Needs the `otel` extra.",
             unset="no traces",
         ),
@@ -391,8 +400,8 @@ class ServerConfig(CheckedConfig):
     def shown_model_path(self) -> str:
         """What clients see of `model_path`: a Hub id, or a folder's last component.
 
-        They need not learn where on the server's disk a model lies. A path that looks like a Hub
-        id is shown whole, too.
+        They should not learn where a model is on the server's disk. A path that looks like a Hub
+        id is also shown in full.
         """
         if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.model_path):
             return self.model_path

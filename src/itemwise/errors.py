@@ -1,19 +1,19 @@
 """Every exception that Itemwise raises on purpose.
 
     ItemwiseError
-    ├── RequestError          (ValueError) the request is wrong; `code` and `param` say where
+    ├── RequestError          (ValueError) the request is invalid; `code` and `param` say where
     ├── ConfigError           (ValueError) an engine or server setting is wrong
     ├── CheckpointError       (ValueError) the model folder cannot be read
-    │   └── UnsupportedModelError          the model is whole, but of a kind not served
-    ├── QueueFullError        too many requests wait; try again after `retry_after_s`
-    ├── DeadlineExceededError the answer was not there in time
+    │   └── UnsupportedModelError          the model is intact, but of an unsupported kind
+    ├── QueueFullError        too many requests are waiting; try again after `retry_after_s`
+    ├── DeadlineExceededError the request was not finished in time
     ├── ShuttingDownError     the server is draining
-    ├── EngineLostError       the device runs no more steps
-    ├── RefusedError          the server does not take a request; `code` says why
-    ├── SelfCheckError        the engine's scores depend on their company: do not serve
-    ├── EndpointError         a server under validation is lost, slow, or answers nonsense
-    │   └── RequestRefusedError            it is well, but does not take this request
-    └── ResultsError          (ValueError) a file of validation results is missing or unfit
+    ├── EngineLostError       the device can no longer run steps
+    ├── RefusedError          the server refuses a request; `code` says why
+    ├── SelfCheckError        scores change with batch composition: do not serve
+    ├── EndpointError         a server under validation is unreachable, slow, or broken
+    │   └── RequestRefusedError            it works, but refuses this request
+    └── ResultsError          (ValueError) a file of validation results is missing or invalid
 
 Each class has a stable `code`; `server/errors.py` maps codes to HTTP statuses.
 """
@@ -28,7 +28,7 @@ class ItemwiseError(Exception):
 
 
 class RequestError(ItemwiseError, ValueError):
-    """The request is wrong. `code` names the fault, `param` the request field at fault."""
+    """The request is invalid. `code` names the fault, `param` the request field at fault."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class UnsupportedModelError(CheckpointError):
 
 
 class QueueFullError(ItemwiseError):
-    """As many requests wait as the server allows."""
+    """As many requests are waiting as the server allows."""
 
     code = "queue_full"
 
@@ -65,25 +65,25 @@ class QueueFullError(ItemwiseError):
 
 
 class DeadlineExceededError(ItemwiseError):
-    """The request took longer than its `timeout_s`, or than the server allows."""
+    """The request took longer than its `timeout_s` or the server's limit."""
 
     code = "deadline_exceeded"
 
 
 class EngineLostError(ItemwiseError):
-    """A step failed and the device does not run another one; the process must be started anew."""
+    """A step failed and the device cannot run another one; the process must be restarted."""
 
     code = "unhealthy"
 
 
 class ShuttingDownError(ItemwiseError):
-    """The server is finishing what runs and takes nothing new."""
+    """The server is finishing accepted requests and refuses new ones."""
 
     code = "shutting_down"
 
 
 class RefusedError(ItemwiseError):
-    """The server does not take a request, whatever it asks for; `code` says why."""
+    """The server refuses a request, whatever its fields; `code` says why."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -91,19 +91,19 @@ class RefusedError(ItemwiseError):
 
 
 class SelfCheckError(ItemwiseError):
-    """The start-up self-check found scores that depend on their company."""
+    """The start-up self-check found scores that change with batch composition."""
 
     code = "self_check_failed"
 
 
 class EndpointError(ItemwiseError):
-    """A server that is being validated is lost, too slow, or answers what cannot be read."""
+    """A server under validation is unreachable, too slow, or sends an unreadable answer."""
 
     code = "endpoint_failed"
 
 
 class RequestRefusedError(EndpointError):
-    """A server that is being validated refuses a request; `status` and `reason` are its own."""
+    """A server under validation refuses a request; `status` and `reason` are the server's."""
 
     def __init__(self, message: str, status: int, reason: str | None = None) -> None:
         super().__init__(message)
@@ -112,11 +112,11 @@ class RequestRefusedError(EndpointError):
 
 
 class ResultsError(ItemwiseError, ValueError):
-    """A file of validation results is missing, damaged, or does not go with another."""
+    """A file of validation results is missing, damaged, or does not match another one."""
 
     code = "invalid_results"
 
 
 def brief(error: Exception) -> str:
-    """The first line of an error's text, or its class."""
+    """The first line of an error's text, or the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -18,7 +18,7 @@ MEMINFO = Path("/proc/meminfo")
 def instructions(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """Extensions of the processor's instruction set, as Linux names them on x86-64 and on Arm.
 
-    On other systems only what every processor of the kind has.
+    On other systems, only the extensions that every processor of the architecture has.
     """
     found = _line(cpuinfo, "flags", "Features").partition(":")[2].split()
     always = ["asimd"] if platform.machine() in ("aarch64", "arm64") else []
@@ -38,7 +38,7 @@ def memory_bytes() -> int:
 
 
 def available_memory_bytes(meminfo: Path = MEMINFO) -> int:
-    """Memory that a new process can have without swapping; all there is where nobody says."""
+    """Memory that a new process can use without swapping; all of it if the system does not say."""
     available = _line(meminfo, "MemAvailable:").split()
     return int(available[1]) * 1024 if available else memory_bytes()
 
@@ -56,7 +56,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what scores depend on, where installed."""
+    """Versions of Python and of the installed packages that scores depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, marked where files differ from it; None outside of one."""
+    """The commit of the source tree, marked `-dirty` if files differ; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
     try:
         done = subprocess.run([*command, "--dirty"], capture_output=True, text=True, check=False)
@@ -77,7 +77,7 @@ def git_commit() -> str | None:
 
 
 def _line(path: Path, *starts: str) -> str:
-    """The first line that begins so; empty on systems other than Linux."""
+    """The first line with one of these beginnings; empty on systems other than Linux."""
     if not path.exists():
         return ""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

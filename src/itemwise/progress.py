@@ -1,4 +1,4 @@
-"""How long work tells how far it is. Light: imports no JAX."""
+"""Progress of long work. Light: imports no JAX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 ProgressFn = Callable[[str, int, int], None]  # what, done, total
-PLAIN_LINES = 10  # lines that a long job prints where there is no terminal
+PLAIN_LINES = 10  # lines that a long job prints if there is no terminal
 
 
 @contextmanager
@@ -30,12 +30,12 @@ def progress() -> Iterator[ProgressFn]:
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
-        def told(what: str, done: int, total: int) -> None:
+        def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        yield told
+        yield update
 
 
 def _plain_line(what: str, done: int, total: int) -> None:
@@ -44,11 +44,11 @@ def _plain_line(what: str, done: int, total: int) -> None:
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Writes a line at once, to stdout where no file is given."""
+    """Writes a line and flushes it; to stdout by default."""
     file = file or sys.stdout
     file.write(line + "\n")
     file.flush()
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
+    """Reports nothing."""

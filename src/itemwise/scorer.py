@@ -26,7 +26,7 @@ class Scorer:
         result = scorer.score("cheap flights", ["...", "..."], labels=[" yes", " no"])
         result.scores  # float32 [items, labels]
 
-    One thread at a time may score; a server puts a queue in front.
+    Only one thread at a time may score; the server puts a queue in front.
     """
 
     def __init__(
@@ -57,17 +57,18 @@ class Scorer:
         """A scorer for a checkpoint: compiled, self-checked, ready.
 
         Args:
-            model: a local folder or a Hugging Face Hub id; by default the demo model that comes
-                with the package, a small one that tells whether a title matches a search query.
-            prompt_template: a template's file, in place of the checkpoint's own
+            model: a local folder or a Hugging Face Hub id; by default the demo model that
+                is included in the package, a small one that judges whether a title matches a
+                search query.
+            prompt_template: file with a template, to use instead of the checkpoint's own
                 `prompt_template.json`.
-            on_progress: told about long work, as (what, done, total).
+            on_progress: called during long work with (what, done, total).
             **engine: fields of `EngineConfig`.
 
         Raises:
             CheckpointError: the checkpoint cannot be read or is of an unsupported kind.
             ConfigError: a setting is wrong, or does not fit the machine.
-            SelfCheckError: scores depend on their company on this device.
+            SelfCheckError: scores change with batch composition on this device.
         """
         config = EngineConfig(**engine)
         folder = locate(str(model))
@@ -97,16 +98,16 @@ class Scorer:
             query: text, or token ids.
             items: texts, or lists of token ids; an empty one is scored at the query's end.
             labels: texts of one token each, for all items or per item.
-            label_token_ids: token ids in their place.
-            apply_softmax: softmax over the labels; else probabilities over the vocabulary.
+            label_token_ids: the labels as token ids instead.
+            apply_softmax: softmax over the labels; otherwise probabilities over the vocabulary.
             apply_template: put query and items, as text, into the checkpoint's prompt template;
-                its labels are used where none are given.
-            item_first: score `item + query`; nothing is shared then.
+                its labels are used if none are given.
+            item_first: score `item + query`; then items share nothing.
             temperature: divides the logits, above zero.
-            on_progress: told about the items scored so far, as (what, done, total).
+            on_progress: called with (what, done, total) as items are scored.
 
         Raises:
-            RequestError: the request is wrong; its `code` and `param` say where.
+            RequestError: the request is invalid; its `code` and `param` say where.
         """
         fields: dict[str, Any] = {
             "query": query,
@@ -132,17 +133,17 @@ class Scorer:
     ) -> list[RankedItem]:
         """The items, best first, by the probability of the template's first label.
 
-        Applies the checkpoint's prompt template and the softmax over its labels. Of items with
-        equal scores the one that was given first comes first.
+        Applies the checkpoint's prompt template and the softmax over its labels. Items with equal
+        scores keep their order.
 
         Args:
             query: text.
             items: texts.
             top_n: how many to return; None for all.
-            on_progress: told about the items scored so far, as (what, done, total).
+            on_progress: called with (what, done, total) as items are scored.
 
         Raises:
-            RequestError: the request is wrong (`invalid_top_n`, ...), or the checkpoint has no
+            RequestError: the request is invalid (`invalid_top_n`, ...), or the checkpoint has no
                 template (`no_template`).
         """
         if top_n is not None and (isinstance(top_n, bool) or top_n < 1):
@@ -159,15 +160,18 @@ class Scorer:
         """A checked and tokenised request, from the fields of a JSON body or from keywords.
 
         Args:
-            fields: values by name; names that no request has are ignored.
-            **named: values in their place.
+            fields: values by name; unknown names are ignored.
+            **named: further values, which take precedence.
 
         Raises:
-            RequestError: the request is wrong; its `code` and `param` say where.
-            TypeError: a keyword is no field of a request.
+            RequestError: the request is invalid; its `code` and `param` say where.
+            TypeError: a keyword is not a request field.
         """
         if unknown := named.keys() - set(REQUEST_FIELDS):
-            raise TypeError(f"`{min(unknown)}` is no field of a request, expected {REQUEST_FIELDS}")
+            raise TypeError(
+                f"`{min(unknown)}` is not a request field, expected one of "
+                f"{', '.join(REQUEST_FIELDS)}"
+            )
         fields = {**(fields or {}), **named}
         return check_request(fields, self._limits, self.tokenizer, self.template)
 
