@@ -112,4 +112,4 @@ def test_rank_refuses_what_it_cannot_rank(
     template = tmp_path / "template.json"
     template.write_text("{}")
     assert run(*RANK, "lamp", "--prompt-template", str(template)) == 2
-    assert "is no prompt template" in capsys.readouterr().err
+    assert "is not a prompt template" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_folder_without_a_template(tmp_path: Path) -> None:
         ({"labels": [" yes", " yes"]}, "`labels`"),
         ({"labels": [" yes", 3]}, "`labels`"),
         ({"labels": "yn"}, "`labels`"),
-        ({"lables": []}, "`lables` is no part of a template"),
+        ({"lables": []}, "`lables` is not a template field"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

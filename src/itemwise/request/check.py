@@ -1,7 +1,7 @@
 """Raw request fields, decoded JSON or Python arguments, into a checked `ScoreRequest`.
 
-Every fault is a `RequestError` that names the field, and the index where there is one. Checks run
-over the concatenation of all items, and the item at fault is looked for only once there is one.
+Every fault is a `RequestError` that names the field, and the index if it has one. Checks run over
+the concatenation of all items; only a check that fails looks for the item at fault.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ REQUEST_FIELDS = (
     "priority",
     "timeout_s",
 )
-MIN_TEMPERATURE = 1e-6  # below it float32 logits overflow once divided
+MIN_TEMPERATURE = 1e-6  # float32 logits divided by less would overflow
 MAX_TEMPERATURE = 1e6
-MAX_PRIORITY = 2**31 - 1  # and its negative
+MAX_PRIORITY = 2**31 - 1  # and -MAX_PRIORITY is the minimum
 
 Ids = tuple[int, ...]
 
 
 class TextTokenizer(Protocol):
-    """What text requests need of a tokenizer."""
+    """The methods of a tokenizer that text requests need."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids with the tokenizer's special tokens."""
@@ -53,18 +53,18 @@ class TextTokenizer(Protocol):
         ...
 
     def label_id(self, text: str) -> int:
-        """The one token of a label; raises `RequestError` where there is not exactly one."""
+        """The one token of a label; raises `RequestError` if it is not exactly one."""
         ...
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a request is checked against.
+    """The limits that a request must keep.
 
     Attributes:
         vocab_size: V; token ids are below it.
-        max_seq_len: most tokens of query, delimiter and one item together.
-        max_items: most items of a request; None for no bound.
+        max_seq_len: maximum tokens of query, delimiter and one item together.
+        max_items: maximum items of a request; None for no limit.
         delimiter: token id the engine puts between query and item, or None. It must not occur in
             either.
     """
@@ -85,10 +85,10 @@ def check_request(
 
     Args:
         fields: values by the names in `REQUEST_FIELDS`; None counts as absent, other names are
-            ignored. Arrays of integers are taken for lists.
+            ignored. Arrays of integers are treated as lists.
         limits: of the model and the server.
         tokenizer: for text; None if the checkpoint has none.
-        template: for requests that say `apply_template`; None if the checkpoint has none.
+        template: for requests with `apply_template`; None if the checkpoint has none.
 
     Raises:
         RequestError: anything is missing, of the wrong type or out of bounds.
@@ -164,7 +164,7 @@ def _items(value: Any, max_items: int | None) -> list[str] | list[list[Any]]:
 
 
 def _rows(items: list[Any]) -> list[str] | list[list[Any]]:
-    """`items` as all texts or all lists; anything between is a `RequestError`."""
+    """`items` as all texts or all lists; a mixture is a `RequestError`."""
     kinds = set(map(type, items))
     if kinds <= {str} or kinds <= {list}:
         return items
@@ -180,7 +180,7 @@ def _rows(items: list[Any]) -> list[str] | list[list[Any]]:
         if isinstance(row, str) != first_is_text:
             raise RequestError(
                 "mixed_input_types",
-                f"`items[{index}]` is {_kind(value)} and `items[0]` is {_kind(items[0])}, "
+                f"`items[{index}]` is {_kind(value)} but `items[0]` is {_kind(items[0])}, "
                 "expected all text or all token ids",
                 "items",
             )
@@ -193,25 +193,26 @@ def _usable(
     query: str | list[Any],
     items: list[str] | list[list[Any]],
 ) -> PromptTemplate:
-    """The template, if there is one and the request can go through it."""
+    """The template, if there is one and the request can use it."""
     if template is None:
         raise RequestError(
             "no_template",
-            "`apply_template` is true and the model has no prompt_template.json; put `query` and "
-            "`items` in the model's own words and leave it out",
+            "`apply_template` is true but the model has no prompt_template.json; leave "
+            "`apply_template` out and write the model's prompt into `query` and `items`",
             "apply_template",
         )
     if _flag(fields, "item_first"):
         raise RequestError(
             "item_first_with_template",
-            "`apply_template` and `item_first` are both true; a template puts the query first",
+            "`apply_template` and `item_first` are both true, expected only one; a template "
+            "puts the query first",
             "item_first",
         )
     for name, value in (("query", query), ("items", items[0])):
         if not isinstance(value, str):
             raise RequestError(
                 "mixed_input_types",
-                f"`apply_template` is true and `{name}` holds token ids, expected text",
+                f"`apply_template` is true but `{name}` has token ids, expected text",
                 name,
             )
     return template
@@ -224,8 +225,8 @@ def _tokens(
     if isinstance(query, str) != isinstance(items[0], str):
         raise RequestError(
             "mixed_input_types",
-            f"`query` is {_kind(query)} and `items` holds {_kind(items[0])}, expected all text or "
-            "all token ids",
+            f"`query` is {_kind(query)} but `items[0]` is {_kind(items[0])}, expected all text "
+            "or all token ids",
             "items",
         )
     if not isinstance(query, str):
@@ -237,7 +238,7 @@ def _tokens(
     _check_unicode(items, "invalid_items_type", "items")
     tokens = tuple(tokenizer.encode(query))
     if not tokens:
-        raise RequestError("empty_query", "`query` holds no token, expected at least one", "query")
+        raise RequestError("empty_query", "`query` has no tokens, expected at least one", "query")
     return tokens, tuple(map(tuple, tokenizer.encode_batch(items)))  # type: ignore[arg-type]
 
 
@@ -256,7 +257,7 @@ def _labels(
     if ids is not None and texts is not None:
         raise RequestError(
             "conflicting_labels",
-            "`label_token_ids` and `labels` are both given, expected one of them",
+            "`label_token_ids` and `labels` are both given, expected only one of them",
             "labels",
         )
     if ids is not None:
@@ -285,7 +286,7 @@ def _label_place(name: str, shared: bool) -> Callable[[int], str]:
 
 
 def _label_rows(value: Any, name: str, code: str, num_items: int) -> tuple[list[list[Any]], bool]:
-    """Lists of labels, and whether there is a single one for all items."""
+    """Lists of labels, and whether a single list is for all items."""
     expected = "expected one list for all items or a list per item"
     values = None if isinstance(value, str) else _as_list(value)
     if values is None:
@@ -300,7 +301,7 @@ def _label_rows(value: Any, name: str, code: str, num_items: int) -> tuple[list[
         if row is None:
             raise RequestError(
                 code,
-                f"`{name}[{index}]` is {_kind(values[index])} and others are lists, {expected}",
+                f"`{name}[{index}]` is {_kind(values[index])} but others are lists, {expected}",
                 name,
             )
         if not row:
@@ -345,7 +346,7 @@ def _label_ids(
 def _integers(
     rows: Sequence[Sequence[Any]], place: Callable[[int], str], param: str
 ) -> tuple[Ids, ...]:
-    """`rows` as tuples of int; numpy's integers are converted, bools and the rest refused."""
+    """`rows` as tuples of int; NumPy integers are converted, everything else is refused."""
     if set(map(type, chain.from_iterable(rows))) <= {int}:
         return tuple(map(tuple, rows))
     return tuple(
@@ -357,7 +358,7 @@ def _integers(
 def _integer(value: Any, where: str, param: str) -> int:
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
-    # JSON integers beyond 64 bits arrive as floats; they are out of range, not of a wrong type.
+    # JSON integers beyond 64 bits arrive as floats; they are out of range, not of the wrong type.
     if isinstance(value, float) and value.is_integer() and abs(value) >= 2.0**63:
         return int(value)
     raise RequestError(
@@ -383,7 +384,7 @@ def _temperature(value: Any) -> float:
 
 
 def _chunk_size(value: Any) -> int | None:
-    return _whole(value, "chunk_size", 0, math.inf, "an integer, 0 or more (0 for no bound)")
+    return _whole(value, "chunk_size", 0, math.inf, "an integer, 0 or more (0 for no limit)")
 
 
 def _priority(value: Any) -> int:
@@ -397,7 +398,7 @@ def _timeout_s(value: Any) -> float | None:
 
 
 def _real(value: Any, name: str, low: float, high: float, expected: str) -> float | None:
-    """A number from `low` to `high`, or None where it is absent."""
+    """A number from `low` to `high`, or None if it is absent."""
     if value is None:
         return None
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -414,7 +415,7 @@ def _real(value: Any, name: str, low: float, high: float, expected: str) -> floa
 
 
 def _whole(value: Any, name: str, low: float, high: float, expected: str) -> int | None:
-    """An integer from `low` to `high`, or None where it is absent."""
+    """An integer from `low` to `high`, or None if it is absent."""
     if value is None:
         return None
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
@@ -437,7 +438,8 @@ def _check_length(query: Ids, items: tuple[Ids, ...], limits: RequestLimits) -> 
     raise RequestError(
         "sequence_too_long",
         f"`query` of {len(query)} tokens{delimiter} and `items[{lengths.index(longest)}]` of "
-        f"{longest} tokens make {total}, at most {limits.max_seq_len} are allowed; shorten them",
+        f"{longest} tokens make {total} tokens, at most {limits.max_seq_len} are allowed; "
+        "shorten one of them",
         "items" if len(query) + num_delimiters < limits.max_seq_len else "query",
     )
 
@@ -471,8 +473,8 @@ def _check_tokens(
             if token == delimiter:
                 raise RequestError(
                     "delimiter_in_input",
-                    f"`{where}` is the server's delimiter, token id {delimiter}; the server puts "
-                    "it between query and item, so leave it out",
+                    f"`{where}` is the server's delimiter, token id {delimiter}; the server "
+                    "inserts it between query and item, so leave it out",
                     param,
                 )
 
@@ -490,7 +492,7 @@ def _all_fine(rows: Sequence[Ids], vocab_size: int, delimiter: int | None) -> bo
 
 
 def _check_unicode(texts: Sequence[Any], code: str, name: str, param: str | None = None) -> None:
-    """Refuses lone surrogates, which Python strings can hold and tokenizers cannot."""
+    """Refuses lone surrogates, which a Python string can contain but a tokenizer cannot encode."""
     for index, text in enumerate(texts):
         try:
             text.encode()
@@ -519,16 +521,16 @@ def _as_list(value: Any) -> list[Any] | None:
 
 
 def _no_tokenizer(name: str) -> str:
-    return f"`{name}` is text and the model has no tokenizer.json; send token ids"
+    return f"`{name}` is text but the model has no tokenizer.json; send token ids"
 
 
 def _number(value: int) -> str:
-    """`value` in digits, or its size where that would be a wall of digits."""
+    """`value` in digits, or its size in bits if it has very many digits."""
     return str(value) if abs(value) < 10**30 else f"a number of {value.bit_length()} bits"
 
 
 def _kind(value: Any) -> str:
-    """The value's type in the words of JSON, for messages."""
+    """The value's type in JSON terms, for messages."""
     if isinstance(value, bool):
         return f"a boolean ({str(value).lower()})"
     if isinstance(value, str):

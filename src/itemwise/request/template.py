@@ -9,8 +9,8 @@ the part with the item follows it. `prompt_template.json` in a checkpoint's fold
       "labels": [" yes", " no"]
     }
 
-`{query}` and `{item}` stand for the texts of a request; other braces mean themselves. What a model
-wants told before the query (a system text, an instruction) is part of the query's part.
+`{query}` and `{item}` stand for the texts of a request; other braces are literal. Text that a model
+expects before the query (a system prompt, an instruction) belongs in the query's part.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PLACEHOLDER = re.compile(r"\{(query|item)\}")
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How texts become a prompt, and which labels answer it.
+    """How texts become a prompt, and which labels are its answers.
 
     Attributes:
         query: text that all items share, with `{query}` once.
@@ -53,7 +53,7 @@ class PromptTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path) -> PromptTemplate | None:
-        """The template of a model folder, or None where the folder has no `prompt_template.json`.
+        """The template of a model folder, or None if the folder has no `prompt_template.json`.
 
         Raises:
             CheckpointError: the file is not a template.
@@ -66,8 +66,8 @@ class PromptTemplate:
         """The template that a JSON file holds.
 
         Raises:
-            CheckpointError: the file cannot be read, or is not a template; all that is wrong with
-                it is in one message.
+            CheckpointError: the file cannot be read, or is not a template; one message has all
+                problems.
         """
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -75,12 +75,12 @@ class PromptTemplate:
             raise CheckpointError(f"`{path}` cannot be read as JSON ({error})") from error
         problems = _problems(raw)
         if problems:
-            raise CheckpointError(f"`{path}` is no prompt template: {'; '.join(problems)}")
+            raise CheckpointError(f"`{path}` is not a prompt template: {'; '.join(problems)}")
         return cls(raw["query"], raw["item"], tuple(raw["labels"]))
 
 
 def _problems(raw: Any) -> list[str]:
-    """What rules `raw` out as a template."""
+    """The reasons why `raw` is not a template."""
     if not isinstance(raw, dict):
         return [f"it is a JSON {type(raw).__name__}, expected an object"]
     problems = []
@@ -89,10 +89,12 @@ def _problems(raw: Any) -> list[str]:
         if not isinstance(text, str):
             problems.append(f"`{part}` is {type(text).__name__}, expected text")
         elif _PLACEHOLDER.findall(text) != [part]:
-            problems.append(f"`{part}` is {text!r}, expected {{{part}}} once and no other")
+            problems.append(
+                f"`{part}` is {text!r}, expected {{{part}}} once and no other placeholder"
+            )
     labels = raw.get("labels")
     texts = labels if isinstance(labels, list) else []
     if len(texts) < 2 or not all(isinstance(t, str) for t in texts) or len(set(texts)) < len(texts):
         problems.append("`labels` is not a list of two or more different texts")
-    problems += [f"`{name}` is no part of a template" for name in raw if name not in _FIELDS]
+    problems += [f"`{name}` is not a template field" for name in raw if name not in _FIELDS]
     return problems

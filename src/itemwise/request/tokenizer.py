@@ -15,7 +15,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """Turns queries, items and labels into token ids; never cuts them short and never pads."""
+    """Turns queries, items and labels into token ids; never truncates or pads."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         backend.no_truncation()
@@ -24,7 +24,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer | None:
-        """The tokenizer of a model folder, or None where the folder has no `tokenizer.json`.
+        """The tokenizer of a model folder, or None if the folder has no `tokenizer.json`.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -43,15 +43,15 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, special and added ones included; models often have room for more."""
+        """Number of tokens, including special and added ones; models often have room for more."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a query: with the special tokens that the model's sequences start with."""
+        """Token ids of a query: with the special tokens that start the model's sequences."""
         return list(self._backend.encode(text).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each item: no special tokens, since an item goes on where a query ends."""
+        """Token ids of each item: no special tokens, since an item continues the query."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [list(encoding.ids) for encoding in encodings]
 
@@ -71,7 +71,7 @@ class Tokenizer:
                 "label_not_one_token",
                 f"`labels` has {text!r}, which becomes {len(encoding.ids)} tokens"
                 + (f": {pieces}" if pieces else "")
-                + ", expected one token: give another text (a leading space often matters), or "
+                + ", expected one token: use another text (a leading space often matters), or "
                 "`label_token_ids`",
                 param="labels",
             )
