@@ -1,7 +1,7 @@
 """The HTTP API.
 
 `POST /v1/score` reads a bounded body, checks and tokenises it on a worker thread, and waits for the
-engine's thread; the event loop only passes bytes on, so `/health` answers while scores are made.
+engine's thread; the event loop only moves bytes, so `/health` answers during scoring.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from itemwise.server.service import AnyScorer, Service
 from itemwise.server.tracing import make_tracer
 from itemwise.types import ScoreRequest, ScoreResult
 
-BODY_S = 60.0  # given to a client to send its body
-INLINE_SCORES = 2000  # answers of more scores are written on a worker thread
+BODY_S = 60.0  # time that a client has to send its body
+INLINE_SCORES = 2000  # answers with more scores are encoded on a worker thread
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in sorted(set(STATUS_OF_CODE.values()) - {404, 405})
 }
@@ -66,7 +66,7 @@ _SCORE_BODY = {
 
 
 def create_app(config: ServerConfig, load: Callable[[], AnyScorer]) -> FastAPI:
-    """The API of a scorer that `load` makes in the background once the server starts."""
+    """The API of a scorer that `load` creates in the background once the server starts."""
     return app_of(Service(config, load))
 
 
@@ -74,12 +74,12 @@ def app_of(service: Service) -> FastAPI:
     """The API of a service, which starts and drains with the app's lifespan.
 
     Raises:
-        ConfigError: traces are asked for, and their libraries are not installed.
+        ConfigError: traces are configured but OpenTelemetry is not installed.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # By way of the worker threads: what they need is loaded now, not by the first request.
+        # On a worker thread, so that the thread pool is set up now, not by the first request.
         await run_in_threadpool(service.start)
         yield
         await run_in_threadpool(service.drain)
@@ -119,7 +119,7 @@ def app_of(service: Service) -> FastAPI:
 
 
 def _keyed(service: Service) -> list[Any]:
-    # Shows the key in the API's documentation; `Edge` is what checks it.
+    # Only documents the key in the API's schema; `Edge` checks it.
     return [Depends(HTTPBearer(auto_error=False))] if service.config.api_key else []
 
 
@@ -143,7 +143,7 @@ def _add_score(app: FastAPI, service: Service) -> None:
         del body
         record.stages["tokenize"] = record.seconds() - record.stages["read"]
         job, scheduler = service.submit(prepared, cost)
-        scored = await _scored_or_given_up(request, scheduler, job)
+        scored = await _scored_or_cancelled(request, scheduler, job)
         record.items = len(prepared.items)
         if _has_few_scores(prepared):
             return _answer(scored, config.model_name, record)
@@ -155,13 +155,13 @@ def _add_information(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.get("/health", response_model=Health, responses={503: {"model": ErrorBody}})
     async def health() -> Response:
-        """200 once the model is loaded, compiled and self-checked; else 503."""
+        """200 once the model is loaded, compiled and self-checked; 503 otherwise."""
         service.check_ready()
         return json_response({"status": "ok"})
 
     @app.get("/live", response_model=Health, responses={503: {"model": ErrorBody}})
     async def live() -> Response:
-        """200 unless the server can only be started anew; also while it loads or drains."""
+        """503 if only a restart can help, otherwise 200, even while it loads or drains."""
         if service.state == "failed":
             service.check_ready()
         return json_response({"status": "ok"})
@@ -179,7 +179,7 @@ def _add_information(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.get("/server_info", response_model=ServerInfo, dependencies=keyed)
     async def server_info() -> Response:
-        """What runs, with which settings, and what it has done so far."""
+        """Version, state, settings and counters of the server and its engine."""
         return json_response(await run_in_threadpool(_server_info, service))
 
     @app.get("/metrics", include_in_schema=False)
@@ -188,7 +188,7 @@ def _add_information(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytearray:
-    """The body; of one that is too long, no more than the limit is ever held."""
+    """The request body; never holds more than `max_bytes` in memory."""
     too_large = RefusedError(
         "body_too_large", f"the body is longer than {max_bytes} bytes; send fewer items at a time"
     )
@@ -204,7 +204,9 @@ async def _read_body(request: Request, max_bytes: int) -> bytearray:
                 body += chunk
     except TimeoutError:
         raise RefusedError(
-            "body_too_slow", f"the body was not here within {BODY_S:g} s; send it faster"
+            "body_too_slow",
+            f"the body did not arrive within {BODY_S:g} s; send it faster, or "
+            "send fewer items at a time",
         ) from None
     return body
 
@@ -221,14 +223,14 @@ def _prepare(service: Service, body: bytearray) -> tuple[ScoreRequest, int]:
 
 
 def _has_few_scores(request: ScoreRequest) -> bool:
-    """Whether the answer is so short that the event loop may write it itself: in under 1 ms."""
-    # Each item has a label at least: the labels of many items need not be counted on the loop.
+    """Whether the answer is short enough to encode on the event loop, in under 1 ms."""
+    # Each item has at least one label, so the labels of many items need not be counted.
     few_items = len(request.items) <= INLINE_SCORES
     return few_items and sum(map(len, request.labels)) <= INLINE_SCORES
 
 
-async def _scored_or_given_up(request: Request, scheduler: Scheduler, job: Job) -> Scored:
-    """The result; if the client leaves or time runs out first, the request is given up."""
+async def _scored_or_cancelled(request: Request, scheduler: Scheduler, job: Job) -> Scored:
+    """The result; cancels the request if the client leaves or the deadline passes first."""
     scored = asyncio.wrap_future(job.future)
     gone = asyncio.create_task(_disconnected(request))
     left_s = None if job.deadline is None else max(0.0, job.deadline - time.perf_counter())
@@ -265,7 +267,7 @@ def _score_response(result: ScoreResult, model: str) -> dict[str, Any]:
     scores = result.scores
     rows = scores if isinstance(scores, list) else [scores]
     if not all(np.isfinite(row).all() for row in rows):
-        raise ArithmeticError("scores hold NaN or infinity")
+        raise ArithmeticError("scores contain NaN or infinity")
     return {
         "id": f"score-{uuid.uuid4().hex}",
         "object": "scoring",

@@ -1,4 +1,4 @@
-"""How many connections may be open, and how long one may say nothing."""
+"""Limits of connections: how many may be open, and how long one may stay silent."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from itemwise.server.errors import error_response
 
-SILENCE_S = 30.0  # given to a client to send the head of its first request
+SILENCE_S = 30.0  # time that a client has to send the headers of its first request
 
 
 def protocol(max_connections: int, silence_s: float = SILENCE_S) -> type[H11Protocol]:
     """An HTTP protocol for uvicorn.
 
-    A client beyond `max_connections` is answered with `too_many_connections`, whatever it asks
-    for; one beyond twice as many, or silent for `silence_s` seconds from the first, is cut off.
+    A connection beyond `max_connections` gets `too_many_connections` for every request. One beyond
+    twice as many, or without a request `silence_s` seconds after it opened, is closed.
     """
 
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
         response = error_response(
             "too_many_connections",
-            f"{max_connections} connections are open, the most allowed (`max_connections`); try "
-            "again later, or use fewer",
+            f"{max_connections} connections are open, the maximum (`max_connections`); try again "
+            "later, or open fewer connections",
             headers={"Connection": "close", "Retry-After": "1"},
         )
         await response(scope, receive, send)

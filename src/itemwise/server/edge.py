@@ -1,4 +1,4 @@
-"""What every request passes: its id, the API key, its line in the log, and its place in metrics."""
+"""The outermost layer: request id, API key, log line, metrics, and an answer to any failure."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _REQUEST_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
 
 
 class Edge:
-    """The outermost layer of the API; also answers where all else failed.
+    """The outermost layer of the API; answers with 500 if an inner layer fails.
 
     Args:
-        app: what is inside.
-        api_key: key that some paths ask for, or None.
-        on_start: told about each request as it comes.
-        on_end: told about each request that has been answered, or given up.
+        app: the inner layers.
+        api_key: key that some paths require, or None.
+        on_start: called with each request as it arrives.
+        on_end: called with each request that was answered or cancelled.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Edge:
                 raise
             failure = error_response(
                 "internal_error",
-                f"the server failed on this request; its log says why under id {record.request_id}",
+                f"the server failed on this request; search its log for id {record.request_id}",
             )
             await failure(scope, receive, send)
 

@@ -80,7 +80,7 @@ _CODE_OF_HTTP_STATUS = {404: "not_found", 405: "method_not_allowed"}
 def json_response(
     content: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """`content` as JSON; NumPy arrays are lists."""
+    """`content` as JSON; NumPy arrays become lists."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status, headers, media_type="application/json")
 
@@ -93,7 +93,7 @@ def error_response(
     status: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error in both usual shapes; the status is that of `code` unless given."""
+    """An error response in both usual formats; `code` determines the status unless it is given."""
     status = STATUS_OF_CODE[code] if status is None else status
     facts = {
         "message": message,
@@ -105,7 +105,7 @@ def error_response(
 
 
 async def on_itemwise_error(request: Request, error: Exception) -> Response:
-    """The error's own status and code; those that are our fault are raised again."""
+    """The error's own status and code; raises errors that are our fault again."""
     assert isinstance(error, ItemwiseError)
     if STATUS_OF_CODE.get(error.code, 500) == 500:
         raise error  # `Edge` logs it and answers
@@ -121,13 +121,13 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """No such path or method."""
     assert isinstance(error, HTTPException)
     code = _CODE_OF_HTTP_STATUS.get(error.status_code, "invalid_request")
-    message = f"{request.method} `{request.url.path}`: {error.detail}; `/docs` lists what there is"
+    message = f"{request.method} `{request.url.path}`: {error.detail}; `/docs` lists the API"
     record_of(request.scope).code = code
     return error_response(code, message, status=error.status_code, headers=error.headers)
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
-    """What FastAPI itself found wrong."""
+    """A fault that FastAPI itself found."""
     assert isinstance(error, RequestValidationError)
     faults = [f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors()]
     record_of(request.scope).code = "invalid_request"

@@ -1,4 +1,4 @@
-"""The server's log: lines for people, or an object a line for collectors."""
+"""The server's log: lines for people, or one JSON object per line for collectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PROBES = ("/health", "/live", "/metrics")
 
 
 class JsonFormatter(logging.Formatter):
-    """A log record as one JSON object: time, level, logger, message, and what `extra` gave."""
+    """A log record as one JSON object: time, level, logger, message, and the values in `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -45,12 +45,12 @@ def set_up_logs(log_format: LogFormat) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for noisy in ("uvicorn", "jax"):  # jax tells at INFO which devices there are not
+    for noisy in ("uvicorn", "jax"):  # at INFO, jax logs the backends that it did not find
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def log_access(record: Record) -> None:
-    """One line about a request that is over; probes that are well are left out."""
+    """Logs one line per finished request, except for successful probes."""
     if record.path in _PROBES and record.status == 200:
         return
     facts = {
@@ -65,7 +65,7 @@ def log_access(record: Record) -> None:
         "cached_tokens": record.cached_tokens,
         **{f"{name}_ms": round(s * 1e3, 3) for name, s in record.stages.items()},
     }
-    # A path is the client's: quoted, so that it cannot forge a line of its own.
+    # The client chooses the path, so it is quoted: it must not forge a log line.
     shown = {**facts, "path": ascii(facts["path"])}
     text = " ".join(f"{name}={value}" for name, value in shown.items())
     access_logger.info("%s", text, extra={"access": facts})

@@ -1,7 +1,7 @@
 """What `/metrics` shows, in Prometheus' text format.
 
-Counts that the scheduler and the engine keep anyway are read when somebody asks; only histograms
-cost anything while requests run.
+Counts that the scheduler and the engine keep anyway are read when `/metrics` is requested; only
+histograms cost time while requests run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from itemwise.server.service import Service
 from itemwise.types import StepStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-disable_created_metrics()  # type: ignore[no-untyped-call]  # the time each series began, which nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # no creation time of each series
 # 1 ms to 60 s, each some 2.15 times the one before.
 SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -53,9 +53,9 @@ class Metrics:
             full = f"itemwise_{name}"
             return Histogram(full, text, labels, buckets=buckets, registry=self._registry)
 
-        self._received = counter("http_requests_received", "Requests that came.", "path")
+        self._received = counter("http_requests_received", "Requests received.", "path")
         self._answered = counter(
-            "http_requests", "Requests that are over, by status and code.", "path", "status", "code"
+            "http_requests", "Requests ended, by status and code.", "path", "status", "code"
         )
         self._active = Gauge(
             "itemwise_http_requests_active", "Requests in the server.", registry=self._registry
@@ -69,27 +69,27 @@ class Metrics:
         self._step_seconds = histogram("step_seconds", "Time of a step.", SECONDS)
         self._step_lanes = histogram(
             "step_lane_share",
-            "Token places of lanes in use, as a share of those of the largest step "
-            "(packed: of the padded sequence).",
+            "Token places of used lanes, as a share of the largest step (packed: of the padded "
+            "sequence).",
             SHARES,
         )
         self._step_tokens = histogram(
             "step_token_share",
-            "Tokens, as a share of the places of the largest step "
-            "(packed: of the padded sequence).",
+            "Tokens, as a share of the token places of the largest step (packed: of the padded "
+            "sequence).",
             SHARES,
         )
         self._registry.register(_Snapshot(service))
         ProcessCollector(registry=self._registry)
 
     def on_start(self, record: Record) -> None:
-        """A request came."""
+        """Counts a request that arrived."""
         self._received.labels(_path(record)).inc()
         self._active.inc()
 
     def on_end(self, record: Record) -> None:
-        """A request is over."""
-        # Without a status nobody was there to take one.
+        """Counts a request that ended."""
+        # No status was sent: the client had left.
         status = record.status or 499
         self._answered.labels(_path(record), str(status), record.code).inc()
         self._active.dec()
@@ -100,31 +100,31 @@ class Metrics:
                 self._stages[name].observe(seconds)
 
     def on_step(self, step: StepStats) -> None:
-        """A step is done. Called on the engine's thread."""
+        """Counts a finished step. Called on the engine's thread."""
         self._step_seconds.observe(step.seconds)
         self._step_tokens.observe(step.token_share)
         self._step_lanes.observe(step.lane_share)
 
     def text(self) -> bytes:
-        """All of them, in the text format."""
+        """All metrics, in the text format."""
         return generate_latest(self._registry)
 
 
 def _path(record: Record) -> str:
-    """The path, or `other`: clients must not be able to make labels up."""
+    """The path, or `other`: clients must not be able to create labels."""
     return record.path if record.path in _PATHS else "other"
 
 
 class _Snapshot(Collector):
-    """What the service, its scheduler and its engine count."""
+    """The counts of the service, its scheduler and its engine."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def collect(self) -> Iterable[Metric]:
-        """The counts of the moment."""
+        """The current counts."""
         service = self._service
-        state = GaugeMetricFamily("itemwise_state", "1 for the state it is in.", labels=["state"])
+        state = GaugeMetricFamily("itemwise_state", "1 for the current state.", labels=["state"])
         for name in ("loading", "ready", "failed", "draining"):
             state.add_metric([name], float(service.state == name))
         yield state
@@ -140,18 +140,18 @@ class _Snapshot(Collector):
 def _of_scheduler(scheduler: Scheduler) -> Iterator[Metric]:
     counters, backlog = scheduler.counters(), scheduler.backlog()
     yield CounterMetricFamily(
-        "itemwise_scores_received", "Requests given to the scheduler.", counters.received
+        "itemwise_scores_received", "Requests submitted to the scheduler.", counters.received
     )
     ended = CounterMetricFamily(
-        "itemwise_scores_ended", "Requests the scheduler is done with.", labels=["outcome"]
+        "itemwise_scores_ended", "Requests ended in the scheduler, by outcome.", labels=["outcome"]
     )
     for name in ("finished", "failed", "refused", "cancelled", "expired"):
         ended.add_metric([name], getattr(counters, name))
     yield ended
     for name, text, value in (
-        ("queue_requests", "Requests that wait for the engine.", counters.queued),
+        ("queue_requests", "Waiting requests.", counters.queued),
         ("open_requests", "Requests that the engine works on.", counters.running),
-        ("queue_tokens", "Tokens that wait or are under way.", backlog.tokens),
+        ("queue_tokens", "Remaining tokens of waiting and open requests.", backlog.tokens),
         ("queue_oldest_seconds", "Age of the oldest waiting request.", backlog.oldest_s),
         ("tokens_per_second", "Recent throughput while busy.", backlog.tokens_per_s),
     ):
@@ -165,17 +165,27 @@ def _of_engine(info: dict[str, Any]) -> Iterator[Metric]:
         ("failed_steps", "Steps that failed.", info.get("failed_steps")),
         ("items", "Items scored.", info.get("scored_items")),
         ("computed_tokens", "Tokens computed.", info.get("computed_tokens")),
-        ("shared_tokens", "Prefix tokens found, not computed.", info.get("shared_tokens")),
-        ("page_hits", "Prefix pages found.", pages.get("hits")),
-        ("page_misses", "Prefix pages computed.", pages.get("misses")),
-        ("page_evictions", "Pages given up for room.", pages.get("evictions")),
-        ("compiles", "Programs compiled after the start.", info.get("compiled_since_ready")),
+        (
+            "shared_tokens",
+            "Query tokens found in the cache, so not computed.",
+            info.get("shared_tokens"),
+        ),
+        ("page_hits", "Pages found in the cache.", pages.get("hits")),
+        ("page_misses", "Pages computed.", pages.get("misses")),
+        ("page_evictions", "Pages evicted for lack of room.", pages.get("evictions")),
+        (
+            "compiles",
+            "Programs compiled after start-up; should stay 0.",
+            info.get("compiled_since_ready"),
+        ),
     ):
         if value is not None:
             yield CounterMetricFamily(f"itemwise_{name}", text, value)
     verdict = info.get("self_check", {}).get("status")
     yield GaugeMetricFamily(
-        "itemwise_self_check_passed", "1 if scores kept their bits.", float(verdict == "passed")
+        "itemwise_self_check_passed",
+        "1 if the self-check at start-up passed.",
+        float(verdict == "passed"),
     )
     if pages:
         gauge = GaugeMetricFamily("itemwise_pages", "Pages by state.", labels=["state"])

@@ -26,8 +26,8 @@ from itemwise.server.connections import protocol
 from itemwise.server.logs import set_up_logs
 from itemwise.server.service import AnyScorer, Service
 
-SLOW_CLIENT_S = 5  # given to clients to take their answers once the engine has drained
-# From the drain timeout to the end of the process, at most; supervisors must wait as long.
+SLOW_CLIENT_S = 5  # time that clients have to receive their answers after the drain
+# Maximum time from the drain timeout to the end of the process; supervisors must allow for it.
 EXIT_S = LAST_STEP_S + SLOW_CLIENT_S + 2
 _INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
 
@@ -35,16 +35,15 @@ _INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
 def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
     """Serves until SIGTERM or Ctrl-C and returns the exit status, 0.
 
-    The first signal lets requests that were taken finish, for `drain_timeout_s` at most, and
-    answers new ones with 503; the process ends `EXIT_S` later at most. A second Ctrl-C ends it at
-    once.
+    After the first signal, accepted requests have `drain_timeout_s` to finish and new ones get 503;
+    the process ends at most `EXIT_S` later. A second Ctrl-C ends it at once.
 
     Args:
         config: of the server.
-        load: makes the scorer; called once the socket listens.
+        load: creates the scorer; called once the socket listens.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the server cannot listen on the address.
         ItemwiseError: the scorer could not be loaded, or its device was lost.
     """
     set_up_logs(config.log_format)
@@ -59,7 +58,7 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
             _announce_ready(service.scorer, config, url, time.perf_counter() - started)
 
     def on_lost() -> None:
-        server.should_exit = True  # for the supervisor to start a new one
+        server.should_exit = True  # so that the supervisor starts a new process
 
     service = Service(config, load, on_loaded, on_lost)
     url = _url(config.host, listener)
@@ -68,7 +67,7 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
     if service.failure is not None:
         raise service.failure
     if service.loading or not service.drained:
-        # A thread may be deep in a compiler, or a step, that does not survive a normal exit.
+        # A thread may still be inside a compiler or a step, where a normal exit would crash.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -76,7 +75,7 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address; port 0 takes any free one.
+    """A socket bound to an address; port 0 picks a free one.
 
     Raises:
         ConfigError: the host is unknown, or the port is taken.
@@ -85,7 +84,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        # With its protocol named, asyncio turns off waiting for small packets (Nagle): 40 ms.
+        # If the protocol is named, asyncio turns off Nagle's algorithm, which delays answers by 40
+        # ms.
         bound = socket.socket(family, kind, proto)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -95,8 +95,8 @@ def listen(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         raise ConfigError(
-            f"`host` {host} and `port` {port} cannot be listened on ({error.strerror}); give "
-            "others with `--host` and `--port`"
+            f"cannot listen on `host` {host} and `port` {port} ({error.strerror}); choose others "
+            "with `--host` and `--port`"
         ) from error
     return bound
 
@@ -150,11 +150,13 @@ class _Server(uvicorn.Server):
             os._exit(_INTERRUPTED)
 
     def _begin_drain(self) -> None:
-        say("Shutting down once what was taken is done; Ctrl-C again to exit at once.")
+        say(
+            "Shutting down when accepted requests are finished. Press Ctrl-C again to exit at once."
+        )
         self._drain_task = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        # The socket stays open meanwhile, so that clients who come now are told why in words.
+        # The socket stays open meanwhile, so that new clients get an error message, not a refusal.
         await asyncio.to_thread(self._service.drain)
         self.should_exit = True
 
@@ -170,7 +172,7 @@ def _announce_ready(scorer: AnyScorer, config: ServerConfig, url: str, seconds: 
 
 
 def _example(scorer: AnyScorer) -> dict[str, object]:
-    """A request this model can score: in text where it can, else in token ids."""
+    """A request that this model can score: in text if possible, else in token ids."""
     words = {"query": "desk lamp", "items": ["Brass lamp for the desk", "Tea kettle"]}
     labels = [" yes", " no"]
     for body in (

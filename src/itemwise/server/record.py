@@ -1,4 +1,4 @@
-"""What is known about a request on its way through the server, for logs, metrics and traces."""
+"""The record of a request on its way through the server, for logs, metrics and traces."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Record:
         request_id: its id.
         method: HTTP method.
         path: path, as the client wrote it.
-        started: when its head was read, by `perf_counter`.
-        status: HTTP status, 0 as long as there is none.
-        code: stable name of what went wrong, `ok` if nothing did.
+        started: when its headers were read, by `perf_counter`.
+        status: HTTP status, 0 until one is sent.
+        code: stable name of the error, `ok` if there was none.
         items: items scored.
         tokens: tokens of the request, its shared prefix counted once.
         cached_tokens: prefix tokens that were not computed again.
@@ -40,7 +40,7 @@ class Record:
     stages: dict[str, float] = field(default_factory=dict)
 
     def seconds(self) -> float:
-        """Time since it came."""
+        """Time since the request arrived."""
         return time.perf_counter() - self.started
 
     def server_timing(self) -> str:
@@ -50,7 +50,7 @@ class Record:
 
 
 def attach(scope: Scope, record: Record) -> None:
-    """Lets everybody who handles the request find its record."""
+    """Attaches the record to the request's scope, so that all its handlers find it."""
     scope[_KEY] = record
 
 

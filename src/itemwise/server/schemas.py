@@ -1,6 +1,6 @@
 """Bodies of requests and responses, as OpenAPI documents them at `/docs`.
 
-Request bodies are parsed by hand, for speed and for errors that say more; `request.py` checks them.
+Request bodies are parsed by hand, for speed and better errors; `request/check.py` checks them.
 """
 
 from __future__ import annotations
@@ -26,58 +26,57 @@ class ScoreBody(BaseModel):
         }
     )
 
-    model: str | None = Field(None, description="Name of the model; may be left out.")
+    model: str | None = Field(None, description="Name of the model; optional.")
     query: str | list[int] = Field(
-        description="What all items share: text, or token ids. Text gets the special tokens that "
-        "the model's sequences start with."
+        description="What all items share: text, or token ids. Text gets the special tokens "
+        "that start the model's sequences."
     )
     items: list[str] | list[list[int]] = Field(
-        description="Candidates: texts if the query is text, else lists of token ids. An item may "
-        "be empty; it is scored at the end of the query."
+        description="Candidates: texts if the query is text, otherwise lists of token ids. An "
+        "empty item is scored at the end of the query."
     )
     label_token_ids: list[int] | list[list[int]] | None = Field(
         None,
-        description="Token ids whose probability after each item is asked for: one list for all "
-        "items, or a list per item.",
+        description="Token ids to score after each item: one list for all items, or a list per "
+        "item.",
     )
     labels: list[str] | list[list[str]] | None = Field(
-        None, description="Texts of one token each, in place of `label_token_ids`."
+        None, description="Texts of one token each, instead of `label_token_ids`."
     )
     apply_softmax: bool = Field(
-        False, description="Softmax over the labels; else probabilities over the vocabulary."
+        False, description="Softmax over the labels; otherwise probabilities over the vocabulary."
     )
     apply_template: bool = Field(
         False,
         description="Put query and items, as text, into the model's prompt template; its labels "
-        "are used where none are given.",
+        "are used if none are given.",
     )
     item_first: bool = Field(
-        False, description="Score `item + query`; nothing is shared then, so it is slower."
+        False, description="Score `item + query`; slower, because items then share nothing."
     )
     temperature: float = Field(1.0, gt=0, description="Divides the logits.")
     chunk_size: int | None = Field(
         None,
         ge=0,
-        description="Most items of a packed sequence, in place of the server's setting; 0 for no "
-        "bound. Without effect on the other algorithms.",
+        description="Maximum number of items in a packed sequence, instead of the server's "
+        "setting; 0 means no limit. The other algorithms ignore it.",
     )
     priority: int = Field(
         0,
-        description="Of requests that wait for each other, those of a lower number run first, "
-        "always. Changes when, never what.",
+        description="Requests with a lower number always run first. It never changes a score.",
     )
     timeout_s: float | None = Field(
         None,
         gt=0,
-        description="Seconds after which the request is given up (504), from when it was queued; "
-        "the server has a bound of its own.",
+        description="Seconds from queueing after which the request fails with 504; the server "
+        "has its own maximum.",
     )
 
 
 class Usage(BaseModel):
     """Tokens of a request."""
 
-    prompt_tokens: int = Field(description="Tokens of the request, the shared prefix counted once.")
+    prompt_tokens: int = Field(description="Tokens of the request; the shared prefix counts once.")
     total_tokens: int
     completion_tokens: int = Field(0, description="Always 0: nothing is generated.")
 
@@ -90,22 +89,22 @@ class ScoreResponse(BaseModel):
     created: int = Field(description="Unix time in seconds.")
     model: str
     scores: list[list[float]] = Field(
-        description="Per item, in the order of the request, the score of each of its labels."
+        description="For each item, in request order, the score of each label."
     )
     usage: Usage
 
 
 class ErrorDetail(BaseModel):
-    """The form of OpenAI's API."""
+    """The error format of OpenAI's API."""
 
-    message: str = Field(description="What was expected, what came, and what to do.")
+    message: str = Field(description="What was received, what was expected, and what to do.")
     type: str
     param: str | None = Field(description="The request field at fault.")
-    code: str = Field(description="Stable name of the fault.")
+    code: str = Field(description="Stable name of the error.")
 
 
 class ErrorBody(BaseModel):
-    """Every error: the same facts at the top level and in `error`."""
+    """Body of every error: the same facts at the top level and in `error`."""
 
     object: Literal["error"]
     message: str
@@ -116,13 +115,13 @@ class ErrorBody(BaseModel):
 
 
 class Health(BaseModel):
-    """Answer of `GET /health` once scores can be had."""
+    """Answer of `GET /health` when the server can score."""
 
     status: Literal["ok"]
 
 
 class ModelCard(BaseModel):
-    """A model, in the form of OpenAI's API."""
+    """A model, in the format of OpenAI's API."""
 
     id: str
     object: Literal["model"]
@@ -143,5 +142,7 @@ class ServerInfo(BaseModel):
     version: str
     state: str = Field(description="loading, ready, failed or draining.")
     server: dict[str, Any] = Field(description="Settings of the server, without the API key.")
-    scheduler: dict[str, int] | None = Field(description="Requests counted, once loaded.")
-    engine: dict[str, Any] | None = Field(description="What runs and how, once loaded.")
+    scheduler: dict[str, int] | None = Field(description="Counts of requests, once loaded.")
+    engine: dict[str, Any] | None = Field(
+        description="The model, device, settings and counters, once loaded."
+    )

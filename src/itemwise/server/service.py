@@ -1,4 +1,4 @@
-"""What is behind the API: a scorer that loads in the background, and its queue."""
+"""The service behind the API: a scorer that loads in the background, and its queue."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ State = Literal["loading", "ready", "failed", "draining"]
 
 
 class AnyScorer(Protocol):
-    """What the server needs of a `Scorer`."""
+    """The part of a `Scorer` that the server needs."""
 
     def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
-        """Checks and tokenises raw fields; others are ignored. Called from any thread.
+        """Checks and tokenises raw fields; unknown ones are ignored. Called from any thread.
 
         Raises:
-            RequestError: the request is wrong.
+            RequestError: the request is invalid.
         """
         ...
 
     @property
     def engine(self) -> Core:
-        """What scores prepared requests."""
+        """The engine that scores prepared requests."""
         ...
 
     def info(self) -> dict[str, Any]:
@@ -45,17 +45,17 @@ class AnyScorer(Protocol):
 
 
 class Service:
-    """A scorer's life: loading, ready, draining; or failed.
+    """A scorer and its state: loading, ready, draining or failed.
 
     Args:
         config: of the server.
-        load: makes the scorer; called once, on a thread of its own.
-        on_loaded: called on that thread afterwards, also where loading failed.
+        load: creates the scorer; called once, on its own thread.
+        on_loaded: called on that thread afterwards, also if loading failed.
         on_lost: called on the engine's thread if no request can be scored any more.
 
     Attributes:
-        failure: why no scores can be had, if that is so for good.
-        on_step: told about each step that was completed.
+        failure: why the service can never score again, or None.
+        on_step: called with each completed step.
         drained: whether the engine's thread has ended, once `drain` has returned.
     """
 
@@ -83,7 +83,7 @@ class Service:
 
     @property
     def state(self) -> State:
-        """Where in its life the service is."""
+        """The current state of the service."""
         if self._draining:
             return "draining"
         if self.failure is not None:
@@ -92,7 +92,7 @@ class Service:
 
     @property
     def loading(self) -> bool:
-        """Whether the loading thread still runs, draining or not."""
+        """Whether the loading thread is still running, even while the service drains."""
         return self._loader.is_alive()
 
     @property
@@ -106,27 +106,29 @@ class Service:
         return self._loaded[1] if self._loaded else None
 
     def start(self) -> None:
-        """Begins to load and returns at once."""
+        """Starts loading and returns at once."""
         self._loader.start()
 
     def check_ready(self) -> None:
-        """Returns if scores can be had.
+        """Returns if the service can score.
 
         Raises:
-            RefusedError: the scorer still loads, or could not be loaded.
+            RefusedError: the scorer is still loading, could not be loaded, or is broken.
             ShuttingDownError: the server is draining.
         """
         match self.state:
             case "draining":
-                raise ShuttingDownError("the server is shutting down and takes no new requests")
+                raise ShuttingDownError("the server is shutting down and accepts no new requests")
             case "failed":
                 code = "unhealthy"
                 if isinstance(self.failure, SelfCheckError):
                     code = self.failure.code
-                what = "the model could not be loaded" if self._loaded is None else "it is broken"
-                raise RefusedError(code, f"{what}; the server's log says why")
+                what = (
+                    "the model could not be loaded" if self._loaded is None else "the engine failed"
+                )
+                raise RefusedError(code, f"{what}; see the server's log")
             case "loading":
-                raise RefusedError("not_ready", "the model is being loaded; try again later")
+                raise RefusedError("not_ready", "the model is still loading; try again later")
 
     def check_model(self, name: Any) -> None:
         """Returns if `name` is this server's model, or None.
@@ -143,7 +145,7 @@ class Service:
         got = repr(name[:100]) if isinstance(name, str) else f"a {type(name).__name__}"
         raise RequestError(
             "model_not_found",
-            f"`model` is {got}, expected one of {would_do}, or no `model` at all",
+            f"`model` is {got}, expected one of {would_do}, or no `model` field",
             "model",
         )
 
@@ -183,9 +185,9 @@ class Service:
         return self.scheduler.submit(request, cost), self.scheduler
 
     def drain(self) -> None:
-        """Refuses what comes, and returns once what was taken is done, or its time is over.
+        """Refuses new requests; returns when accepted ones are finished or their time is over.
 
-        There is one drain, and one time for it: a second call waits for the first one's end.
+        There is only one drain with one time limit: a second call waits for the first to end.
         """
         with self._lock:
             self._draining = True
@@ -201,25 +203,25 @@ class Service:
         )
         try:
             scorer = self._load()
-            # What is here now stays: the collector need not look through it again and again.
+            # Objects alive now stay alive, so the garbage collector need not scan them again.
             gc.collect()
             gc.freeze()
             with self._lock:
                 if not self._draining:
-                    scheduler = Scheduler(scorer.engine, limits, self._tell_step, self._lose)
+                    scheduler = Scheduler(scorer.engine, limits, self._report_step, self._lose)
                     self._loaded = scorer, scheduler
-        except BaseException as error:  # kept, and raised again by whoever runs the server
+        except BaseException as error:  # stored here, raised again by `serve`
             self.failure = error
         if self._on_loaded is not None:
             self._on_loaded(self)
 
-    def _tell_step(self, step: StepStats) -> None:
+    def _report_step(self, step: StepStats) -> None:
         if self.on_step is not None:
             self.on_step(step)
 
     def _lose(self, error: BaseException) -> None:
         if not isinstance(error, ItemwiseError):
-            error = EngineLostError(f"the engine ended with {type(error).__name__}")
+            error = EngineLostError(f"the engine stopped with {type(error).__name__}")
         self.failure = error
         if self._on_lost is not None:
             self._on_lost()

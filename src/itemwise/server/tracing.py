@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: a span for each scored request, and one for each of its stages."""
+"""OpenTelemetry traces: a span for each scored request and one for each of its stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tracer = Callable[[Record, Scope], None]
 
 
 def make_tracer(endpoint: str) -> Tracer:
-    """Sends traces by OTLP over HTTP; a client's `traceparent` is taken up.
+    """A function that sends traces by OTLP over HTTP and continues a client's `traceparent`.
 
     Raises:
         ConfigError: the `otel` extra is not installed.
@@ -29,8 +29,8 @@ def make_tracer(endpoint: str) -> Tracer:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
     except ImportError as error:
         raise ConfigError(
-            "`otlp_traces_endpoint` is set and OpenTelemetry is not installed; "
-            "pip install '.[otel]' in Itemwise's folder"
+            "`otlp_traces_endpoint` is set but OpenTelemetry is not installed; pip install "
+            "'.[otel]' in Itemwise's folder"
         ) from error
     resource = Resource.create({"service.name": "itemwise", "service.version": __version__})
     provider = TracerProvider(resource=resource)
