@@ -53,7 +53,7 @@ def test_score_refuses_bad_files(
 
 def test_score_takes_a_file_or_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("score", "nowhere", "--request", "file", "--query", "text") == 2
-    assert "give one or the other" in capsys.readouterr().err
+    assert "use one or the other" in capsys.readouterr().err
 
 
 def test_random_checkpoint_is_written_whole(

@@ -29,12 +29,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # the plain form never cuts the names of flags short
+    rich_markup_mode=None,  # the plain format never truncates the names of flags
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 checkpoint_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Make checkpoints to try things with."
+    no_args_is_help=True, rich_markup_mode=None, help="Make checkpoints for experiments."
 )
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
@@ -78,8 +78,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: POST /v1/score, documentation at /docs.
 
-    The fast, exact path is the default: no flag but --model-path is needed. /health answers 200
-    once the model is loaded, compiled and self-checked. Command lines of SGLang carry over.
+    The defaults are fast and exact; only --model-path is needed. /health answers 200 once the model
+    is loaded, compiled and self-checked. SGLang command lines work unchanged.
     """
     note = ignored.note()
     if note:
@@ -109,35 +109,35 @@ def demo() -> None:
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """The request that `score` scores."""
+    """Options of the request that `score` sends to the engine."""
 
-    query: Annotated[str | None, typer.Option("--query", help="Text that items share.")] = None
+    query: Annotated[str | None, typer.Option("--query", help="Text that all items share.")] = None
     item: Annotated[
-        list[str] | None, typer.Option("--item", help="Text of an item; give it once per item.")
+        list[str] | None, typer.Option("--item", help="Text of an item; repeat it for each item.")
     ] = None
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", help="Text of one token; give it once per label."),
+        typer.Option("--label", help="Text of one token; repeat it for each label."),
     ] = None
     request: Annotated[
         Path | None,
         typer.Option(
             "--request",
-            help="JSON file with the body of a POST /v1/score, in place of the options above: "
-            "the way to give token ids. - reads standard input.",
+            help="JSON file with the body of a POST /v1/score, instead of the options above; it "
+            "may use token ids. - reads standard input.",
         ),
     ] = None
     apply_softmax: Annotated[
         bool,
         typer.Option(
-            "--apply-softmax", help="Softmax over the labels, else over the whole vocabulary."
+            "--apply-softmax", help="Softmax over the labels; otherwise over the whole vocabulary."
         ),
     ] = False
     apply_template: Annotated[
         bool,
         typer.Option(
             "--apply-template",
-            help="Put query and items into the model's prompt template; its labels are used where "
+            help="Put query and items into the model's prompt template; its labels are used if "
             "none are given.",
         ),
     ] = False
@@ -149,10 +149,7 @@ class RequestOptions:
         fields: dict[str, Any]
         if self.request is not None:
             if self.query is not None or self.item or self.label:
-                fail(
-                    "--request takes the place of --query, --item and --label; give one or the "
-                    "other"
-                )
+                fail("--request replaces --query, --item and --label; use one or the other")
             fields = read_request(self.request)
         else:
             given = {"query": self.query, "items": self.item, "labels": self.label}
@@ -173,7 +170,7 @@ def score(
         typer.Argument(help="Folder of a checkpoint, or its Hub id; by default the demo model."),
     ] = DEMO_MODEL,
     request: RequestOptions,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     prompt_template: PromptTemplate = None,
     engine: EngineConfig,
 ) -> None:
@@ -201,7 +198,8 @@ def rank(
     items_file: Annotated[
         Path | None,
         typer.Option(
-            "--items-file", help="File with an item a line, besides ITEMs. - reads standard input."
+            "--items-file",
+            help="File with one item per line, in addition to ITEMs. - reads standard input.",
         ),
     ] = None,
     model: Annotated[
@@ -226,14 +224,14 @@ def rank(
 
     texts = [*(items or []), *(read_lines(items_file) if items_file else [])]
     if not texts:
-        fail("no items: give texts, or --items-file")
+        fail("there are no items; give texts or --items-file")
     settings = {**asdict(engine), "prompt_template": prompt_template}
     print_ranking(model, settings, query, texts, top_n, as_json=as_json)
 
 
 @checkpoint_app.command("random")
 def checkpoint_random(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; new or empty.")],
     like: Annotated[
         str,
         typer.Option(
@@ -242,21 +240,21 @@ def checkpoint_random(
             "qwen2.5-3b, llama-3.2-1b, tiny-qwen3, tiny-qwen2 or tiny-llama.",
         ),
     ],
-    seed: Annotated[int, typer.Option("--seed", help="Picks the weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random weights.")] = 0,
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"],
         typer.Option("--dtype", help="Type of the weights on disk."),
     ] = "bfloat16",
     vocab_size: Annotated[
         int | None,
-        typer.Option("--vocab-size", help="Vocabulary.", show_default="the shape's own"),
+        typer.Option("--vocab-size", help="Vocabulary size.", show_default="the shape's own"),
     ] = None,
     shards: Annotated[
         int | None,
         typer.Option(
             "--shards",
-            help="Weight files.",
-            show_default="as many as keep each under 2 GiB",
+            help="Number of weight files.",
+            show_default="files of at most 2 GiB",
         ),
     ] = None,
 ) -> None:
@@ -264,7 +262,7 @@ def checkpoint_random(
     from itemwise.checkpoint.shapes import write_named
     from itemwise.progress import progress
 
-    with progress() as told:
+    with progress() as on_progress:
         write_named(
             like,
             folder,
@@ -272,6 +270,6 @@ def checkpoint_random(
             dtype=dtype,
             vocab_size=vocab_size,
             shards=shards,
-            on_progress=told,
+            on_progress=on_progress,
         )
     typer.echo(f"Wrote a random {like} to {folder}")

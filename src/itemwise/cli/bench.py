@@ -23,14 +23,16 @@ _JsonFile = Annotated[Path | None, typer.Option("--json", help="File to write al
 
 
 def _bench_option(flag: str, envvar: str, text: str, **settings: Any) -> Any:
-    """An option whose twin in the environment has the name that runbooks of this benchmark use."""
+    """An option with the environment variable that runbooks of this benchmark use."""
     return typer.Option(f"--{flag}", envvar=envvar, help=text, **settings)
 
 
 _Mask = Annotated[
     MaskSetting,
     _bench_option(
-        "mask", "MULTI_ITEM_MASK_IMPL", "How packed tells items apart; prefill-extend needs none."
+        "mask",
+        "MULTI_ITEM_MASK_IMPL",
+        "Attention mask of the packed algorithm; prefill-extend needs none.",
     ),
 ]
 _WarmupRuns = Annotated[
@@ -38,14 +40,14 @@ _WarmupRuns = Annotated[
     _bench_option(
         "warmup-runs",
         "MULTI_ITEM_BENCH_WARMUP_RUNS",
-        "Runs that are not timed; the first compiles.",
+        "Runs before the timed ones; the first compiles.",
         min=0,
     ),
 ]
 _TimedRuns = Annotated[
     int,
     _bench_option(
-        "timed-runs", "MULTI_ITEM_BENCH_TIMED_RUNS", "Runs whose median is reported.", min=1
+        "timed-runs", "MULTI_ITEM_BENCH_TIMED_RUNS", "Timed runs; their median is reported.", min=1
     ),
 ]
 
@@ -65,7 +67,7 @@ def _run_ab(
 
     chosen = asdict(engine)
     for name in ("multi_item_algorithm", "multi_item_mask_impl"):
-        del chosen[name]  # the command's own
+        del chosen[name]  # options of the command itself
     run_ab(model, algorithm, **asdict(workload), **settings, **chosen)
 
 
@@ -78,27 +80,28 @@ def bench_serve(
         str,
         typer.Option(
             "--clients",
-            help="Numbers of clients that wait for answers, comma-separated; empty for none.",
+            help="Numbers of concurrent clients, each waiting for its answer before the next "
+            "request; comma-separated, empty for none.",
         ),
     ] = "1,4,16,64",
     rates: Annotated[
         str,
         typer.Option(
             "--rates",
-            help="Requests a second sent at random times whether answers come or not (Poisson), "
-            "comma-separated.",
+            help="Requests per second sent at random times (Poisson) without waiting for "
+            "answers; comma-separated.",
         ),
     ] = "",
-    seconds: Annotated[float, typer.Option("--seconds", help="Time of each load, at most.")] = 20.0,
+    seconds: Annotated[float, typer.Option("--seconds", help="Maximum time of each load.")] = 20.0,
     max_requests: Annotated[
-        int, typer.Option("--max-requests", help="Requests of each load, at most.")
+        int, typer.Option("--max-requests", help="Maximum requests of each load.")
     ] = 2000,
     check: Annotated[
         int,
         typer.Option(
             "--check",
-            help="Answers of each load whose bits are compared with each item scored alone; it "
-            "takes as many requests as they have items.",
+            help="Answers of each load whose bits are compared with each item scored alone; "
+            "takes one request per item.",
         ),
     ] = 20,
     json_file: _JsonFile = None,
@@ -107,7 +110,7 @@ def bench_serve(
         typer.Option("--chart", help="Image of latency and throughput; needs matplotlib."),
     ] = None,
 ) -> None:
-    """Throughput, latency and bits of a running server under load."""
+    """Measure throughput and latency of a running server under load, and check bits."""
     from itemwise.bench.serving.serve import run_serve
 
     fine = run_serve(
@@ -129,14 +132,16 @@ def bench_serve(
 def bench_soak(
     load: LoadOptions,
     url: _Url = "http://127.0.0.1:30000",
-    seconds: Annotated[float, typer.Option("--seconds", help="How long.", max=3600)] = 600.0,
+    seconds: Annotated[float, typer.Option("--seconds", help="Duration.", max=3600)] = 600.0,
     share: Annotated[
         float,
-        typer.Option("--load", help="Share of the throughput of 16 clients.", min=0.01, max=2),
+        typer.Option(
+            "--load", help="Load as a share of the throughput of 16 clients.", min=0.01, max=2
+        ),
     ] = 0.8,
     json_file: _JsonFile = None,
 ) -> None:
-    """A long mixed load with clients who leave, bad requests and deadlines; is all well after?"""
+    """Run a long mixed load with disconnecting clients, bad requests and deadlines, then check."""
     from itemwise.bench.serving.soak import run_soak
 
     fine = run_soak(url, seconds=seconds, load=share, workload=asdict(load), out_json=json_file)
@@ -164,13 +169,13 @@ def bench_compare(
             "algorithm); torch-serial, -padded, -expanded, -packed, -flex, -cascade.",
         ),
     ] = "itemwise,torch-serial,torch-padded,torch-expanded,torch-packed,torch-flex,torch-cascade",
-    rounds: Annotated[
-        int, typer.Option("--rounds", help="Turns of each way that count.", min=1)
-    ] = 3,
-    warmup: Annotated[int, typer.Option("--warmup", help="Turns of each way before.", min=0)] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", help="Timed turns of each method.", min=1)] = 3,
+    warmup: Annotated[
+        int, typer.Option("--warmup", help="Warm-up turns of each method.", min=0)
+    ] = 1,
     max_items: Annotated[
         int | None,
-        typer.Option("--max-items", help="Most items of a workload.", show_default="all", min=1),
+        typer.Option("--max-items", help="Maximum items of a workload.", show_default="all", min=1),
     ] = None,
     json_file: _JsonFile = None,
     chart: Annotated[
@@ -180,9 +185,9 @@ def bench_compare(
     *,
     engine: EngineConfig,
 ) -> None:
-    """Items per second and memory beside every way of PyTorch, taking turns in one run.
+    """Compare items per second and memory with every PyTorch method, in turns in one run.
 
-    Needs the `validate` extra for the ways of PyTorch.
+    The PyTorch methods need the `validate` extra.
     """
     from itemwise.bench.compare.compare import run_compare
 
@@ -204,14 +209,15 @@ def bench_compare(
 def bench_arrivals(
     model: _Model,
     rate: Annotated[
-        float, typer.Option("--rate", help="Requests a second at first; 1.3x each time.")
+        float,
+        typer.Option(
+            "--rate", help="First rate in requests per second; each next one is 1.3 times as high."
+        ),
     ] = 10.0,
     p99_ms: Annotated[
-        float, typer.Option("--p99-ms", help="Bound of the 99th percentile of latency.")
+        float, typer.Option("--p99-ms", help="Limit on the 99th percentile of latency.")
     ] = 500.0,
-    seconds: Annotated[
-        float, typer.Option("--seconds", help="How long each rate is offered.")
-    ] = 20.0,
+    seconds: Annotated[float, typer.Option("--seconds", help="Duration of each rate.")] = 20.0,
     check: Annotated[
         int,
         typer.Option(
@@ -225,10 +231,10 @@ def bench_arrivals(
     load: LoadOptions,
     engine: EngineConfig,
 ) -> None:
-    """The highest rate of random arrivals that is answered in time, without HTTP.
+    """Find the highest rate of random arrivals that is answered in time, without HTTP.
 
     Requests go to the scheduler in this process, at rising rates, until the 99th percentile of
-    their latency passes the bound. For a running server: `itemwise bench serve --rates`.
+    their latency exceeds the limit. For a running server: `itemwise bench serve --rates`.
     """
     from itemwise.bench.serving.arrivals import run_arrivals
 
@@ -257,7 +263,7 @@ def bench_packed(
     workload: WorkloadOptions,
     engine: EngineConfig,
 ) -> None:
-    """Items per second of the packed algorithm: query and items in one sequence.
+    """Measure items per second of the packed algorithm: query and items in one sequence.
 
     Compare --mask dense with --mask segment and with `itemwise bench prefill-extend`.
     """
@@ -277,10 +283,10 @@ def bench_prefill_extend(
     workload: WorkloadOptions,
     engine: EngineConfig,
 ) -> None:
-    """Items per second of the default algorithm: the query once, items against its pages.
+    """Measure items per second of the default algorithm: the query once, items against its pages.
 
-    It tells items apart by their rows, so the mask changes nothing; the option is there for
-    scripts that set it for both benchmarks.
+    Items are in separate rows, so the mask changes nothing; the option exists for scripts that set
+    it for both benchmarks.
     """
     runs = {"warmup_runs": warmup_runs, "timed_runs": timed_runs, "out_json": json_file}
     _run_ab(model, "prefill_extend", workload, engine, mask=mask, **runs)

@@ -8,7 +8,7 @@ from rich.console import Console
 from itemwise.cli.output import ranking_table
 from itemwise.scorer import Scorer
 
-# Whole matches with other words around them, in another order or number, partial ones, and none.
+# Full matches among other words, in another order or number; partial matches; no match.
 LISTS: dict[str, list[str]] = {
     "waterproof hiking boots": [
         "Wireless keyboard with number pad",
@@ -32,7 +32,7 @@ LISTS: dict[str, list[str]] = {
         "The password reset email does not arrive",
         "Where is my invoice?",
     ],
-    # A word that nobody has ever seen, beside its look-alikes: the letters are compared.
+    # An invented word beside similar ones: the model must compare the letters.
     "zorbly teapot": [
         "Zorbel teapot, 1 litre",
         "Teapots by Zorbly",
@@ -47,7 +47,7 @@ LISTS: dict[str, list[str]] = {
 
 
 def run_demo(console: Console) -> bool:
-    """Ranks the lists and prints them; whether items scored together and alone have equal bits."""
+    """Ranks the lists and prints them; returns whether items score the same together and alone."""
     console.print("Loading, compiling and checking the demo model ...")
     scorer = Scorer.from_pretrained()
     same = True
@@ -73,7 +73,7 @@ def run_demo(console: Console) -> bool:
 
 
 def _same_bits_alone(scorer: Scorer, query: str, items: list[str]) -> bool:
-    """Whether every item has the bits alone that it has in the company of the others."""
+    """Whether every item has the same score bits alone as together with the others."""
 
     def scores(some: list[str]) -> bytes:
         result = scorer.score(query, some, apply_softmax=True, apply_template=True)

@@ -1,4 +1,4 @@
-"""What commands share: options with their twins in the environment, and how they fail."""
+"""Shared by commands: options with their environment variables, and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Number = TypeVar("_Number", int, float)
 
 
 def option(flag: str, text: str, *aliases: str, **settings: Any) -> Any:
-    """An option `--flag`; each of its names has a twin in the environment, as `ITEMWISE_FLAG`."""
+    """An option `--flag`; each of its names has an environment variable, as `ITEMWISE_FLAG`."""
     names = (flag, *aliases)
     twins = ["ITEMWISE_" + name.upper().replace("-", "_") for name in names]
     envvar = twins if aliases else twins[0]  # errors show a list as a list
@@ -29,10 +29,10 @@ def option(flag: str, text: str, *aliases: str, **settings: Any) -> Any:
 
 
 def numbers(text: str, flag: str, kind: Callable[[str], _Number] = int) -> tuple[_Number, ...]:
-    """Numbers above 0 from a comma-separated text, one at least.
+    """Numbers above 0 from a comma-separated text, at least one.
 
     Raises:
-        ConfigError: it is no such text.
+        ConfigError: the text is something else.
     """
     try:
         found = tuple(map(kind, text.split(",")))
@@ -53,8 +53,8 @@ PromptTemplate = Annotated[
     Path | None,
     option(
         "prompt-template",
-        "File with a prompt template: how a query and an item become the text that the model was "
-        "trained on.",
+        "File with a prompt template, which puts query and item into the form that the model "
+        "was trained on.",
         show_default="the checkpoint's prompt_template.json",
     ),
 ]
@@ -62,25 +62,25 @@ PromptTemplate = Annotated[
 
 @dataclass(frozen=True)
 class CompatibilityOptions:
-    """Flags of other servers' command lines that have nothing to do here."""
+    """Flags of other servers that are accepted without effect."""
 
     trust_remote_code: Annotated[
         bool,
         option(
             "trust-remote-code",
-            "Without effect: no code from a model's repository ever runs here.",
+            "No effect: Itemwise never runs code from a model's repository.",
         ),
     ] = False
     chunked_prefill_size: Annotated[
         int | None,
         option(
             "chunked-prefill-size",
-            "Without effect: queries are always computed in chunks of a page.",
+            "No effect: queries are always computed in chunks of one page.",
         ),
     ] = None
 
     def note(self) -> str | None:
-        """One line that names the flags given, or None."""
+        """One line that names the flags in use, or None."""
         given = [
             f"--{field.name.replace('_', '-')}"
             for field in dataclasses.fields(self)
@@ -98,7 +98,7 @@ def expand_options(command: _Command) -> _Command:
     """Lets a command take whole groups of options.
 
     A parameter whose type is a dataclass becomes one option per field of it; the command gets
-    the dataclass built from them. What several groups refuse is told in one ConfigError.
+    the dataclass built from them. One ConfigError has the problems of all groups.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {
@@ -147,7 +147,7 @@ def _fields_as_parameters(group: Any) -> list[inspect.Parameter]:
 
 
 def _with_option(name: str, hint: Any) -> Any:
-    """A field's type with its option; where it is a `Setting`, the option that it describes."""
+    """A field's type with its option; if it is a `Setting`, the option that it describes."""
     kind, said = get_args(hint)
     if not isinstance(said, Setting):
         return hint
@@ -158,7 +158,7 @@ def _with_option(name: str, hint: Any) -> Any:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What requests of the serving benchmarks look like."""
+    """Options of the requests of the serving benchmarks."""
 
     num_items: Annotated[int, typer.Option("--items", help="Items of a request.", min=1)] = 10
     item_tokens: Annotated[
@@ -169,13 +169,13 @@ class LoadOptions:
     ] = 300
     shared: Annotated[
         float,
-        typer.Option("--shared", help="Share of requests with one query in common.", min=0, max=1),
+        typer.Option("--shared", help="Share of requests that have the same query.", min=0, max=1),
     ] = 0.5
 
 
 @dataclass(frozen=True)
 class WorkloadOptions:
-    """One request: a query and many short items."""
+    """Options of one request: a query and many short items."""
 
     query_tokens: Annotated[
         int, typer.Option("--query-tokens", help="Tokens of the query.", min=1)

@@ -1,4 +1,4 @@
-"""What the commands of `cli.py` share: requests from files, scores as a table."""
+"""Input and output of `score` and `rank`: requests from files, scores as a table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_request(path: Path) -> dict[str, Any]:
     """The fields of a request from a JSON file, or from standard input if the path is `-`.
 
     Raises:
-        RequestError: the file cannot be read, or holds no JSON object (`invalid_json`).
+        RequestError: the file cannot be read, or is not a JSON object (`invalid_json`).
     """
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
@@ -41,7 +41,7 @@ def read_request(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Texts of a file, a line each, or of standard input if the path is `-`; none is empty.
+    """The non-empty lines of a file, or of standard input if the path is `-`.
 
     Raises:
         RequestError: the file cannot be read as text (`invalid_items_type`).
@@ -64,9 +64,9 @@ def print_ranking(
     as_json: bool,
 ) -> None:
     """Ranks texts and prints JSON, or a table with a bar per item."""
-    with progress() as told:
-        scorer = Scorer.from_pretrained(model, on_progress=told, **settings)
-        ranking = scorer.rank(query, items, top_n, on_progress=told)
+    with progress() as on_progress:
+        scorer = Scorer.from_pretrained(model, on_progress=on_progress, **settings)
+        ranking = scorer.rank(query, items, top_n, on_progress=on_progress)
     if as_json:
         sys.stdout.write(orjson.dumps(ranking).decode() + "\n")
         return
@@ -89,9 +89,9 @@ def print_scores(
     model: str, settings: dict[str, Any], fields: dict[str, Any], *, as_json: bool
 ) -> None:
     """Scores one request and prints JSON, or a table with a row per item."""
-    with progress() as told:
-        scorer = Scorer.from_pretrained(model, on_progress=told, **settings)
-        result = scorer.engine.score([scorer.prepare(**fields)], told)[0]
+    with progress() as on_progress:
+        scorer = Scorer.from_pretrained(model, on_progress=on_progress, **settings)
+        result = scorer.engine.score([scorer.prepare(**fields)], on_progress)[0]
     scores = [row.tolist() for row in result.scores]
     if as_json:
         body = {

@@ -27,26 +27,26 @@ def tpu_compile(
     ] = 1,
     mask: Annotated[
         Literal["both", "dense", "segment", "none"],
-        typer.Option("--mask", help="Packed programs to compile beside the exact step."),
+        typer.Option("--mask", help="Packed programs to compile in addition to the exact step."),
     ] = "both",
     layers: Annotated[
         int | None,
         typer.Option(
             "--layers",
-            help="Compile only so many layers, in less time. Layers are alike; the memory of "
-            "the others is added.",
+            help="Compile only this many layers, which is faster. All layers are alike; the "
+            "memory of the others is added.",
             show_default="all",
             min=1,
         ),
     ] = None,
     *,
     workload: WorkloadOptions,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Compile the serving programs for a TPU that is not there, and say what they need.
+    """Compile the serving programs for a TPU, without one, and report what they need.
 
-    Needs libtpu, which holds the compiler (the `tpu` extra), and neither a TPU nor weights.
-    Exits with status 1 where a program does not fit the chip.
+    Needs libtpu (the `tpu` extra), which includes the compiler, but neither a TPU nor weights.
+    Exits with status 1 if a program does not fit the chip.
     """
     prepare_tpu_compiler()  # before JAX is imported
     from itemwise.tpu.report import print_tpu_report

@@ -17,33 +17,33 @@ if TYPE_CHECKING:
     from itemwise.validation.evaluate import Amount
     from itemwise.validation.validate import Settings
 
-FAILED = 1  # exit status where something was measured and does not pass
+FAILED = 1  # exit status if a measured value does not pass
 
 
 @dataclass(frozen=True)
 class AmountOptions:
-    """Options of how much is measured."""
+    """Options for the amount of measuring."""
 
     item_counts: Annotated[
         str,
         option(
             "item-counts",
-            "Numbers of items whose speed is measured, comma-separated. The speed-up check needs "
-            "32; fewer and smaller ones take less time.",
+            "Numbers of items to time, comma-separated. The speed-up check needs 32; fewer and "
+            "smaller numbers take less time.",
         ),
     ] = "1,8,32,64,128"
     rounds: Annotated[int, option("rounds", "Timed requests per number of items.", min=1)] = 3
-    warmup: Annotated[int, option("warmup", "Requests before them that are not timed.", min=0)] = 1
+    warmup: Annotated[int, option("warmup", "Warm-up requests per number of items.", min=0)] = 1
     sweep: Annotated[
         Literal["none", "quick", "full"],
         option(
             "sweep",
-            "Sizes beyond the workload's, scored together and alone: quick takes some 30 requests; "
-            "full reaches 512 items, items of 200 and queries of 4000 tokens.",
+            "Further sizes to score together and alone: quick takes about 30 requests; full "
+            "reaches 512 items, items of 200 tokens and queries of 4000 tokens.",
         ),
     ] = "quick"
     timeout: Annotated[
-        float, option("timeout", "Most seconds of one request; a later answer is an error.")
+        float, option("timeout", "Maximum seconds of one request; a later answer is an error.")
     ] = 600.0
     api_key: Annotated[
         str | None,
@@ -71,11 +71,12 @@ class ValidateOptions:
         str,
         option(
             "workload",
-            "default (token ids of Qwen's vocabulary), demo (short texts by the model's own "
-            "tokenizer), a JSON file, or auto: default where it fits the vocabulary, else demo.",
+            "default (token ids of Qwen's vocabulary), demo (short texts, tokenised by the "
+            "model's tokenizer), a JSON file, or auto: default if it fits the vocabulary, else "
+            "demo.",
         ),
     ] = "auto"
-    dtype: Annotated[DType, option("dtype", "Type that both servers run in.")] = "auto"
+    dtype: Annotated[DType, option("dtype", "The --dtype of both servers.")] = "auto"
     chunk_size: Annotated[
         int,
         option(
@@ -89,7 +90,7 @@ class ValidateOptions:
         str | None,
         option(
             "serial-item-counts",
-            "Numbers of items that the serial server is timed with: it takes one request per item.",
+            "Numbers of items to time on the serial server, which takes one request per item.",
             show_default="--item-counts",
         ),
     ] = None
@@ -102,18 +103,18 @@ class ValidateOptions:
         ),
     ] = None
     health_timeout: Annotated[
-        float, option("health-timeout", "Most seconds until a started server is healthy.")
+        float, option("health-timeout", "Maximum seconds until a started server is healthy.")
     ] = 600.0
     server_args: Annotated[
         str,
         option(
             "server-args",
-            "More flags for both servers, as one text: --server-args '--kv-cache-bytes 1000000'.",
+            "More flags for both servers, as one string: --server-args '--kv-cache-bytes 1000000'.",
         ),
     ] = ""
     strict: Annotated[
         bool,
-        option("strict", "Pass only if Itemwise's own, stricter bounds hold as well."),
+        option("strict", "Pass only if Itemwise's own, stricter bounds are met, too."),
     ] = False
 
     def settings(self, amount: AmountOptions) -> Settings:
@@ -147,15 +148,16 @@ def evaluate(
         Literal["multi", "serial"],
         option(
             "mode",
-            "multi sends all items in one request; serial sends each in its own, for the baseline.",
+            "multi sends all items in one request; serial, the baseline, sends one request per "
+            "item.",
         ),
     ],
-    url: Annotated[str, option("url", "The score call: http://HOST:PORT/v1/score.")],
+    url: Annotated[str, option("url", "URL of the scoring endpoint: http://HOST:PORT/v1/score.")],
     output_json: Annotated[
         Path,
         option(
             "output-json",
-            "File for the results; rewritten after each stage, so that it outlives a failure.",
+            "File for the results; rewritten after each stage, so that a failure loses nothing.",
         ),
     ],
     amount: AmountOptions,
@@ -163,7 +165,8 @@ def evaluate(
         str | None,
         option(
             "model",
-            "Name in requests. Of a folder, demo uses the tokenizer and compare the weights.",
+            "Model name in requests. If it is a folder, the demo workload uses its tokenizer "
+            "and compare its weights.",
             show_default="none",
         ),
     ] = None,
@@ -178,12 +181,12 @@ def evaluate(
         Literal["sglang", "vllm"],
         option(
             "dialect",
-            "Form of requests and answers: sglang (Itemwise and SGLang, /v1/score) or vllm "
-            "(/generative_scoring, which gives the first label's score alone).",
+            "Format of requests and answers: sglang (Itemwise and SGLang, /v1/score) or vllm "
+            "(/generative_scoring, which returns only the first label's score).",
         ),
     ] = "sglang",
 ) -> None:
-    """Measure isolation and speed of one endpoint, Itemwise's or another's, as JSON."""
+    """Measure isolation and speed of one endpoint, of Itemwise or another server, as JSON."""
     from itemwise.checkpoint.locate import locate
     from itemwise.validation.client import ScoreClient
     from itemwise.validation.evaluate import evaluate as run
@@ -207,7 +210,7 @@ def compare(
     multi_json: Annotated[Path, option("multi-json", "Results of evaluate --mode multi.")],
     serial_json: Annotated[Path, option("serial-json", "Results of evaluate --mode serial.")],
     output_multi_vs_serial_json: Annotated[
-        Path, option("output-multi-vs-serial-json", "File for multi against serial.")
+        Path, option("output-multi-vs-serial-json", "File for the comparison of multi with serial.")
     ],
     output_jax_torch_parity_json: Annotated[
         Path | None,
@@ -226,7 +229,7 @@ def compare(
         ),
     ] = None,
 ) -> None:
-    """Compare multi with serial results, and both with PyTorch in float32 and bfloat16."""
+    """Compare multi results with serial ones, and both with PyTorch in float32 and bfloat16."""
     from itemwise.validation.compare import compare_multi_serial, compare_with_torch
     from itemwise.validation.files import read_json, write_json
     from itemwise.validation.screens import print_comparison
@@ -244,13 +247,14 @@ def compare(
 
 def check(
     multi_vs_serial_json: Annotated[
-        Path, option("multi-vs-serial-json", "What compare wrote of multi against serial.")
+        Path, option("multi-vs-serial-json", "File that compare wrote for multi against serial.")
     ],
     jax_torch_parity_json: Annotated[
-        Path, option("jax-torch-parity-json", "What compare wrote of the parity with PyTorch.")
+        Path,
+        option("jax-torch-parity-json", "File that compare wrote for the parity with PyTorch."),
     ],
     strict: Annotated[
-        bool, option("strict", "Itemwise's own bounds in place of the runbook's.")
+        bool, option("strict", "Use Itemwise's own bounds instead of the runbook's.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ) -> None:
@@ -278,16 +282,17 @@ def matrix(
     how: ValidateOptions,
     output: Annotated[
         Path,
-        option("output", "Folder for the table and for one folder of results per model."),
+        option("output", "Folder for the table and a folder of results per model."),
     ] = Path("reports/matrix"),
     fresh: Annotated[
-        bool, option("fresh", "Run models again whose results of these settings are there.")
+        bool,
+        option("fresh", "Run all models again, even those that have results with these settings."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ) -> None:
     """Validate several models and print one table; a model that fails does not stop the others.
 
-    Run it again to go on where it was stopped: complete results of the same settings are kept.
+    Run it again to continue an interrupted run: it keeps complete results with the same settings.
     """
     from itemwise.validation.matrix import run_matrix
     from itemwise.validation.screens import print_json, print_matrix
