@@ -74,7 +74,7 @@ def test_read_config_names_a_missing_file(tmp_path: Path) -> None:
         (b"", "cannot be read as JSON"),
         (b"\xff\xfe", "cannot be read as JSON"),
         (b"[" * 100_000, "cannot be read as JSON"),
-        (b"[]", "holds a JSON list, expected an object"),
+        (b"[]", "is a JSON list, expected an object"),
     ],
 )
 def test_read_config_names_a_damaged_file(tmp_path: Path, content: bytes, message: str) -> None:
@@ -86,7 +86,7 @@ def test_read_config_names_a_damaged_file(tmp_path: Path, content: bytes, messag
 def test_read_config_names_the_file_with_a_value_of_a_wrong_kind(tmp_path: Path) -> None:
     raw = model_dict("tiny-qwen3") | {"rope_theta": "much"}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match="config.json` holds a value of a wrong kind.*much"):
+    with pytest.raises(CheckpointError, match="config.json` has a value of the wrong type.*much"):
         read_config(tmp_path)
 
 
@@ -200,7 +200,7 @@ def test_read_weights_reports_all_problems_at_once(tmp_path: Path) -> None:
     assert "1 tensor missing: `bias`\n" in message
     assert "1 tensor unexpected: `extra`\n" in message
     assert (
-        "2 tensors of a wrong shape: `embed.weight` is [4, 8], expected [8, 4], "
+        "2 tensors of the wrong shape: `embed.weight` is [4, 8], expected [8, 4], "
         "`layers.1.w` is [3, 4], expected [4, 3]\n"
     ) in message
     assert (
@@ -242,7 +242,7 @@ def test_read_weights_names_a_damaged_file(
     save(tmp_path, whole())
     _damage(tmp_path / WEIGHTS_FILE, damage)
     message = failure(tmp_path)
-    assert f"`{tmp_path / WEIGHTS_FILE}` is damaged or cut short" in message
+    assert f"`{tmp_path / WEIGHTS_FILE}` is damaged or truncated" in message
     assert "download it again" in message
 
 
@@ -257,7 +257,7 @@ def test_read_weights_names_every_bad_shard(tmp_path: Path) -> None:
     _damage(tmp_path / "b.safetensors", lambda content: content[:-1])
     message = failure(tmp_path)
     assert f"`{tmp_path / 'a.safetensors'}` is missing" in message
-    assert f"`{tmp_path / 'b.safetensors'}` is damaged or cut short" in message
+    assert f"`{tmp_path / 'b.safetensors'}` is damaged or truncated" in message
 
 
 def test_read_weights_names_tensors_that_a_shard_lacks(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_read_weights_names_tensors_that_a_shard_lacks(tmp_path: Path) -> None:
     weight_map["norm"] = "a.safetensors"
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
     message = failure(tmp_path)
-    assert f"`{tmp_path / INDEX_FILE}` names tensors that their shards lack" in message
+    assert f"`{tmp_path / INDEX_FILE}` lists tensors that are missing in their shards" in message
     assert "`norm` in `a.safetensors`" in message
 
 
@@ -280,7 +280,7 @@ def test_read_weights_counts_tensors_that_the_index_forgets(tmp_path: Path) -> N
     ("index", "message"),
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "holds a JSON list"),
+        ("[]", "is a JSON list"),
         ("{}", "has no `weight_map`"),
         ('{"weight_map": []}', "has no `weight_map`"),
         ('{"weight_map": {}}', "has no `weight_map`"),

@@ -18,7 +18,7 @@ TINY = sorted(name for name in NAMED_SHAPES if name.startswith("tiny-"))
 
 
 def test_model_dict_lists_the_names_it_knows() -> None:
-    with pytest.raises(ConfigError, match="`gpt-5` is no known shape.*qwen3-0.6b.*tiny-llama"):
+    with pytest.raises(ConfigError, match="`gpt-5` is not a known shape.*qwen3-0.6b.*tiny-llama"):
         model_dict("gpt-5")
     with pytest.raises(ConfigError, match="`vocab_size` is 0, expected 1 or more"):
         model_dict("tiny-qwen3", vocab_size=0)

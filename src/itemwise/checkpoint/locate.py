@@ -15,7 +15,7 @@ def locate(model: str) -> Path:
     `itemwise/demo` is the folder of the demo model, which is part of the package.
 
     Raises:
-        CheckpointError: `model` is neither a folder nor a Hub id, or the Hub does not give it.
+        CheckpointError: `model` is neither a folder nor a Hub id, or cannot be downloaded.
     """
     if model == DEMO_MODEL:
         return Path(__file__).parents[1] / "demo_model"
@@ -23,7 +23,9 @@ def locate(model: str) -> Path:
     if model and path.is_dir():
         return path
     if model and path.exists():
-        raise CheckpointError(f"`{model}` is a file, expected the model's folder: give its parent")
+        raise CheckpointError(
+            f"`{model}` is a file, expected the model's folder: give the folder that contains it"
+        )
     if not _is_hub_id(model):
         raise CheckpointError(
             f"`{model}` does not exist, expected a model folder or a Hugging Face Hub id like "
@@ -51,17 +53,17 @@ def _download(model: str) -> Path:
         )
     except GatedRepoError as error:
         raise CheckpointError(
-            f"{start}gives it only to users who accepted its terms: accept them on "
+            f"{start}requires you to accept the model's terms: accept them on "
             f"https://huggingface.co/{model}, then log in with `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{start}has no such model: check the spelling, and log in with `hf auth login` "
-            "where it is private"
+            f"{start}has no such model: check the spelling, or log in with `hf auth login` if it "
+            "is private"
         ) from error
-    except Exception as error:  # whatever the network, the proxy or the disk came up with
+    except Exception as error:  # any failure of the network, the proxy or the disk
         raise CheckpointError(
-            f"{start}did not give it ({brief(error)}): check the network, or download the model "
-            "elsewhere and give its folder"
+            f"{start}did not provide it ({brief(error)}): check the network, or download the "
+            "model elsewhere and give its folder"
         ) from error
     return Path(folder)

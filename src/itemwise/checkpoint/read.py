@@ -1,7 +1,7 @@
 """Reads model folders: `config.json`, and weights from safetensors, never from pickle.
 
-Everything that headers can tell is checked before any tensor is read, and every problem found is
-reported in one error. Tensors pass one at a time, so that reading holds no second copy of a model.
+Headers are checked before any tensor is read, and one error reports every problem. Tensors are read
+one at a time, so memory never holds a second copy of a model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes  # also teaches numpy the name bfloat16, which safetensors asks for
+import ml_dtypes  # also registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError, safe_open
@@ -31,7 +31,7 @@ READABLE_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloa
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_LISTED = 10
-_READERS = 8  # tensors read at a time: bounds memory on machines with many cores
+_READERS = 8  # tensors read at a time: limits memory on machines with many cores
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -39,7 +39,7 @@ def read_config(folder: Path) -> ModelConfig:
 
     Raises:
         CheckpointError: the file is missing or damaged.
-        UnsupportedModelError: the model is not of a kind served.
+        UnsupportedModelError: the model is of an unsupported kind.
     """
     raw = _read_json(folder / CONFIG_FILE)
     try:
@@ -48,8 +48,8 @@ def read_config(folder: Path) -> ModelConfig:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"`{folder / CONFIG_FILE}` holds a value of a wrong kind ({brief(error)}): "
-            "restore the file that came with the model"
+            f"`{folder / CONFIG_FILE}` has a value of the wrong type ({brief(error)}): restore "
+            "the file that came with the model"
         ) from error
 
 
@@ -58,7 +58,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"`{path}` is missing: give the folder that holds it, or download the model again"
+            f"`{path}` is missing: give the folder that contains it, or download the model again"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -66,13 +66,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(raw, dict):
         raise CheckpointError(
-            f"`{path}` holds a JSON {type(raw).__name__}, expected an object: download it again"
+            f"`{path}` is a JSON {type(raw).__name__}, expected an object: download it again"
         )
     return raw
 
 
 class _Tensor(NamedTuple):
-    """What a file's header says about a tensor."""
+    """A tensor's entry in a file's header."""
 
     file: Path
     dtype: str
@@ -86,18 +86,18 @@ def read_weights(
     put: Callable[[NDArray[Any], WeightSpec], Any],
     on_progress: ProgressFn = silent,
 ) -> Any:
-    """The tensors that `specs` describes, each as `put` returns it, in a tree like `specs`.
+    """A tree like `specs` with the tensors that it describes, each as `put` returns it.
 
     Args:
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
         specs: dicts, lists and (named) tuples with `WeightSpec` leaves, or None.
         dtype: type that `put` receives; on disk, F32, F16 and BF16 are read.
-        put: takes an array and what it is; called from several threads. The array is its own: it
+        put: takes an array and its spec; called from several threads. It owns the array, which
             shares no memory with a file.
-        on_progress: told after each tensor how many are done, and how many there are.
+        on_progress: called after each tensor with the number done and the total.
 
     Raises:
-        CheckpointError: with all problems of all files, else of all tensors.
+        CheckpointError: with all problems of the files or, if there are none, of the tensors.
     """
     leaves = list(spec_leaves(specs))
     found = _read_headers(folder)
@@ -140,7 +140,7 @@ def _map_leaves(function: Callable[[WeightSpec], Any], tree: Any) -> Any:
 
 
 def _read_tensor(tensor: _Tensor, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    # The file is opened anew for each tensor: an open map keeps all that was read of it in memory.
+    # The file is opened again for each tensor: an open map keeps everything it read in memory.
     try:
         with safe_open(tensor.file, framework="numpy") as file:
             return np.array(file.get_tensor(name), dtype=dtype, order="C", copy=True)
@@ -149,7 +149,7 @@ def _read_tensor(tensor: _Tensor, name: str, dtype: np.dtype[Any]) -> NDArray[An
 
 
 def _read_headers(folder: Path) -> dict[str, _Tensor]:
-    """Every tensor of the folder's files, by name. An index, where there is one, picks the file."""
+    """Every tensor of the folder's files, by name. An index, if there is one, chooses the file."""
     if (folder / WEIGHTS_FILE).exists():
         return _read_header(folder / WEIGHTS_FILE)
     if not (folder / INDEX_FILE).exists():
@@ -169,8 +169,8 @@ def _read_headers(folder: Path) -> dict[str, _Tensor]:
     ]
     if strays:
         raise CheckpointError(
-            f"`{folder / INDEX_FILE}` names tensors that their shards lack: {_listed(strays)}; "
-            "download index and shards again"
+            f"`{folder / INDEX_FILE}` lists tensors that are missing in their shards: "
+            f"{_listed(strays)}; download the index and the shards again"
         )
     found = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
     return found | {name: shards[shard][name] for name, shard in index.items()}
@@ -209,9 +209,9 @@ def _read_header(path: Path) -> dict[str, _Tensor]:
     except (OSError, SafetensorError) as error:
         advice = "download it again"
         if _is_lfs_pointer(path):
-            advice = "it is a Git LFS pointer, fetch the file itself with `git lfs pull`"
+            advice = "it is a Git LFS pointer, get the file itself with `git lfs pull`"
         raise CheckpointError(
-            f"`{path}` is damaged or cut short ({brief(error)}): {advice}"
+            f"`{path}` is damaged or truncated ({brief(error)}): {advice}"
         ) from error
 
 
@@ -225,7 +225,7 @@ def _is_lfs_pointer(path: Path) -> bool:
 
 def _no_weights(folder: Path) -> str:
     if not folder.is_dir():
-        return f"`{folder}` is not a folder: give the folder that holds the model"
+        return f"`{folder}` is not a folder: give the folder that contains the model"
     names = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLE_SUFFIXES)
     if names:
         return (
@@ -233,8 +233,8 @@ def _no_weights(folder: Path) -> str:
             f"which can run code and are never read: convert them to `{WEIGHTS_FILE}`"
         )
     return (
-        f"`{folder}` has no weights, expected `{WEIGHTS_FILE}` or `{INDEX_FILE}`: "
-        "give the folder that holds them"
+        f"`{folder}` has no weights, expected `{WEIGHTS_FILE}` or `{INDEX_FILE}`: give the "
+        "folder that contains them"
     )
 
 
@@ -246,7 +246,7 @@ def _check_tensors(folder: Path, leaves: list[WeightSpec], found: dict[str, _Ten
         "unexpected": [
             f"`{name}`" for name in found if name not in wanted and not _is_harmless(name)
         ],
-        "of a wrong shape": [
+        "of the wrong shape": [
             f"`{name}` is {list(tensor.shape)}, expected {list(wanted[name].shape)}"
             for name, tensor in present.items()
             if tensor.shape != wanted[name].shape
@@ -264,14 +264,15 @@ def _check_tensors(folder: Path, leaves: list[WeightSpec], found: dict[str, _Ten
     ]
     if problems:
         raise CheckpointError(
-            f"`{folder}` holds weights that do not fit its `{CONFIG_FILE}`:\n  "
+            f"`{folder}` has weights that do not match its `{CONFIG_FILE}`:\n  "
             + "\n  ".join(problems)
-            + f"\nCheck that both are of one model, unquantised, or download `{folder.name}` again."
+            + "\nCheck that both belong to the same unquantised model, or download "
+            f"`{folder.name}` again."
         )
 
 
 def _is_harmless(name: str) -> bool:
-    """Left over in some checkpoints: computed anyway, or a second copy of tied embeddings."""
+    """Whether a tensor is not needed: computed here anyway, or a second copy of tied embeddings."""
     return name.endswith(".rotary_emb.inv_freq") or name == "lm_head.weight"
 
 

@@ -47,7 +47,7 @@ def _llama(
     original_tokens: int,
     **more: Any,
 ) -> dict[str, Any]:
-    """A `config.json` of Llama 3, whose rope was made for `original_tokens` and then stretched."""
+    """A `config.json` of Llama 3, whose rope was trained for `original_tokens` and then scaled."""
     rope_scaling = {
         "rope_type": "llama3",
         "factor": rope_factor,
@@ -90,7 +90,9 @@ def model_dict(
         ConfigError: there is no such name, or `vocab_size` is below 1.
     """
     if name not in NAMED_SHAPES:
-        raise ConfigError(f"`{name}` is no known shape, expected one of {', '.join(NAMED_SHAPES)}")
+        raise ConfigError(
+            f"`{name}` is not a known shape, expected one of {', '.join(NAMED_SHAPES)}"
+        )
     if vocab_size is not None and vocab_size < 1:
         raise ConfigError(f"`vocab_size` is {vocab_size}, expected 1 or more")
     config = {**deepcopy(NAMED_SHAPES[name]), "torch_dtype": dtype}
@@ -112,14 +114,14 @@ def write_named(
     Args:
         name: such as `qwen3-0.6b`.
         folder: new or empty.
-        seed: picks the weights.
+        seed: of the random weights.
         dtype: bfloat16, float16 or float32.
-        vocab_size: in place of the shape's own.
-        shards: number of weight files; None for as many as keep each under 2 GiB.
-        on_progress: told after each tensor how many are drawn, and how many there are.
+        vocab_size: replaces the shape's own.
+        shards: number of weight files; None for files of at most 2 GiB.
+        on_progress: called after each tensor with the number drawn and the total.
 
     Raises:
-        ConfigError: `name`, `dtype` or `shards` cannot be had.
+        ConfigError: `name`, `dtype` or `shards` is not possible.
         CheckpointError: the folder is not empty, or cannot be written.
     """
     config = model_dict(name, vocab_size=vocab_size, dtype=dtype)

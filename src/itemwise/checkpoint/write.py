@@ -28,7 +28,7 @@ from itemwise.progress import ProgressFn, silent
 from itemwise.types import WeightSpec
 
 MAX_SHARD_BYTES = 2 * 1024**3
-_DRAW_CHUNK = 1 << 20  # numbers drawn at a time; bounds the float32 copy of a random tensor
+_DRAW_CHUNK = 1 << 20  # numbers drawn at a time; limits the float32 copy of a random tensor
 
 
 def write_random(
@@ -43,22 +43,22 @@ def write_random(
 ) -> None:
     """Writes a checkpoint with random weights, which transformers can load too.
 
-    A tensor depends on `seed` and its own name alone. `config.json` is written last, stating
-    `dtype`, so a folder that an interrupted run left behind is refused by `read_config`.
+    A tensor depends only on `seed` and its own name. `config.json`, with `dtype`, is written last,
+    so `read_config` refuses the folder of an interrupted run.
 
     Args:
         folder: new or empty.
         config_json: contents of `config.json`, as from `model_dict`.
         specs: dicts, lists and tuples with `WeightSpec` leaves.
-        seed: picks the weights.
+        seed: of the random weights.
         dtype: type of the weights, one of bfloat16, float16, float32.
-        shards: number of files; None for as many as keep each under 2 GiB, where tensors allow.
-            Memory holds one file's tensors at a time.
-        on_progress: told after each tensor how many are drawn, and how many there are.
+        shards: number of files; None for files of at most 2 GiB, if tensors allow. Memory holds one
+            file's tensors at a time.
+        on_progress: called after each tensor with the number drawn and the total.
 
     Raises:
         CheckpointError: the folder is not empty, or cannot be written.
-        ConfigError: `dtype` or `shards` cannot be had.
+        ConfigError: `dtype` or `shards` is not possible.
     """
     leaves = list({spec.name: spec for spec in spec_leaves(specs)}.values())
     dtype = np.dtype(dtype)
@@ -72,8 +72,8 @@ def write_random(
         _write_json(folder / CONFIG_FILE, config)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"`{folder}` cannot be written ({brief(error)}): free space or permissions, delete "
-            "the folder, and try again"
+            f"`{folder}` cannot be written ({brief(error)}): check free space and permissions, "
+            "delete the folder, and try again"
         ) from error
 
 
@@ -82,7 +82,7 @@ def _check_writable(num_tensors: int, dtype: np.dtype[Any], shards: int | None) 
     if dtype.type not in READABLE_DTYPES.values():
         problems.append(f"`dtype` is {dtype}, expected bfloat16, float16 or float32")
     if shards is not None and not 1 <= shards <= num_tensors:
-        problems.append(f"`shards` is {shards}, expected 1 to {num_tensors}, the tensors there are")
+        problems.append(f"`shards` is {shards}, expected 1 to {num_tensors}, the number of tensors")
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -92,12 +92,12 @@ def _make_empty(folder: Path) -> None:
     if any(folder.iterdir()):
         raise CheckpointError(
             f"`{folder}` is not empty, expected a new or empty folder: delete its contents or "
-            "give another"
+            "choose another"
         )
 
 
 def _group(leaves: list[WeightSpec], itemsize: int, shards: int | None) -> list[list[WeightSpec]]:
-    """Tensors by file, in order: `shards` groups of near equal bytes, or as many as need be."""
+    """Tensors by file, in order: `shards` groups of nearly equal bytes, or as many as needed."""
     groups: list[list[WeightSpec]] = [[]]
     total = sum(_num_bytes(spec, itemsize) for spec in leaves)
     used = filled = 0
@@ -169,7 +169,7 @@ def _draw(spec: WeightSpec, seed: int, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a whole file or none."""
+    """Writes the whole file or nothing."""
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
