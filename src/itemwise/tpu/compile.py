@@ -1,8 +1,8 @@
-"""Compiles the serving programs for a TPU that is not there, and says what they need.
+"""Compiles the serving programs for a TPU, without one, and reports what they need.
 
-The programs are those that `programs.py` runs, lowered for the devices of a topology with weights
-that are shapes and shardings alone: no weight and no TPU need be there, only libtpu, which holds
-the compiler.
+The programs are those that the engine runs, lowered for the devices of a topology, with only shapes
+and shardings as weights. This needs neither weights nor a TPU, only libtpu, which includes the
+compiler.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Compiled:
         name: of `FORMS`, or `labels`, `vocabulary`.
         compile_s: time to compile.
         hbm_bytes: memory on each chip while it runs: weights, pages, results and temporaries.
-        temp_bytes: of these, temporaries.
+        temp_bytes: the part of it for temporaries.
         xla_flops: as XLA counts them, a loop's body once.
         xla_bytes: likewise.
         optimal_s: XLA's estimate of the time; None where loops make it meaningless.
-        kernels: calls of TPU kernels in it; those of layers that are alike count once.
-        masks_pairs: whether it makes arrays of all pairs of a packed sequence's tokens.
+        kernels: calls of TPU kernels in it; calls of identical layers count once.
+        masks_pairs: whether it creates arrays of all pairs of a packed sequence's tokens.
         error: why it does not compile, or None.
     """
 
@@ -62,13 +62,13 @@ class Compiled:
     error: str | None = None
 
     def plus(self, num_bytes: int) -> Compiled:
-        """With so much more in memory than the program itself asks for."""
+        """The program with this much more memory than it needs itself."""
         return self if self.error else replace(self, hbm_bytes=self.hbm_bytes + num_bytes)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All programs of a model on a topology, and what the workload takes on it.
+    """All programs of a model on a topology, and the workload's cost on it.
 
     Attributes:
         model: its name.
@@ -84,7 +84,7 @@ class Report:
         packed_tokens: padded tokens of the workload's packed sequence.
         workload: what `work` is for.
         programs: each, compiled.
-        work: by form, what the workload takes.
+        work: by form, the cost of the workload.
         fits: whether every program compiles within the chip's memory.
     """
 
@@ -128,13 +128,14 @@ def compile_for_tpu(
         topology: such as `v6e:1x1`; a host's chips.
         tp_size: chips that share the model.
         layers: how many to compile, None for all. Layers are alike and unrolled, so a few compile
-            in a fraction of the time; what the others' weights and pages take is added.
+            in a fraction of the time; the memory of the others' weights and pages is added.
         forms: of `FORMS` and `READS`.
         workload: what the estimates are for.
-        on_progress: told what is compiled.
+        on_progress: called with the name of each program before it is compiled.
 
     Raises:
-        ConfigError: there is no such topology, libtpu is absent, or the model cannot be cut so.
+        ConfigError: there is no such topology, libtpu is not installed, or the model cannot be
+            split this way.
     """
     devices = topology_devices(topology)
     chip = chip_of(topology)
@@ -160,7 +161,7 @@ def compile_for_tpu(
     for form in forms:
         if on_progress:
             on_progress(form)
-        # A packed sequence runs beside the pool, which is not among its arguments.
+        # The page pool stays in memory while a packed sequence runs, but is not an argument of it.
         beside = missing_pages if form == "exact step" else plan.page_bytes * plan.num_pages
         one = _compile(form, programs, packed_shape_of(workload, shape))
         compiled.append(one.plus(missing_weights + beside))
@@ -191,15 +192,19 @@ def topology_devices(topology: str) -> list[jax.Device]:
     """The chips of a topology.
 
     Raises:
-        ConfigError: libtpu is absent, or knows no such topology.
+        ConfigError: libtpu is not installed, or does not know the topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("libtpu is not installed, which holds the compiler: pip install libtpu")
+        raise ConfigError(
+            "libtpu, which includes the compiler, is not installed: pip install libtpu"
+        )
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except Exception as error:  # of many kinds, from the plugin
+    except Exception as error:  # the plugin raises many types
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"`topology` is {topology!r}, which libtpu refuses: {reason}") from error
+        raise ConfigError(
+            f"`topology` is {topology!r}, which libtpu does not accept: {reason}"
+        ) from error
     return list(found.devices)
 
 

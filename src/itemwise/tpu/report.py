@@ -1,4 +1,4 @@
-"""What `itemwise tpu-compile` prints."""
+"""The report of `itemwise tpu-compile`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def print_tpu_report(
     else:
         config = read_config(Path(model))
 
-    def told(what: str) -> None:
+    def print_progress(what: str) -> None:
         sys.stderr.write(f"compiling: {what}\n")
         sys.stderr.flush()
 
@@ -56,7 +56,7 @@ def print_tpu_report(
         layers=layers,
         forms=forms,
         workload=Workload(*workload),
-        on_progress=told,
+        on_progress=print_progress,
     )
     if as_json:
         sys.stdout.write(json.dumps(report.to_json(), indent=2) + "\n")
@@ -68,9 +68,9 @@ def print_tpu_report(
 def _print(report: Report) -> None:
     chip = report.chip
     console = Console()
-    title = f"{report.model} on {report.topology}, {report.tp_size} chip(s) for a model"
-    programs = Table(title=title, caption=f"{chip.name}: {chip.hbm_bytes / GIB:.0f} GiB a chip")
-    for name in ("program", "HBM GiB", "of these temporaries", "kernels", "compiled in s", ""):
+    title = f"{report.model} on {report.topology}, {report.tp_size} chip(s) per model"
+    programs = Table(title=title, caption=f"{chip.name}: {chip.hbm_bytes / GIB:.0f} GiB per chip")
+    for name in ("program", "HBM GiB", "temporaries GiB", "kernels", "compile time s", ""):
         programs.add_column(name, justify="left" if name in ("program", "") else "right")
     for one in report.programs:
         programs.add_row(*_program_row(one, chip.hbm_bytes))
@@ -78,9 +78,9 @@ def _print(report: Report) -> None:
     workload = report.workload
     work = Table(
         title=f"query {workload.query_tokens}, {workload.num_items} items of "
-        f"{workload.item_tokens}: at the roofline, each chip's part"
+        f"{workload.item_tokens}: at the roofline, per chip"
     )
-    names = ("TFLOP", "of these attention", "GB moved", "ms", "tokens/s", "items/s")
+    names = ("TFLOP", "attention TFLOP", "GB moved", "ms", "tokens/s", "items/s")
     for name in ("form", "runs", *names):
         work.add_column(name, justify="left" if name == "form" else "right")
     for form, one_work in report.work.items():
@@ -97,13 +97,14 @@ def _print(report: Report) -> None:
     console.print(work)
     lines = [
         f"Weights {report.weight_bytes / GIB:.2f} GiB and {report.num_pages} pages of "
-        f"{report.pool_bytes / GIB:.2f} GiB on each chip are counted in every program.",
-        "The roofline is the least time by products or by memory; a real run takes longer.",
+        f"{report.pool_bytes / GIB:.2f} GiB on each chip are included in every program.",
+        "The roofline is the minimum time for arithmetic or memory traffic; a real run takes "
+        "longer.",
     ]
     if report.compiled_layers < report.layers:
         lines.append(
-            f"Compiled with {report.compiled_layers} of {report.layers} layers, which are alike; "
-            "the memory of the others is added."
+            f"Compiled with {report.compiled_layers} of {report.layers} identical layers; the "
+            "memory of the others is added."
         )
     lines.append("Fits." if report.fits else "Does not fit.")
     for line in lines:

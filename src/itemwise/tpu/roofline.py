@@ -1,7 +1,7 @@
-"""What a workload asks of a chip: products, memory traffic, and the least time they take.
+"""The cost of a workload on a chip: arithmetic, memory traffic, and the minimum time for them.
 
-Arithmetic on shapes. It counts what the programs compute, padding and masked parts of tiles
-included, and what any program must move: weights, activations, keys and values. A real run takes
+Arithmetic on shapes. It counts what the programs compute, including padding and masked parts of
+tiles, and what any program must move: weights, activations, keys and values. A real run takes
 longer.
 """
 
@@ -28,12 +28,12 @@ SCORE_BYTES = 4  # float32, of attention scores
 
 @dataclass(frozen=True)
 class Chip:
-    """A TPU chip, as its maker's pages give it.
+    """A TPU chip, with the manufacturer's figures.
 
     Attributes:
         name: its generation.
         hbm_bytes: memory.
-        flops_per_s: bfloat16 products and sums.
+        flops_per_s: bfloat16 multiplications and additions.
         bytes_per_s: between memory and cores.
     """
 
@@ -67,14 +67,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Work:
-    """What a workload takes, on each chip.
+    """The cost of a workload on each chip.
 
     Attributes:
         runs: how often the program runs.
-        flops: products and sums of all runs.
-        attention_flops: of these, attention's.
+        flops: multiplications and additions of all runs.
+        attention_flops: the part of attention.
         bytes: moved between memory and cores.
-        seconds: the least time, by products or by memory.
+        seconds: the minimum time, for arithmetic or for memory traffic.
         tokens_per_s: tokens of the request in that time.
         items_per_s: items in that time.
     """
@@ -96,7 +96,10 @@ def chip_of(topology: str) -> Chip:
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
-        raise ConfigError(f"`topology` is {topology!r}, expected one of {', '.join(CHIPS)} and :")
+        raise ConfigError(
+            f"`topology` is {topology!r}, expected a chip ({', '.join(CHIPS)}) and "
+            "a shape, such as v6e:2x2"
+        )
     return CHIPS[name]
 
 
