@@ -1,1 +1,1 @@
-"""Benchmarks: a table to read, and JSON with machine, versions and commit."""
+"""Benchmarks: each prints a table and writes JSON with machine, versions and commit."""

@@ -1,4 +1,4 @@
-"""The memory that a process took."""
+"""The peak memory of a process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 def forget_peak() -> None:
-    """Lets `peak_rss_bytes` count from now on, where the system can."""
+    """Restarts the measurement of `peak_rss_bytes`, if the system can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process held, since it began or since `forget_peak`.
+    """The peak memory of this process, since its start or since `forget_peak`.
 
-    Linux counts it anew for each program (`VmHWM`); `ru_maxrss` would count the parent's too.
+    Linux counts it separately for each program (`VmHWM`); `ru_maxrss` would include the parent's.
     """
     status = Path("/proc/self/status")
     if status.exists():

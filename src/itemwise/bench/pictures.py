@@ -7,7 +7,7 @@ from typing import Any
 
 from itemwise.errors import ConfigError
 
-TABLE_COLUMNS = 120  # where no terminal says how wide it is
+TABLE_COLUMNS = 120  # used if there is no terminal
 
 
 def wide_console() -> Any:

@@ -1,4 +1,4 @@
-"""How fast a machine multiplies and copies: the ceilings that workloads are held against."""
+"""How fast a machine multiplies and copies: the ceilings that workloads are compared with."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Probe:
 
 
 def probe_of(device: str) -> Probe:
-    """The product that tells a kind of device's ceiling: on CPU one of a step of qwen3-0.6b."""
+    """The product that measures a device's ceiling: on CPU, one from a step of qwen3-0.6b."""
     return Probe(512, 6144, 1024) if device == "cpu" else Probe(8192, 8192, 8192)
 
 
 def best_seconds(call: Callable[[], Any], total_s: float = 0.3) -> float:
-    """The least time of the calls that fit into `total_s`, after one that is not counted."""
+    """The shortest time of the calls that fit into `total_s`, after one warm-up call."""
     call()
     seconds: list[float] = []
     while not seconds or sum(seconds) < total_s:

@@ -1,7 +1,7 @@
 """The A/B benchmarks: one algorithm and one mask on the contract workload, after warm-up.
 
-The figures of several commands, run one after the other on a quiet machine, compare. Each run
-computes the query anew: nothing is cached between runs.
+Figures of several commands are comparable if they run one after the other on a quiet machine. Each
+run computes the query again: nothing is cached between runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def run_ab(
         model: a local folder or a Hugging Face Hub id.
         algorithm: `packed` or `prefill_extend`.
         mask: of the packed algorithm; others need none.
-        warmup_runs: runs that are not timed; the first of them compiles.
+        warmup_runs: runs before the timed ones; the first of them compiles.
         timed_runs: runs that are timed.
         query_tokens: tokens of the query.
         num_items: items.

@@ -1,4 +1,4 @@
-"""Rows of token ids into batches, for the ways of PyTorch."""
+"""Batches of token ids, for the PyTorch ways."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Tokens = Sequence[int]
 
 
 def batches(rows: Sequence[Tokens], max_tokens: int) -> list[list[int]]:
-    """Numbers of rows that are alike in length, to be padded to one; the longest come first.
+    """Indices of rows by batch of similar lengths; the longest rows come first.
 
-    A batch has `max_tokens` at most, padding counted, or a single row.
+    A batch has at most `max_tokens`, including padding to its longest row, or a single row.
     """
     left, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), []
     while left:
@@ -25,7 +25,7 @@ def batches(rows: Sequence[Tokens], max_tokens: int) -> list[list[int]]:
 
 
 def runs(items: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
-    """Consecutive items that follow each other in a sequence: `max_tokens` at most, or an item."""
+    """Consecutive items for each sequence: at most `max_tokens`, or a single item."""
     found: list[list[Tokens]] = [[]]
     for item in items:
         if found[-1] and sum(map(len, found[-1])) + len(item) > max_tokens:
@@ -35,7 +35,7 @@ def runs(items: Sequence[Tokens], max_tokens: int) -> list[list[Tokens]]:
 
 
 def pad(rows: Sequence[Tokens]) -> tuple[Any, Any]:
-    """Rows padded on the right, [rows, longest], and the place of each one's last token."""
+    """Rows padded on the right, [rows, longest], and the index of each row's last token."""
     lengths = [len(row) for row in rows]
     tokens = np.zeros((len(rows), max(lengths)), np.int64)
     for i, row in enumerate(rows):

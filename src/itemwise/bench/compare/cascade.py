@@ -1,8 +1,8 @@
-"""A cascade written by hand in PyTorch: the strongest way that a PyTorch user could build.
+"""A hand-written cascade in PyTorch: the fastest way that a PyTorch user could build.
 
 The query runs once. Items run side by side; each layer attends to the query's keys for all items in
-one fused call, to each item's own in another, and merges the two by their log-sum-exps. Serves the
-families that Itemwise serves, from a transformers model's weights.
+one fused call, to each item's own in another, and merges the two by their log-sum-exps. Supports
+the model families of Itemwise, with a transformers model's weights.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Cascade:
     ) -> Any:
         """All layers over rows [B, T]. With `keep`, fills `prefix` with keys and values per layer.
 
-        Else returns the hidden states [B, D] at `last`, and computes no others after the last
-        layer's attention.
+        Otherwise returns the hidden states [B, D] at `last`; after the last layer's attention it
+        computes no others.
         """
         model = self._model
         x = model.embed_tokens(tokens)
@@ -115,7 +115,7 @@ class Cascade:
         own, own_lse = self._attend(q, k, v, causal=True)
         rows, heads, length, head_dim = q.shape
         kv_heads = k.shape[1]
-        # The query heads of a kv head and all rows side by side: one long product a kv head.
+        # The query heads of a kv head and all rows side by side: one long product per kv head.
         wide = q.view(rows, kv_heads, -1, length, head_dim).permute(1, 2, 0, 3, 4)
         group = wide.shape[1]
         wide = wide.reshape(1, kv_heads, -1, head_dim)

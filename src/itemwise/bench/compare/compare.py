@@ -1,7 +1,7 @@
-"""Itemwise beside the ways of PyTorch, in one run: workload by workload, taking turns.
+"""Itemwise beside the PyTorch ways, in one run: workload by workload, in turns.
 
-Each way lives in a process of its own from the first turn to the last, so that its peak memory is
-its own, and scores the same token ids. Between turns it waits, at rest.
+Each way has its own process from the first turn to the last, so that its peak memory can be
+measured. All score the same token ids. Between turns a process is idle.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from itemwise.types import Float32Array
 TORCH_WAYS = ("serial", "padded", "expanded", "packed", "flex", "cascade")
 WAYS = (*ITEMWISE_WAYS, *(f"torch-{name}" for name in TORCH_WAYS))
 GIB = 1 << 30
-# JAX else takes most of a GPU's memory at its start, which all ways share.
+# By default JAX reserves most of a GPU's memory at start, but all ways share it.
 ITEMWISE_ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-# glibc hands large blocks back to the kernel and faults them in again; kept, torch is faster.
+# By default glibc returns large blocks to the kernel; torch is faster if it keeps them.
 TORCH_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(32 * GIB),
@@ -44,13 +44,13 @@ TORCH_ENVIRONMENT = {
 
 
 class WayProcess:
-    """A way in a process of its own, see `ways.py`.
+    """A way in its own process, see `ways.py`.
 
     Attributes:
         name: of the way.
         dtype: type of its activations.
-        details: what it told about itself.
-        ready_s: seconds it took to come up.
+        details: its description of itself.
+        ready_s: seconds until it was ready.
     """
 
     def __init__(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
@@ -77,14 +77,14 @@ class WayProcess:
         """Sends a command and waits for its answer.
 
         Raises:
-            ItemwiseError: the process ended instead; its own message stands on stderr.
+            ItemwiseError: the process ended instead; its own message is on stderr.
         """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # what became of the process is told below
+            pass  # the exit status is reported below
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -92,7 +92,9 @@ class WayProcess:
         line = self._process.stdout.readline()
         if not line:
             status = self._process.wait()
-            raise ItemwiseError(f"`{self.name}` failed with exit status {status}, see above")
+            raise ItemwiseError(
+                f"`{self.name}` failed with exit status {status}; its own message is above"
+            )
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -104,14 +106,14 @@ class WayProcess:
 
 @dataclass
 class Measured:
-    """What a way measured of a workload.
+    """The measurements of a way on a workload.
 
     Attributes:
         seconds: of each turn.
-        scores: label probabilities, float32 [items, labels]; of the first items where a way takes
-            no more.
-        peak_bytes: the most memory that it held since it took up the workload; that Itemwise held
-            on a GPU, since its start.
+        scores: label probabilities, float32 [items, labels]; only of the first items if the way
+            scores no more.
+        peak_bytes: peak memory since it began the workload; for Itemwise on a GPU, since it
+            started.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -120,11 +122,11 @@ class Measured:
 
     @property
     def items_per_s(self) -> float:
-        """Items a second, of the median turn."""
+        """Items per second in the median turn."""
         return len(self.scores) / statistics.median(self.seconds)
 
 
-Results = dict[str, dict[str, Measured]]  # by workload, by way
+Results = dict[str, dict[str, Measured]]  # by workload, then by way
 
 
 def run_compare(
@@ -147,28 +149,28 @@ def run_compare(
         model: a local folder or a Hugging Face Hub id.
         workloads: names in `WORKLOADS`.
         ways: of `WAYS`.
-        rounds: turns of each way that count.
-        warmup: turns of each way before, which do not.
-        max_items: most items of a workload; its first ones are scored. None for all.
+        rounds: timed turns of each way.
+        warmup: turns of each way before the timed ones.
+        max_items: maximum items of a workload; its first ones are scored. None for all.
         out_json: file to write the figures to.
         chart: image to draw them in; needs the `validate` extra.
         **engine: fields of `EngineConfig`.
 
     Raises:
         ConfigError: an argument is wrong.
-        CheckpointError: the model is not there.
+        CheckpointError: the model cannot be found.
         ItemwiseError: every way failed.
     """
     chosen = find_workloads(workloads)
     _check(ways, rounds, warmup, max_items)
     if chart is not None:
-        pyplot()  # which tells at once if it is not there
+        pyplot()  # raises now if matplotlib is not installed
     folder = locate(model)
     failed: dict[str, str] = {}
     with ExitStack() as stack:
         processes = []
         for name in ways:
-            _note(f"{name}: starts")
+            _note(f"starting {name}")
             try:
                 process = WayProcess(name, folder, engine)
             except ItemwiseError as error:
@@ -288,7 +290,7 @@ def _workload_report(
             "seconds": one.seconds,
             "items_per_s": one.items_per_s,
             "itemwise_over_it": ours.items_per_s / one.items_per_s if ours else None,
-            # Of a part of the items it would leave out what all of them share.
+            # For only some of the items it would omit the work that all share.
             "useful_gflops_per_s": flops * one.items_per_s / workload.num_items / 1e9
             if whole
             else None,
@@ -306,7 +308,7 @@ def _workload_report(
 
 
 def _difference(one: Measured, ours: Measured) -> float:
-    """Largest difference of a label probability, over the items both scored."""
+    """Largest difference of a label probability, over the items that both scored."""
     count = min(len(one.scores), len(ours.scores))
     return float(np.abs(one.scores[:count] - ours.scores[:count]).max())
 
@@ -325,7 +327,7 @@ def _print_report(report: dict[str, Any]) -> None:
         table = Table(title=title)
         table.add_column("way", no_wrap=True)
         table.add_column("type", no_wrap=True)
-        for name in ("items/s", "spread", "Itemwise over it", "of ceiling", "peak GiB", "differs"):
+        for name in ("items/s", "spread", "Itemwise speed-up", "of ceiling", "peak GiB", "differs"):
             table.add_column(name, justify="right")
         for name, way in part["ways"].items():
             table.add_row(*_cells(name, way, report["ways"][name]["activations"], best))
@@ -333,7 +335,7 @@ def _print_report(report: dict[str, Any]) -> None:
     for name, speed in ceilings.items():
         console.print(f"ceiling, {name}: {speed:.0f}", highlight=False)
     for name, reason in report["failed"].items():
-        console.print(f"left out, {name}: {reason}", highlight=False)
+        console.print(f"left out because it failed, {name}: {reason}", highlight=False)
 
 
 def _cells(name: str, way: dict[str, Any], dtype: str, best: float) -> list[str]:
@@ -353,7 +355,7 @@ def _cells(name: str, way: dict[str, Any], dtype: str, best: float) -> list[str]
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
-    """Bars of items/s, a panel a workload."""
+    """Bars of items/s, one panel per workload."""
     plt = pyplot()
     parts = report["workloads"]
     figure, panels = plt.subplots(

@@ -1,8 +1,8 @@
-"""The ways to score that PyTorch users have today, each in its best setting.
+"""The ways to score that PyTorch users have today, each with its best settings.
 
-On an NVIDIA GPU where there is one. Type: the faster of bfloat16 and float32 on this machine. Only
-the labels' rows of the output matrix are read, as Itemwise does. Loaded only in the process that
-measures one of them.
+They run on an NVIDIA GPU if there is one, in the faster of bfloat16 and float32. Like Itemwise,
+they read only the labels' rows of the output matrix. Only the process that measures a way loads
+this module.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from itemwise.validation.reference import PackedTorch, TorchDType, load_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COPY_BYTES = 1 << 28
-# Tokens of a forward: of rows padded to one length, and of items packed into a sequence, where more
-# would be masked work. Copies of the query in memory count as EXPANDED_TOKENS.
+# Tokens of a forward: of rows padded to one length, and of items packed into a sequence, which
+# would waste more work on masked pairs if longer. EXPANDED_TOKENS limits the copies of the query in
+# memory.
 FORWARD_TOKENS, PACKED_TOKENS, EXPANDED_TOKENS = (
     (65536, 8192, 256000) if DEVICE == "cuda" else (4096, 1280, 32000)
 )
@@ -41,7 +42,7 @@ class TorchWay:
     Attributes:
         dtype: type of weights and activations.
         repeats_query: whether it computes the query for each item.
-        few_tokens: tokens of sequences that tell its speed, if so.
+        few_tokens: tokens that suffice to measure its speed, if so.
         details: speeds of both types, and threads.
     """
 
@@ -58,7 +59,7 @@ class TorchWay:
             "threads": torch.get_num_threads(),
         }
         self._model = load_torch(folder, best).to(DEVICE)
-        if DEVICE != "cpu":  # not before: `from_pretrained` would want a library for it
+        if DEVICE != "cpu":  # only now: `from_pretrained` would need another library for it
             torch.set_default_device(DEVICE)
 
     def score(self, requests: Sequence[BenchRequest]) -> Float32Array:
@@ -90,11 +91,11 @@ class TorchWay:
         """See `Way.peak_bytes`."""
         if DEVICE == "cpu":
             return peak_rss_bytes()
-        torch.cuda.empty_cache()  # others need the memory when it is their turn
+        torch.cuda.empty_cache()  # so that others have the memory in their turns
         return int(torch.cuda.max_memory_allocated())
 
 
-# Each gives the hidden states [items, D] after the last token of each item.
+# Each returns the hidden states [items, D] after the last token of each item.
 
 
 def serial(model: Any, query: Tokens, items: Items) -> Any:
@@ -115,10 +116,10 @@ def padded(model: Any, query: Tokens, items: Items) -> Any:
 
 
 def expanded(model: Any, query: Tokens, items: Items) -> Any:
-    """Keys and values of the query kept, and repeated over a batch of items."""
+    """The query's keys and values, computed once and repeated over a batch of items."""
     cache = DynamicCache(config=model.config)
     model.model(torch.tensor([list(query)]), past_key_values=cache, use_cache=True)
-    # As many copies as memory for EXPANDED_TOKENS holds, and batches of even size.
+    # As many copies as EXPANDED_TOKENS allows, in batches of equal size.
     most = max(1, min(64, EXPANDED_TOKENS // len(query)))
     width = math.ceil(len(items) / math.ceil(len(items) / most))
     cache.batch_repeat_interleave(width)
@@ -137,13 +138,13 @@ def expanded(model: Any, query: Tokens, items: Items) -> Any:
 
 
 def packed(model: Any, query: Tokens, items: Items) -> Any:
-    """Items side by side under a 4-D mask, after the query's kept keys and values."""
+    """Items side by side under a 4-D mask, after the query's cached keys and values."""
     one = PackedTorch(model, query)
     return torch.cat([one.hidden(batch) for batch in runs(items, PACKED_TOKENS)])
 
 
 def flex(model: Any, query: Tokens, items: Items) -> Any:
-    """As `packed`, with compiled FlexAttention and a block mask in place of the 4-D mask."""
+    """As `packed`, with compiled FlexAttention and a block mask instead of the 4-D mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     model.set_attn_implementation("flex_attention")
@@ -189,7 +190,7 @@ def cascade(model: Any, query: Tokens, items: Items) -> Any:
 
 
 Hidden = Callable[[Any, Tokens, Items], Any]
-# With whether it computes the query for each item: then a few items tell its items/s.
+# True if it computes the query for each item: then a few items suffice to measure items/s.
 HIDDEN: dict[str, tuple[Hidden, bool]] = {
     "torch-serial": (serial, True),
     "torch-padded": (padded, True),
@@ -208,6 +209,6 @@ def _gflops(dtype: str) -> float:
 
 
 def _done(result: Any) -> None:
-    """Waits for what a GPU has been given."""
+    """Waits until a GPU has finished its work."""
     if result.is_cuda:
         torch.cuda.synchronize()

@@ -1,8 +1,8 @@
 """Ways to score the same requests, and the process in which one of them is measured.
 
-A way is made once, then called for one workload after the other. It answers commands on standard
-input, a JSON object a line, so that the ways of a comparison can take turns, each with memory and
-threads of its own:
+A way is created once, then called for one workload after the other. It answers commands on standard
+input, one JSON object per line, so that the ways of a comparison can take turns, each with its own
+memory and threads:
 
     {"do": "score", "workload": "short", "max_items": null}
     {"do": "probe"}
@@ -27,8 +27,8 @@ from itemwise.bench.probe import probe_of
 from itemwise.checkpoint.read import read_config
 from itemwise.types import Float32Array, ScoreRequest
 
-DEVICE_SHARE = 0.3  # of a GPU's memory, which all ways of a comparison share
-# Fields of `EngineConfig` that make a way.
+DEVICE_SHARE = 0.3  # share of a GPU's memory; all ways of a comparison use the same GPU
+# Fields of `EngineConfig` that define a way.
 ITEMWISE_WAYS: dict[str, dict[str, Any]] = {
     "itemwise": {"multi_item_algorithm": "prefill_extend"},
     "itemwise-dense": {"multi_item_algorithm": "packed", "multi_item_mask_impl": "dense"},
@@ -42,8 +42,8 @@ class Way(Protocol):
     Attributes:
         dtype: type of its activations.
         repeats_query: whether it computes the query for each item.
-        few_tokens: tokens of sequences that tell its speed, if so.
-        details: what else it tells about itself, as JSON values.
+        few_tokens: tokens that suffice to measure its speed, if so.
+        details: further facts about it, as JSON values.
     """
 
     dtype: str
@@ -54,7 +54,7 @@ class Way(Protocol):
     def score(self, requests: Sequence[BenchRequest]) -> Float32Array:
         """Softmax over the labels, float32 [items, labels], of all requests' items in order.
 
-        Nothing is kept from an earlier call.
+        Nothing is cached from an earlier call.
         """
         ...
 
@@ -63,16 +63,16 @@ class Way(Protocol):
         ...
 
     def forget_peak(self) -> None:
-        """Lets `peak_bytes` count from now on, where the system can."""
+        """Restarts the measurement of `peak_bytes`, if the system can."""
         ...
 
     def peak_bytes(self) -> int:
-        """The most memory it held: of the device, or of the process on a CPU."""
+        """Its peak memory: of the device, or of the process on a CPU."""
         ...
 
 
 class ItemwiseWay:
-    """Itemwise from Python; all requests are there at once."""
+    """Itemwise from Python, with all requests at once."""
 
     repeats_query = False
     few_tokens = 0  # all items are scored
@@ -128,7 +128,7 @@ class ItemwiseWay:
         return found
 
     def forget_peak(self) -> None:
-        """See `Way.forget_peak`; the runtime of a GPU counts from its start alone."""
+        """See `Way.forget_peak`; the runtime of a GPU can only count from its start."""
         forget_peak()
 
     def peak_bytes(self) -> int:
@@ -150,9 +150,9 @@ def first_items(requests: Sequence[BenchRequest], count: int | None) -> list[Ben
 
 
 def few_items(workload: Workload, few_tokens: int) -> int:
-    """Items of equal length that tell the speed of a way which computes the query for each.
+    """Enough items of equal length to measure a way that computes the query for each of them.
 
-    Sequences of `few_tokens` together; all items where lengths differ much.
+    Together their sequences have `few_tokens`; all items if lengths differ much.
     """
     shortest, longest = min(workload.item_tokens), max(workload.item_tokens)
     if longest > 2 * shortest:
@@ -170,9 +170,9 @@ def make_way(name: str, folder: Path, settings: dict[str, Any]) -> Way:
 
 
 def serve_way(name: str, folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the way, then carries out the commands on standard input until it ends."""
+    """Creates the way, then runs the commands on standard input until it ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # libraries then print to stderr
 
     def answer(**fields: Any) -> None:
         answers.write(json.dumps(fields) + "\n")

@@ -24,10 +24,10 @@ class BenchRequest:
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests of one shape, each with a query of its own.
+    """Requests of one shape, each with its own query.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         query_tokens: tokens of each query.
         item_tokens: tokens of each item of a request.
         num_requests: requests.
@@ -44,7 +44,7 @@ class Workload:
         return len(self.item_tokens) * self.num_requests
 
     def requests(self, vocab_size: int) -> list[BenchRequest]:
-        """The requests; those of a smaller workload of the same shape begin alike."""
+        """The requests; a smaller workload of the same shape has the same first ones."""
         rng = np.random.default_rng(0)
 
         def draw(count: int) -> list[int]:
@@ -57,10 +57,10 @@ class Workload:
         ]
 
     def useful_flops(self, model: ModelConfig) -> float:
-        """Products and sums that scoring the workload takes, every query computed once.
+        """Multiplications and additions to score the workload, every query computed once.
 
-        Linear layers of each token, and attention of each token to those it sees; the last layer
-        counts whole, the labels not at all.
+        Counts the linear layers of each token, and attention of each token to those it sees; all of
+        the last layer, and nothing for the labels.
         """
         heads = (model.num_heads + model.num_kv_heads) * model.head_dim
         weights = model.hidden_size * (2 * heads + 3 * model.mlp_size) * model.num_layers

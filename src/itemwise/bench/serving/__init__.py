@@ -1,1 +1,1 @@
-"""Load on a server: what it answers, how fast, for how long."""
+"""Load on a server: its answers, speed and stability."""

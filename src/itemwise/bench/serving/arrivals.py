@@ -23,8 +23,8 @@ from itemwise.machine import environment
 from itemwise.scorer import Scorer
 from itemwise.types import ScoreRequest
 
-MAX_REQUESTS = 200_000  # of one rate; they are drawn before its time begins
-GROWTH = 1.3  # of the rate, from one to the next
+MAX_REQUESTS = 200_000  # of one rate; they are drawn before its measurement begins
+GROWTH = 1.3  # factor from one rate to the next
 
 
 def run_arrivals(
@@ -38,23 +38,23 @@ def run_arrivals(
     out_json: Path | None,
     **settings: Any,
 ) -> bool:
-    """Offers requests at rising rates until the 99th percentile of latency passes a bound.
+    """Offers requests at rising rates until the 99th percentile of latency exceeds a limit.
 
-    Gaps are exponential, as between customers who know nothing of each other. A request's latency
-    counts from when it was due.
+    Gaps are exponential, as between independent clients. Latency counts from the time when a
+    request was due.
 
     Args:
         model: folder of a checkpoint, or its Hub id.
-        rate: requests a second at first; each next rate is 1.3 times as high.
-        p99_ms: the bound, in milliseconds.
-        seconds: how long each rate is offered.
+        rate: first rate in requests per second; each next one is 1.3 times as high.
+        p99_ms: the limit, in milliseconds.
+        seconds: duration of each rate.
         workload: fields of `Workload`, without the vocabulary.
         check: answers of each rate whose bits are compared with each item scored alone.
         out_json: file for all figures.
         settings: fields of `EngineConfig`.
 
     Returns:
-        Whether all bits compared were the same, and no request failed.
+        Whether all compared bits were equal and no request failed.
 
     Raises:
         ConfigError: a setting is out of bounds.
@@ -69,14 +69,14 @@ def run_arrivals(
     scheduler = Scheduler(engine, QueueLimits(max_requests=MAX_REQUESTS))
     console, rows, best, first = wide_console(), list[dict[str, Any]](), None, 0
     try:
-        _offer(scheduler, offered, rate, range(-8, 0))  # warms memory
+        _offer(scheduler, offered, rate, range(-8, 0))  # warm-up
         while rate * seconds <= MAX_REQUESTS:
             numbers = range(first, first + max(8, round(rate * seconds)))
             run = _offer(scheduler, offered, rate, numbers)
             first = numbers.stop
             wrong = _count_wrong(scheduler, offered, run.samples[:check])
             rows.append({**run.summary(), "checked": min(check, len(run.samples)), "wrong": wrong})
-            console.print(f"{rate:.4g} requests/s: {_said(rows[-1])}")
+            console.print(f"{rate:.4g} requests/s: {_summary_line(rows[-1])}")
             within = "latency_ms" in rows[-1] and rows[-1]["latency_ms"]["p99"] <= p99_ms
             if not within or wrong or set(rows[-1]["codes"]) != {"ok"}:
                 break
@@ -102,7 +102,7 @@ def run_arrivals(
 
 
 def request_of(workload: Workload, number: int) -> ScoreRequest:
-    """Request `number` of a workload, checked by being drawn."""
+    """Request `number` of a workload, valid by construction."""
     body = workload.body(number)
     items = tuple(map(tuple, body["items"]))
     labels = (tuple(body["label_token_ids"]),) * len(items)
@@ -136,10 +136,10 @@ def _put(answered: queue.SimpleQueue[Any], entry: tuple[int, float, Job], _: obj
 
 
 def _sample(number: int, due: float, job: Job) -> Sample:
-    """What came of a request that is done; does the arithmetic that is left to its caller."""
+    """The outcome of a finished request, with the scores computed from its result."""
     try:
         scored = job.future.result()
-    except Exception as error:  # whatever a step raised
+    except Exception as error:  # a step can raise anything
         code = error.code if isinstance(error, ItemwiseError) else type(error).__name__
         return Sample(number, code, time.perf_counter() - due)
     scores = scored.result().scores
@@ -160,7 +160,7 @@ def _count_wrong(scheduler: Scheduler, workload: Workload, samples: Sequence[Sam
     return wrong
 
 
-def _said(row: dict[str, Any]) -> str:
+def _summary_line(row: dict[str, Any]) -> str:
     latency = row.get("latency_ms", {"p50": float("nan"), "p99": float("nan")})
     times = f"p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms"
     return f"{row['items_per_s']:.5g} items/s, {times}"

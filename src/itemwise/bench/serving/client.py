@@ -31,7 +31,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens."""
+    """The address of a server."""
 
     host: str
     port: int
@@ -41,7 +41,7 @@ def loopback_address(url: str) -> Address:
     """The address of a server on this machine.
 
     Raises:
-        ConfigError: it is no HTTP URL, or not of this machine: load is for one's own server.
+        ConfigError: it is not an HTTP URL, or not on this machine: only load your own server.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
@@ -50,17 +50,17 @@ def loopback_address(url: str) -> Address:
     try:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigError(f"`url` is {url!r}, whose host is unknown") from error
+        raise ConfigError(f"`url` is {url!r}, but its host is unknown") from error
     host = str(found[0][4][0])
     if not ipaddress.ip_address(host).is_loopback:
         raise ConfigError(
-            f"`url` is {url!r}, which is not this machine; run the load beside its server"
+            f"`url` is {url!r}, expected this machine; run the benchmark on the server's machine"
         )
     return Address(host, port)
 
 
 class Client:
-    """One connection, made when needed. Not for concurrent use.
+    """One connection, opened when needed. Not for concurrent use.
 
     `OSError` and `EOFError` mean that the server did not answer.
     """

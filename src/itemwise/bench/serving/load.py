@@ -1,4 +1,4 @@
-"""Load for a running server: who asks, and when."""
+"""Load for a running server: which clients send requests, and when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import orjson
 from itemwise.bench.serving.client import Address, Client, Reply
 from itemwise.bench.serving.traffic import Run, Sample, Workload
 
-NO_ANSWER = "no_answer"  # the connection broke, or could not be made
+NO_ANSWER = "no_answer"  # the connection broke or could not be opened
 
 
 async def closed_loop(
@@ -22,10 +22,10 @@ async def closed_loop(
 
     Args:
         address: of the server.
-        workload: what they ask for.
+        workload: their requests.
         clients: how many.
         numbers: requests to send, at most.
-        seconds: after so many no new one is sent.
+        seconds: time after which no new one is sent.
     """
     run, left = Run(None, clients), iter(numbers)
     bodies = {number: orjson.dumps(workload.body(number)) for number in numbers}
@@ -48,16 +48,16 @@ async def closed_loop(
 async def open_loop(
     address: Address, workload: Workload, rate: float, numbers: Sequence[int], seconds: float
 ) -> Run:
-    """Requests at random times, `rate` a second on average, whether answers come or not.
+    """Requests at random times, `rate` per second on average, without waiting for answers.
 
-    A request's latency counts from when it was due, so that a slow server cannot hide.
+    Latency counts from the time when a request was due, so that a slow server cannot hide it.
 
     Args:
         address: of the server.
-        workload: what is asked for.
-        rate: requests a second; the gaps are exponential, as between customers.
+        workload: the requests.
+        rate: requests per second; gaps are exponential, as between independent clients.
         numbers: requests to send, at most.
-        seconds: after so many no new one is sent.
+        seconds: time after which no new one is sent.
     """
     run, gaps = Run(rate, None), random.Random(workload.seed)
     bodies = {number: orjson.dumps(workload.body(number)) for number in numbers}
@@ -84,7 +84,7 @@ async def open_loop(
 
 
 async def ask(client: Client, number: int, body: bytes, due: float) -> Sample:
-    """Sends one request; `due` is when its time began, by `perf_counter`."""
+    """Sends one request, whose latency counts from `due`, by `perf_counter`."""
     try:
         reply = await client.request("POST", "/v1/score", body)
     except (OSError, EOFError):
@@ -93,7 +93,7 @@ async def ask(client: Client, number: int, body: bytes, due: float) -> Sample:
 
 
 def read_sample(number: int, reply: Reply, seconds: float) -> Sample:
-    """What an answer says."""
+    """The sample of an answer."""
     answer = orjson.loads(reply.body)
     if reply.status != 200:
         return Sample(number, str(answer["error"]["code"]), seconds)
@@ -128,7 +128,7 @@ async def count_wrong(
 
 
 async def every(seconds: float, stop: asyncio.Event, do: Callable[[], Awaitable[None]]) -> None:
-    """Does something every so often until `stop` is set."""
+    """Calls a function at intervals until `stop` is set."""
     while not stop.is_set():
         await do()
         try:

@@ -39,19 +39,19 @@ def run_serve(
     Args:
         url: of a server on this machine.
         clients: numbers of clients that wait for answers.
-        rates: requests a second that are sent whether answers come or not.
-        seconds: for each of them, at most.
-        max_requests: for each of them, at most.
+        rates: requests per second, sent without waiting for answers.
+        seconds: maximum for each load.
+        max_requests: maximum for each load.
         workload: fields of `Workload`, without the vocabulary.
         check: answers of each load whose bits are compared with each item scored alone.
         out_json: file for all figures.
         chart: image of latency and throughput; needs the `validate` extra.
 
     Returns:
-        Whether all bits compared were the same, and nothing failed but by being refused.
+        Whether all compared bits were equal and every request was scored or refused.
 
     Raises:
-        ConfigError: a bound is exceeded, the server is not on this machine, or it is not ready.
+        ConfigError: a limit is exceeded, or the server is not on this machine or not ready.
     """
     if not 0 < seconds <= MAX_SECONDS or not 0 < max_requests <= MAX_REQUESTS:
         raise ConfigError(
@@ -72,7 +72,7 @@ _FINE = {"ok", "queue_full"}
 
 
 async def server_info(address: Address) -> dict[str, Any]:
-    """What the server says of itself.
+    """The server's description of itself.
 
     Raises:
         ConfigError: it does not answer, or is not ready.
@@ -81,7 +81,9 @@ async def server_info(address: Address) -> dict[str, Any]:
     try:
         reply = await client.request("GET", "/server_info")
     except (OSError, EOFError) as error:
-        raise ConfigError(f"no server answers at {address.host}:{address.port}") from error
+        raise ConfigError(
+            f"no server answers at {address.host}:{address.port}; is it running?"
+        ) from error
     client.close()
     info: dict[str, Any] = orjson.loads(reply.body)
     if reply.status != 200 or info.get("state") != "ready":
@@ -100,7 +102,7 @@ async def _measure(
 ) -> dict[str, Any]:
     info = await server_info(address)
     workload = Workload(vocab_size=info["engine"]["model_config"]["vocab_size"], **fields)
-    await closed_loop(address, workload, 1, range(-2, 0), seconds)  # warm both sides
+    await closed_loop(address, workload, 1, range(-2, 0), seconds)  # warm up both sides
     rows, first = [], 0
     for count, rate in [*((c, None) for c in clients), *((None, r) for r in rates)]:
         numbers = range(first, first + max_requests)
@@ -124,7 +126,7 @@ async def _measure(
 
 
 def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """So many of them, evenly spread."""
+    """`count` of them, evenly spread."""
     if count >= len(samples):
         return list(samples)
     return [samples[i * len(samples) // count] for i in range(count)]

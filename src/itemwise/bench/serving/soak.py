@@ -1,4 +1,4 @@
-"""The soak: a long mixed load with clients who leave, bad requests and deadlines; what remains?"""
+"""The soak: a long mixed load with disconnecting clients, bad requests and deadlines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from itemwise.bench.serving.serve import server_info
 from itemwise.bench.serving.traffic import Sample, Workload
 from itemwise.errors import ConfigError
 
-SETTLED_S = 60.0  # memory is compared with what it was after so many seconds
+SETTLED_S = 60.0  # seconds after which memory counts as settled
 MAX_GROWTH = 0.02
 STUCK_S = 60.0
 KEPT = 200  # answers whose bits are compared at the end
@@ -40,20 +40,20 @@ class _Soak:
 def run_soak(
     url: str, *, seconds: float, load: float, workload: dict[str, Any], out_json: Path | None
 ) -> bool:
-    """Loads a running server for long and says whether it is as well as before.
+    """Loads a running server for a long time and reports whether it stays healthy.
 
-    Of ten requests one is bad, one has a deadline it may miss, and one client leaves.
+    Of ten requests, one is bad, one may miss its deadline, and one client disconnects.
 
     Args:
         url: of a server on this machine.
-        seconds: how long.
-        load: share of the throughput that 16 clients reach, at which requests come.
+        seconds: duration.
+        load: rate of requests, as a share of the throughput that 16 clients reach.
         workload: fields of `Workload`, without the vocabulary.
         out_json: file for all figures.
 
     Returns:
         Whether memory stayed within 2 % after the first minute, no request was stuck, all counters
-        add up, and all bits compared were the same.
+        add up, and all compared bits were equal.
 
     Raises:
         ConfigError: the server is not on this machine, is not ready, or lacks a metric.
@@ -73,7 +73,7 @@ async def _soak(
     address: Address, seconds: float, load: float, fields: dict[str, Any]
 ) -> dict[str, Any]:
     info = await server_info(address)
-    await read_metrics(address)  # fails now, and not after the load, where a metric is missing
+    await read_metrics(address)  # if a metric is missing, fails now and not after the load
     workload = Workload(vocab_size=info["engine"]["model_config"]["vocab_size"], **fields)
     full = await closed_loop(address, workload, 16, range(100_000, 110_000), min(10.0, seconds))
     rate = load * len(full.samples) / full.seconds
@@ -106,7 +106,7 @@ async def _soak(
     checks = {
         "no request is stuck": not stuck,
         "the queue is empty": after.waiting_requests + after.open_requests == 0,
-        # But for the request that asked.
+        # Except for the request that reads the metrics.
         "received = answered": after.http_received == after.http_answered + 1,
         "scores received = ended": after.scores_received == after.scores_ended,
         "nothing failed": not set(soak.codes) & {"internal_error", NO_ANSWER},
@@ -149,7 +149,7 @@ async def _one(soak: _Soak, number: int, chance: float) -> None:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What the checks need of `/metrics`."""
+    """The metrics that the checks need."""
 
     waiting_requests: float
     open_requests: float
@@ -162,7 +162,7 @@ class Metrics:
 
 
 async def read_metrics(address: Address) -> Metrics:
-    """What the server's `/metrics` says.
+    """The values of the server's `/metrics`.
 
     Raises:
         ConfigError: a metric is missing.
@@ -177,8 +177,7 @@ async def read_metrics(address: Address) -> Metrics:
         if not found:
             raise ConfigError(
                 f"the server's /metrics has no `{name}`{f' with {labels}' if labels else ''}, "
-                "expected what the soak checks; run both from the same version of Itemwise, on "
-                "Linux"
+                "which the soak needs; run both from the same version of Itemwise, on Linux"
             )
         return sum(found)
 

@@ -1,4 +1,4 @@
-"""What is asked of a server or a scheduler, and what came of it."""
+"""Requests to a server or a scheduler, and their outcomes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests by their number: equal numbers are equal requests.
+    """Requests by number: equal numbers are equal requests.
 
     Attributes:
-        vocab_size: ids are drawn from it.
+        vocab_size: number of ids to draw from.
         num_items: items of a request.
         item_tokens: tokens of each item.
         query_tokens: tokens of the query.
-        shared: share of requests that have one query in common; each other has its own.
+        shared: share of requests that have the same query; each of the others has its own.
         labels: labels of every item.
         apply_softmax: softmax over them.
-        seed: picks the ids.
+        seed: of the ids.
     """
 
     vocab_size: int
@@ -53,16 +53,16 @@ class Workload:
 
 @dataclass(frozen=True)
 class Sample:
-    """What came of one request.
+    """The outcome of one request.
 
     Attributes:
         number: its number in the workload.
-        code: `ok`, or what went wrong.
-        seconds: from when it was due (open loop) or sent (closed loop) until its answer was there.
+        code: `ok`, or the name of the error.
+        seconds: from when it was due (open loop) or sent (closed loop) until its answer arrived.
         items: items scored.
-        scores: as they came.
-        engine_s: time in the queue and the engine, as the server tells.
-        server_s: time in the server, as the server tells.
+        scores: as received.
+        engine_s: time in the queue and the engine, as reported by the server.
+        server_s: time in the server, as reported by it.
     """
 
     number: int
@@ -79,10 +79,10 @@ class Run:
     """Requests of one kind of load.
 
     Attributes:
-        offered_per_s: requests a second that were due; None if clients wait for answers.
+        offered_per_s: requests per second that were due; None if clients wait for answers.
         clients: connections that wait for answers; None in an open loop.
         seconds: from the first request to the last answer.
-        samples: what came of each.
+        samples: the outcome of each.
     """
 
     offered_per_s: float | None
