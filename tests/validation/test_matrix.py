@@ -99,6 +99,6 @@ def test_an_unexpected_failure_does_not_stop_the_others(tmp_path: Path, played: 
 
 
 def test_two_models_of_one_name(tmp_path: Path, played: Played) -> None:
-    with pytest.raises(ResultsError, match="one name: m, m"):
+    with pytest.raises(ResultsError, match="the same name: m, m"):
         run_matrix(["a/m", "b/m"], Settings(), folder=tmp_path)
     assert played.models == []

@@ -93,7 +93,7 @@ def test_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
 def test_every_chart_states_its_finding_and_shows_its_data() -> None:
     found = {chart.name: chart for chart in charts(bundle()[1])}
     assert list(found) == ["isolation", "equivalence", "parity", "errors", "speedup", "latency"]
-    assert found["isolation"].title == "No probe moved a score: every difference is exactly 0.0"
+    assert found["isolation"].title == "No probe changed a score: every difference is exactly 0.0"
     assert "to the last bit" in found["equivalence"].title
     assert re.match(r"[\d.]+ times as fast", found["speedup"].title)
     for chart in found.values():
@@ -106,9 +106,9 @@ def test_a_leak_shows_in_verdict_chart_and_page(tmp_path: Path) -> None:
     assert verdict(result) == "Failed"
     lines = " ".join(verdict_lines(result))
     assert "same_length_isolation_zero" in lines
-    assert "A further probe moved a score" in lines
+    assert "A further probe changed a score" in lines
     chart = next(chart for chart in charts(results) if chart.name == "isolation")
-    assert re.match(r"6 of 8 probes moved scores, by up to", chart.title)
+    assert re.match(r"6 of 8 probes changed scores, by up to", chart.title)
     assert "FAIL" in page(tmp_path, result, results)
 
 

@@ -52,7 +52,7 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
     check_fits(folder, "float32")
     monkeypatch.setattr(torch_parity, "available_memory_bytes", lambda: torch_parity.GIB // 4)
     monkeypatch.setattr(torch_parity, "load_torch", lambda *_: pytest.fail("loaded"))
-    with pytest.raises(ConfigError, match=r"needs 0\.5 GiB .* and 0\.2 GiB are free"):
+    with pytest.raises(ConfigError, match=r"needs 0\.5 GiB .* but only 0\.2 GiB are free"):
         torch_reference(folder, "float32", ASKED)
 
 

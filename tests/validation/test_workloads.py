@@ -50,15 +50,15 @@ def test_random_ids_leave_the_delimiter_out() -> None:
     ("change", "message"),
     [
         ({"query": []}, "`query` is"),
-        ({"items": [[1]]}, "`items` is expected"),
-        ({"items": [[1], []]}, "`items` is expected"),
+        ({"items": [[1]]}, "`items` is wrong, expected two or more lists"),
+        ({"items": [[1], []]}, "`items` is wrong, expected two or more lists"),
         ({"labels": [7, 7]}, "`labels` has a label twice"),
         ({"labels": [True]}, "`labels` is"),
         ({"delimiter": "x"}, "`delimiter` is 'x'"),
-        ({"delimiter": 3}, "`delimiter` is among"),
+        ({"delimiter": 3}, "`delimiter` occurs in the query or an item"),
         ({"mutated_index": 2}, "`mutated_index` is 2, expected 0 to 1"),
         ({"apply_softmax": 1}, "`apply_softmax` is 1"),
-        ({"lables": [1]}, "`lables` is not known"),
+        ({"lables": [1]}, "`lables` is not a known field"),
     ],
 )
 def test_faults_of_a_workload_are_named(change: dict[str, Any], message: str) -> None:

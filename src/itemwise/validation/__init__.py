@@ -1,1 +1,1 @@
-"""The validation system: does a scorer, ours or another, score right?"""
+"""The validation system: does a server, ours or another, score correctly?"""

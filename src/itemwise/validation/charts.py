@@ -1,4 +1,4 @@
-"""The report's pictures, each with its finding as title and its data as a table."""
+"""The report's charts, each with its finding as the title and its data as a table."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from itemwise.validation.svg import (
 )
 
 RUNBOOK_BOUND = 0.02
-_FLOAT32_STEP = 2.0**-24  # of a number just below one
+_FLOAT32_STEP = 2.0**-24  # spacing of numbers just below 1
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture: the finding as title, SVG, and its data as a table."""
+    """A chart: its finding as the title, its SVG, and its data as a table."""
 
     name: str
     title: str
@@ -37,7 +37,7 @@ class Chart:
 
 
 def charts(results: dict[str, Json]) -> list[Chart]:
-    """Every picture that the results have data for."""
+    """Every chart that the results have data for."""
     makers: tuple[Callable[[dict[str, Json]], Chart | None], ...] = (
         isolation_chart,
         equivalence_chart,
@@ -56,10 +56,10 @@ def isolation_chart(results: dict[str, Json]) -> Chart | None:
     if not found:
         return None
     moved = [name for name, value in found if value > 0]
-    title = "No probe moved a score: every difference is exactly 0.0"
+    title = "No probe changed a score: every difference is exactly 0.0"
     if moved:
         worst = max(value for _, value in found)
-        title = f"{len(moved)} of {len(found)} probes moved scores, by up to {worst:.2g}"
+        title = f"{len(moved)} of {len(found)} probes changed scores, by up to {worst:.2g}"
     control = multi.get("negative_control", {}).get("max_abs_diff")
     bars = [*found, *([("leak on purpose", control)] if control is not None else [])]
 
@@ -85,15 +85,16 @@ def isolation_chart(results: dict[str, Json]) -> Chart | None:
     if control is not None:
         rows.append(("leak on purpose", f"{control:.3g}", "above 0"))
     note = (
-        "The threshold is the axis at zero; the dotted line is the last bit of a float32 near 1. "
-        "The orange bar is the negative control: a leak made on purpose, which the probe sees."
+        "The threshold is the axis at zero; the dotted line is the last bit of a float32 near "
+        "1. The orange bar is the negative control: a leak made on purpose, to show that the "
+        "probe detects one."
     )
     svg = draw_svg("isolation", draw, height=0.3 * len(bars) + 0.9)
     return Chart("isolation", title, svg, ("probe", "largest change", "threshold"), rows, note)
 
 
 def isolation_values(multi: Json) -> list[tuple[str, float]]:
-    """Largest change of an unchanged item by probe, of what was measured."""
+    """Largest change of an unchanged item, for each probe that was measured."""
     isolation = multi.get("isolation", {})
     found = [
         (name, isolation[f"{key}_mutation"]["max_abs_diff_unchanged"])
@@ -118,7 +119,7 @@ def equivalence_chart(results: dict[str, Json]) -> Chart | None:
         return None
     worst = aligned["max_abs_diff"]
     title = (
-        "Multi equals serial to the last bit once the delimiter is in the query"
+        "Multi equals serial to the last bit when the delimiter is in the query"
         if worst == 0
         else f"Multi differs from serial with the delimiter in the query by up to {worst:.2g}"
     )
@@ -142,8 +143,8 @@ def equivalence_chart(results: dict[str, Json]) -> Chart | None:
         plain["serial_scores"],
     )
     note = (
-        f"Without the delimiter the serial baseline scores another sequence; it differs by up to "
-        f"{plain['max_abs_diff']:.2g}, which is the delimiter's own effect."
+        "Without the delimiter the serial baseline scores a different sequence; the difference "
+        f"of up to {plain['max_abs_diff']:.2g} is the effect of the delimiter."
     )
     headings = ("item, label", "multi", "serial, delimiter in query", "serial, no delimiter")
     return Chart("equivalence", title, svg, headings, rows, note)
@@ -203,7 +204,7 @@ def error_chart(results: dict[str, Json]) -> Chart | None:
     mean = {name: parity[f"mean_abs_diff_{key}"] for name, key, _ in kinds}
     ours, torch = worst[0][1], worst[2][1]
     dtype = parity.get("server_dtype") or "unknown type"
-    title = f"The server ({dtype}) is off float32 by {ours:.2g}, PyTorch in bfloat16 by {torch:.2g}"
+    title = f"Error against float32: server ({dtype}) {ours:.2g}, PyTorch in bfloat16 {torch:.2g}"
 
     def draw(axes: Any) -> None:
         for place, (_, value, color) in enumerate(reversed(worst)):
@@ -224,17 +225,17 @@ def error_chart(results: dict[str, Json]) -> Chart | None:
 
     rows = [(name, f"{value:.3g}", f"{mean[name]:.3g}") for name, value, _ in worst]
     note = (
-        "Dashed: the runbook's bound of 0.02. The red bar is a control: what a server that is off "
-        "by one position would show."
+        "Dashed: the runbook's bound of 0.02. The red bar is a control: the error of a server "
+        "that is off by one position."
     )
     if worst[-1][1] <= RUNBOOK_BOUND:
-        note += " Here it is below the bound: on this model that check cannot see such a fault."
+        note += " Here it is below the bound: on this model the check cannot detect such a fault."
     svg = draw_svg("errors", draw, height=2.1)
     return Chart("errors", title, svg, ("what", "largest", "mean"), rows, note)
 
 
 def speedup_chart(results: dict[str, Json]) -> Chart | None:
-    """Speed-up over N against the own serial server, and against transformers."""
+    """Speed-up by N over the same server in serial mode, and over transformers."""
     found = results.get("multi_vs_serial", {}).get("performance") or {}
     counts = [int(count) for count in found]
     if not counts:
@@ -275,7 +276,7 @@ def speedup_chart(results: dict[str, Json]) -> Chart | None:
 
 
 def latency_chart(results: dict[str, Json]) -> Chart | None:
-    """Latency over N of both servers."""
+    """Latency by N of both servers."""
     measured = {
         name: {int(n): row for n, row in results.get(name, {}).get("performance", {}).items()}
         for name in ("multi", "serial")
@@ -287,7 +288,7 @@ def latency_chart(results: dict[str, Json]) -> Chart | None:
     multi = measured["multi"]
     top = max(multi)
     title = f"{top} items take {_seconds(multi[top]['p50_sec'])}"
-    title += f" ({multi[top]['items_per_sec_p50']:.3g} items a second)"
+    title += f" ({multi[top]['items_per_sec_p50']:.3g} items per second)"
 
     def draw(axes: Any) -> None:
         for name, color in (("multi", BLUE), ("serial", GREEN)):

@@ -18,10 +18,10 @@ class Check:
 
     Attributes:
         name: the runbook's name of it.
-        value: what was measured; None where nothing was.
-        bound: what it is held against.
-        relation: how.
-        note: why there is no value, or which bound was taken.
+        value: the measured value; None if there is none.
+        bound: the bound that the value must keep.
+        relation: between the value and the bound.
+        note: why there is no value, or which bound applies.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the value keeps the bound; false where nothing was measured."""
+        """Whether the value keeps the bound; false if nothing was measured."""
         if self.value is None or not math.isfinite(self.value):
             return False
         if self.relation == ">=":
@@ -40,7 +40,7 @@ class Check:
         return self.value == self.bound if self.relation == "==" else self.value <= self.bound
 
     def as_json(self) -> Json:
-        """The check in the JSON of `itemwise check`."""
+        """The check as JSON values, for `itemwise check`."""
         found: Json = {
             "pass": self.passed,
             "value": self.value,
@@ -53,8 +53,8 @@ class Check:
 def run_checks(multi_vs_serial: Json, parity: Json, *, strict: bool = False) -> list[Check]:
     """The five checks over the two results of `compare`.
 
-    A check whose value was not measured fails and says so. `strict` takes the bounds that Itemwise
-    asks of itself in place of the runbook's.
+    A check whose value was not measured fails and says so. `strict` uses Itemwise's own bounds
+    instead of the runbook's.
     """
     aligned, aligned_why = _number(
         multi_vs_serial, "equivalence_query_plus_delimiter", "max_abs_diff"
@@ -109,11 +109,11 @@ def _parity_check(parity: Json, strict: bool) -> Check:
 
 
 def _number(results: Json, *path: str) -> tuple[float | None, str | None]:
-    """The number at a path of keys; else None and why."""
+    """The number at a path of keys; otherwise None and the reason."""
     found: Any = results
     for key in path:
         if not isinstance(found, dict) or key not in found:
-            return None, f"not measured: no `{'.'.join(path)}` in the results"
+            return None, f"not measured: the results have no `{'.'.join(path)}`"
         found = found[key]
     if isinstance(found, bool) or not isinstance(found, int | float):
         return None, f"`{'.'.join(path)}` is {found!r}, expected a number"

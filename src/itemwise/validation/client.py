@@ -1,13 +1,13 @@
 """A client of scoring servers: Itemwise and SGLang (`/v1/score`), vLLM (`/generative_scoring`).
 
-The forms, as their sources have them:
+The formats, as in their sources:
 
 - SGLang: `ScoringRequest` and `ScoringResponse` in python/sglang/srt/entrypoints/openai/protocol.py
   and serving_score.py of sgl-project/sglang: `query items label_token_ids apply_softmax item_first
   model` in, `scores` [items][labels] out.
 - vLLM: vllm/entrypoints/openai/generative_scoring/serving.py of vllm-project/vllm, and "Generative
   Scoring" in its documentation (docs.vllm.ai, online serving): nearly the same request; `data` out,
-  with an `index` and one `score` per item, the probability of the first label alone.
+  with an `index` and one `score` per item, only the probability of the first label.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class ScoreClient:
     """Scores through one server's HTTP API, one request at a time.
 
     Args:
-        url: of the score call, or of the server alone.
-        model: the name that requests carry; None for none.
+        url: of the scoring endpoint, or of the server.
+        model: the model name in requests; None for none.
         dialect: `sglang` or `vllm`.
         api_key: sent as a bearer token.
-        timeout_s: most seconds from a request to the end of its answer.
+        timeout_s: maximum seconds from a request to the end of its answer.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ScoreClient:
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=timeout_s,
-            # Certificates take long to read, and proxies do not lead to this machine.
+            # Certificates are slow to load, and a proxy cannot reach this machine's own servers.
             verify=parts.scheme == "https",
             trust_env=parts.hostname not in _LOOPBACK,
         )
@@ -83,11 +83,12 @@ class ScoreClient:
         apply_softmax: bool = True,
         **more: Any,
     ) -> Scores:
-        """Scores as the server sent them, [items][labels]; with vLLM, of the first label alone.
+        """Scores as the server sent them, [items][labels]; with vLLM, of the first label only.
 
         Raises:
-            RequestRefusedError: the server does not take this request.
-            EndpointError: the server is lost, too slow, failing, or answers something else.
+            RequestRefusedError: the server refuses this request.
+            EndpointError: the server is unreachable, too slow or failing, or its answer has another
+                format.
         """
         body = {
             "query": list(query),
@@ -109,7 +110,7 @@ class ScoreClient:
         return [[float(score) for score in row] for row in scores]
 
     def info(self) -> Json | None:
-        """What the server says about itself, or None where it says nothing."""
+        """The server's description of itself, or None if it gives none."""
         for path in INFO_PATHS:
             try:
                 answer = self._http.get(self.root + path, timeout=INFO_TIMEOUT_S)
@@ -123,8 +124,8 @@ class ScoreClient:
     def _post(self, body: Json) -> Json:
         deadline = time.perf_counter() + self.timeout_s
         late = EndpointError(
-            f"{self.url} did not answer within {self.timeout_s:g} s; raise --timeout, or ask for "
-            "less with --item-counts"
+            f"{self.url} did not answer within {self.timeout_s:g} s; raise --timeout, or use "
+            "fewer items with --item-counts"
         )
         content = bytearray()
         try:
@@ -141,8 +142,8 @@ class ScoreClient:
             ) from error
         except httpx.HTTPError as error:
             raise EndpointError(
-                f"{self.url} was lost during a request ({error or type(error).__name__}); the "
-                "server's log may say why"
+                f"the connection to {self.url} was lost during a request "
+                f"({error or type(error).__name__}); the server's log may say why"
             ) from error
         return self._read(response.status_code, bytes(content))
 
@@ -172,7 +173,7 @@ class ScoreClient:
 
 
 def _vllm_scores(answer: Json) -> Any:
-    """Rows of one score in the order of the items; None where the answer has another form."""
+    """Rows of one score in the order of the items; None if the answer has another format."""
     data = answer.get("data")
     if not (isinstance(data, list) and all(isinstance(one, dict) for one in data)):
         return None
@@ -196,7 +197,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _reason(answer: Any) -> tuple[str | None, str | None]:
-    """The stable code and the text of an error body, in OpenAI's form or SGLang's."""
+    """The stable code and the text of an error body, in OpenAI's format or SGLang's."""
     if not isinstance(answer, dict):
         return None, None
     inner = answer.get("error")

@@ -14,16 +14,16 @@ from itemwise.validation.files import Json
 from itemwise.validation.measures import Scores, abs_diffs, average, largest, max_abs_diff
 from itemwise.validation.torch_parity import Asked, Reference, torch_reference
 
-TIMED_COUNT = 32  # the number of items whose speed in transformers is measured
+TIMED_COUNT = 32  # number of items for the timing of transformers
 
 
 def compare_multi_serial(multi: Json, serial: Json) -> Json:
     """The JSON of multi against serial, from two results of `evaluate`.
 
-    What is missing from one of them, because its run ended early, is missing here too.
+    A part that one of them lacks, because its run ended early, is also missing here.
 
     Raises:
-        ResultsError: they are not of one workload, or have no scores.
+        ResultsError: they have different workloads or no scores.
     """
     _check_pair(multi, serial)
     alike, serial_isolation = multi["isolation"], serial["isolation"]
@@ -63,24 +63,25 @@ def _check_pair(multi: Json, serial: Json) -> None:
     for name, results in (("multi", multi), ("serial", serial)):
         if results.get("mode") != name:
             raise ResultsError(
-                f"the {name} results have mode {results.get('mode')!r}, expected {name!r}: give "
-                f"what `itemwise evaluate --mode {name}` wrote"
+                f"the {name} results have mode {results.get('mode')!r}, expected {name!r}: use "
+                f"the file that `itemwise evaluate --mode {name}` wrote"
             )
         if "base_scores" not in results.get("isolation", {}):
             raise ResultsError(
                 f"the {name} results have no scores; the evaluation ended with: "
-                f"{results.get('error') or 'no error told'}"
+                f"{results.get('error') or 'no error recorded'}"
             )
     for name in ("labels", "delimiter", "apply_softmax"):
         if multi.get(name) != serial.get(name):
             raise ResultsError(
-                f"`{name}` is {multi.get(name)} in the multi and {serial.get(name)} in the serial "
-                "results, expected the same: evaluate both with one workload"
+                f"`{name}` is {multi.get(name)} in the multi and {serial.get(name)} in the "
+                "serial results, expected the same: evaluate both with the same workload"
             )
     for name in ("query_ids", "item_ids"):
         if multi["isolation"].get(name) != serial["isolation"].get(name):
             raise ResultsError(
-                f"`{name}` differ between multi and serial results: evaluate both with one workload"
+                f"`{name}` differ between the multi and serial results: evaluate both with the "
+                "same workload"
             )
 
 
@@ -131,17 +132,17 @@ def compare_with_torch(
         multi: results of `evaluate` in multi mode.
         serial: results of `evaluate` in serial mode.
         torch_model: folder or Hub id of the checkpoint; None for the model that was evaluated.
-        on_progress: told about loading and rounds.
+        on_progress: called during loading and rounds.
 
     Raises:
-        ResultsError: the results do not go together.
+        ResultsError: the results do not match.
         ConfigError: torch is missing, no model is named, or it does not fit into memory.
-        CheckpointError: the checkpoint cannot be had.
+        CheckpointError: the checkpoint cannot be found or read.
     """
     _check_pair(multi, serial)
     name = torch_model or multi["model"]
     if not name:
-        raise ConfigError("the results name no model; give its checkpoint with --torch-model")
+        raise ConfigError("the results do not name a model; give its checkpoint with --torch-model")
     folder = locate(name)
     asked = _asked(multi)
     wide = torch_reference(folder, "float32", asked, on_progress)
@@ -165,7 +166,7 @@ def _asked(multi: Json) -> Asked:
 
 
 def parity(multi: Json, serial: Json, wide: Reference, narrow: Reference) -> Json:
-    """The JSON of parity, from what PyTorch scored in float32 (`wide`) and bfloat16 (`narrow`)."""
+    """The JSON of parity, from PyTorch's scores in float32 (`wide`) and bfloat16 (`narrow`)."""
     isolation = multi["isolation"]
     jax_multi, jax_serial = isolation["base_scores"], serial["isolation"]["base_scores"]
     wide, narrow = (_of_labels(reference, len(jax_multi[0])) for reference in (wide, narrow))
@@ -202,7 +203,7 @@ def parity(multi: Json, serial: Json, wide: Reference, narrow: Reference) -> Jso
 
 
 def _of_labels(reference: Reference, count: int) -> Reference:
-    """A reference with the first labels alone: some servers score no more than the first."""
+    """The reference for the labels that a server scores: some score only the first."""
     serial, multi_semantic, shifted = (
         [row[:count] for row in scores]
         for scores in (reference.serial, reference.multi_semantic, reference.shifted)

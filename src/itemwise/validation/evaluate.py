@@ -1,4 +1,4 @@
-"""Isolation and speed of one endpoint, through its HTTP API alone."""
+"""Isolation and speed of one endpoint, through its HTTP API only."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Amount:
     """How much is measured.
 
     Attributes:
-        item_counts: numbers of items whose speed is measured.
+        item_counts: numbers of items to time.
         rounds: timed requests per number of items.
-        warmup: requests before them that are not timed.
-        sweep: sizes beyond the workload's: `none`, `quick` or `full`.
+        warmup: requests before the timed ones.
+        sweep: further sizes than the workload's: `none`, `quick` or `full`.
     """
 
     item_counts: tuple[int, ...] = ITEM_COUNTS
@@ -70,26 +70,26 @@ def evaluate(
 ) -> Json:
     """Measures an endpoint and returns the JSON of `itemwise evaluate`.
 
-    In multi mode all items go in one request; in serial mode each goes in a request of its own.
+    In multi mode all items go in one request; in serial mode each goes in its own request.
 
     Args:
         client: of the endpoint.
         mode: `multi` or `serial`.
         workload: what is scored.
-        amount: how much is measured.
-        output: file that the results are written to after each stage; `complete` is false in it,
-            and `error` says why, until all is done.
-        on_progress: told about stages and rounds, as (what, done, total).
+        amount: how much to measure.
+        output: file for the results, rewritten after each stage; until the end its `complete` is
+            false and its `error` says why.
+        on_progress: called with (what, done, total) at stages and rounds.
 
     Raises:
-        EndpointError: the server is lost, too slow, failing, or refuses the workload.
+        EndpointError: the server is unreachable, too slow or failing, or refuses the workload.
         ResultsError: the file cannot be written.
     """
     return _Evaluation(client, mode, workload, amount or Amount(), output, on_progress).run()
 
 
 class _Evaluation:
-    """One evaluation: its results so far, and how to score."""
+    """One evaluation: its results so far, and its way of scoring."""
 
     def __init__(
         self,
@@ -98,10 +98,10 @@ class _Evaluation:
         workload: Workload,
         amount: Amount,
         output: Path | None,
-        told: ProgressFn,
+        on_progress: ProgressFn,
     ) -> None:
         self.client, self.mode, self.workload = client, mode, workload
-        self.amount, self.output, self.told = amount, output, told
+        self.amount, self.output, self.on_progress = amount, output, on_progress
         self.base: Scores = []
         self.results: Json = {
             "mode": mode,
@@ -120,11 +120,11 @@ class _Evaluation:
         }
 
     def run(self) -> Json:
-        """Runs the stages in order; what was measured is kept whatever happens."""
+        """Runs the stages in order; keeps finished measurements whatever happens."""
         stages = self._stages()
         try:
             for done, (name, stage) in enumerate(stages):
-                self.told(f"{self.mode}: stages", done, len(stages))
+                self.on_progress(f"{self.mode}: stages", done, len(stages))
                 self.results["stage"] = name
                 stage()
                 self._save()
@@ -135,7 +135,7 @@ class _Evaluation:
         del self.results["stage"]
         self.results["complete"] = True
         self._save()
-        self.told(f"{self.mode}: stages", len(stages), len(stages))
+        self.on_progress(f"{self.mode}: stages", len(stages), len(stages))
         return self.results
 
     def _stages(self) -> list[tuple[str, Callable[[], None]]]:
@@ -158,7 +158,7 @@ class _Evaluation:
             write_json(self.output, self.results)
 
     def score(self, items: Sequence[Ids], query: Ids | None = None, **more: Any) -> Scores:
-        """Scores of items: in one request, or in one each."""
+        """Scores of items: in one request, or in one request each."""
         batches = [items] if self.mode == "multi" else [[item] for item in items]
         found: Scores = []
         for batch in batches:
@@ -178,7 +178,7 @@ class _Evaluation:
         self.results["notes"] = self._notes(itemwise_engine(info))
 
     def _notes(self, engine: Json | None) -> list[str]:
-        """What in the server's settings does not go with this mode, as far as it tells them."""
+        """Notes on reported server settings that do not suit this mode."""
         if engine is None:
             return []
         actual = engine["engine_config"].get("multi_item_scoring_delimiter")
@@ -228,7 +228,9 @@ class _Evaluation:
         self.results["negative_control"] = probes.negative_control(self.score, self.workload)
 
     def _sweeps(self) -> None:
-        self.results["sweeps"] = run_sweeps(self.score, self.workload, self.amount.sweep, self.told)
+        self.results["sweeps"] = run_sweeps(
+            self.score, self.workload, self.amount.sweep, self.on_progress
+        )
 
     def _speed(self, count: int) -> None:
         performance = self.results.setdefault("performance", {})
@@ -241,7 +243,7 @@ class _Evaluation:
                 self.score(items)
                 if number >= self.amount.warmup:
                     latencies.append(time.perf_counter() - start)
-                self.told(f"{self.mode}: rounds, N={count}", number + 1, total)
+                self.on_progress(f"{self.mode}: rounds, N={count}", number + 1, total)
         except RequestRefusedError as error:
             self.results.setdefault("performance_refused", {})[str(count)] = str(error)
             return
@@ -249,13 +251,13 @@ class _Evaluation:
 
 
 def itemwise_engine(info: Json | None) -> Json | None:
-    """The engine's part of `/server_info` where the server is Itemwise, else None."""
+    """The engine's part of `/server_info` if the server is Itemwise, else None."""
     engine = (info or {}).get("engine")
     return engine if isinstance(engine, dict) and "engine_config" in engine else None
 
 
 def server_dtype(info: Json | None) -> str | None:
-    """The type that the server computes in, where it says so."""
+    """The type that the server computes in, if it reports one."""
     engine = itemwise_engine(info)
     found = (engine or info or {}).get("dtype")
     return found if found in ("float32", "bfloat16", "float16") else None

@@ -1,4 +1,4 @@
-"""Files of results: JSON in, JSON out, whole or not at all."""
+"""Files of results: reads and writes JSON, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_json(path: Path) -> Json:
     """The object in a JSON file.
 
     Raises:
-        ResultsError: the file is missing, is not JSON, or holds no object.
+        ResultsError: the file is missing, is not JSON, or is not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -25,12 +25,12 @@ def read_json(path: Path) -> Json:
     except ValueError as error:
         raise ResultsError(f"`{path}` is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ResultsError(f"`{path}` holds a {type(content).__name__}, expected a JSON object")
+        raise ResultsError(f"`{path}` is a JSON {type(content).__name__}, expected an object")
     return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file through a draft beside it, so that a reader never sees half of one.
+    """Writes a JSON file through a temporary file, so that a reader never sees a partial one.
 
     Raises:
         ResultsError: the file cannot be written.

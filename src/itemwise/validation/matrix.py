@@ -1,4 +1,4 @@
-"""Several models, one table."""
+"""One table for several models."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ def run_matrix(
     api_key: str | None = None,
     on_progress: ProgressFn = silent,
 ) -> Json:
-    """Validates models one after the other and returns `matrix.json`; goes on past a failing one.
+    """Validates models one by one and returns `matrix.json`; continues after a failing one.
 
-    A model whose folder already holds a complete result of the same settings is not run again.
+    A model whose folder has a complete result with the same settings is not run again.
 
     Args:
         models: folders or Hub ids.
         settings: of each validation.
         folder: for `matrix.json`, `matrix.md` and a folder per model.
-        fresh: run all again.
-        api_key: that the servers are to ask for.
-        on_progress: told about all long work.
+        fresh: run all models again.
+        api_key: that the servers require.
+        on_progress: called during long work.
 
     Raises:
-        ResultsError: the folder cannot be written, or two models have one name.
+        ResultsError: the folder cannot be written, or two models have the same name.
     """
     names = [slug(model) for model in models]
     if len(set(names)) < len(names):
-        raise ResultsError(f"two models have one name: {', '.join(names)}; rename a folder")
+        raise ResultsError(f"two models have the same name: {', '.join(names)}; rename a folder")
     matrix: Json = {"complete": False, "environment": environment(), "rows": []}
     for done, (model, name) in enumerate(zip(models, names, strict=True)):
         on_progress("models", done, len(models))
@@ -75,13 +75,15 @@ def _row_of(
     folder: Path,
     fresh: bool,
     api_key: str | None,
-    told: ProgressFn,
+    on_progress: ProgressFn,
 ) -> Json:
     kept = None if fresh else _finished(folder, settings)
     try:
-        result = kept or validate(model, settings, folder=folder, api_key=api_key, on_progress=told)
+        result = kept or validate(
+            model, settings, folder=folder, api_key=api_key, on_progress=on_progress
+        )
         return row(result, folder)
-    except Exception as error:  # whatever one model came up with, the others get their turn
+    except Exception as error:  # whatever happened to one model, the others get their turn
         text = (
             str(error) if isinstance(error, ItemwiseError) else f"{type(error).__name__}: {error}"
         )
@@ -132,7 +134,7 @@ def row(result: Json, folder: Path) -> Json:
 
 
 def cells(found: Json) -> list[str]:
-    """A row's cells as text; a failed model's have its error in the last one."""
+    """A row's cells as text; those of a failed model have its error in the last one."""
     texts = [_cell(found.get(key), key) for key, _ in COLUMNS]
     if "error" in found:
         texts[-1] = f"failed: {found['error'].splitlines()[0][:160]}"

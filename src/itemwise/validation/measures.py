@@ -12,14 +12,14 @@ Scores = list[list[float]]  # [items][labels]
 
 
 def abs_diffs(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Scores:
-    """|a - b|, number by number, for as many labels as both have."""
+    """|a - b| for each number, for the labels that both have."""
     if len(a) != len(b):
         raise ValueError(f"`a` has {len(a)} items, `b` has {len(b)}, expected equally many")
     return [[abs(x - y) for x, y in zip(p, q, strict=False)] for p, q in zip(a, b, strict=True)]
 
 
 def largest(diffs: Iterable[Iterable[float]]) -> float:
-    """The largest number; NaN if there is one, 0.0 if there is none at all."""
+    """The largest number; NaN if any number is NaN, 0.0 if there are no numbers."""
     numbers = [number for row in diffs for number in row]
     if any(math.isnan(number) for number in numbers):
         return math.nan
@@ -27,7 +27,7 @@ def largest(diffs: Iterable[Iterable[float]]) -> float:
 
 
 def average(diffs: Iterable[Iterable[float]]) -> float:
-    """The mean over all numbers, 0.0 if there is none."""
+    """The mean of all numbers, 0.0 if there are none."""
     numbers = [number for row in diffs for number in row]
     return math.fsum(numbers) / len(numbers) if numbers else 0.0
 
@@ -38,7 +38,7 @@ def max_abs_diff(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> 
 
 
 def speed(latencies_s: Sequence[float], num_items: int) -> dict[str, Any]:
-    """What is reported of the latencies of one number of items."""
+    """The reported statistics of the latencies of one number of items."""
     p50, p95 = map(float, np.percentile(latencies_s, (50, 95)))
     return {
         "latencies_sec": list(latencies_s),

@@ -1,7 +1,7 @@
-"""Isolation probes: change the company of an item and see whether its score moves.
+"""Isolation probes: change the other items of a request and see whether an item's score changes.
 
 Every probe takes `score`, which scores a list of items against the workload's query, and returns
-JSON values: `what` was done, `max_abs_diff`, and `pass`, true only for a difference of 0.0.
+JSON values: `what` it does, `max_abs_diff`, and `pass`, true only for a difference of 0.0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHUNK_SIZES = (0, 1, 2, 32)
 
 
 class Score(Protocol):
-    """Scores items against the workload's query, or another one."""
+    """Scores items against the workload's query, or another query."""
 
     def __call__(self, items: Sequence[Ids], query: Ids | None = None, **more: Any) -> Scores:
         """Scores [items][labels]."""
@@ -27,7 +27,7 @@ class Score(Protocol):
 
 
 def mutation(score: Score, workload: Workload, base: Scores, item: Ids) -> Json:
-    """One item becomes another; the scores of the others are compared with what they were."""
+    """Replaces one item; compares the scores of the other items with those before."""
     scores = score(workload.with_item(item))
     index = workload.mutated_index
     kept = [i for i in range(len(base)) if i != index]
@@ -44,7 +44,7 @@ def mutation(score: Score, workload: Workload, base: Scores, item: Ids) -> Json:
 
 
 def order(score: Score, workload: Workload, base: Scores) -> Json:
-    """The items reversed, and rotated by two."""
+    """The items in reverse order, and rotated by two."""
     count = len(base)
     orders = {"reversed": [*range(count)][::-1], "rotated": [(i + 2) % count for i in range(count)]}
     found = {
@@ -75,7 +75,7 @@ def added(score: Score, workload: Workload, base: Scores) -> Json:
 
 
 def duplicates(score: Score, workload: Workload, base: Scores) -> Json:
-    """One item many times over: all scores equal what it had among the others."""
+    """One item many times: every copy must score as it did among the others."""
     scores = score([workload.items[0]] * DUPLICATES)
     found = {f"copy {i}": max_abs_diff([row], [base[0]]) for i, row in enumerate(scores)}
     return _probe(f"One item {DUPLICATES} times in one request", found)
@@ -88,7 +88,7 @@ def repeated(score: Score, workload: Workload, base: Scores) -> Json:
 
 
 def chunk_sizes(score: Score, workload: Workload, base: Scores) -> Json:
-    """Other chunk sizes, each also with the mutated item, as the request field `chunk_size`."""
+    """Other values of the request field `chunk_size`, each also with the mutated item."""
     index = workload.mutated_index
     mutated = workload.with_item(workload.changed_length_item)
     found = {}
@@ -102,15 +102,15 @@ def chunk_sizes(score: Score, workload: Workload, base: Scores) -> Json:
 
 
 def not_measured(why: str) -> Json:
-    """In place of a probe that this server cannot be asked for."""
+    """The result of a probe that this server does not support."""
     return {"what": why, "max_abs_diff": None, "pass": None, "not_measured": why}
 
 
 def negative_control(score: Score, workload: Workload) -> Json:
-    """Whether the probes could see a leak: a leak is made on purpose, through the same server.
+    """Whether the probes would detect a leak: makes one on purpose, through the same server.
 
     Each item after the mutated one is scored with the items before it put into its query, as in a
-    packed sequence without a mask; then again with the mutated item there.
+    packed sequence without a mask; then again with the mutated item in its place.
     """
     scores = []
     for item in (workload.items[workload.mutated_index], workload.same_length_item):

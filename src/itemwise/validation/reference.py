@@ -1,8 +1,8 @@
-"""What PyTorch and transformers score: the truth to compare with, and the speed to beat.
+"""Scores of PyTorch and transformers: the reference for scores and the speed to beat.
 
-`torch_scores` is the meaning: one full forward per item, nothing shared. `PackedTorch` is the
-fastest way that transformers has on its own: the query's keys and values are kept, and many items
-go through one forward under a mask. Only this module knows torch; it is imported inside functions.
+`torch_scores` is the definition: one full forward per item, nothing shared. `PackedTorch` is the
+fastest method of transformers itself: it computes the query's keys and values once and puts many
+items through one forward under a mask. torch is imported inside functions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TorchDType = Literal["bfloat16", "float32"]
 
 
 class TorchLogits(NamedTuple):
-    """What is read at the last token of each item, in float32 whatever the model's type.
+    """Values at the last token of each item, in float32 whatever the model's type.
 
     Attributes:
         labels: [items, labels], logits of the labels.
@@ -40,7 +40,7 @@ class TorchLogits(NamedTuple):
 def load_torch(folder: Path, dtype: TorchDType) -> Any:
     """The checkpoint as a transformers model on the CPU, ready to evaluate.
 
-    Only safetensors is read, and no code of the checkpoint runs.
+    Reads only safetensors, and runs no code of the checkpoint.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -70,7 +70,7 @@ def torch_label_logits(
         query_ids: token ids all items share.
         items_ids: token ids of each item; an empty one is read at the query's end.
         labels: token ids whose logits are read.
-        item_shift: added to the items' positions, to see what a wrong position would do.
+        item_shift: added to the items' positions, to show the effect of a wrong position.
     """
     import torch
 
@@ -80,7 +80,7 @@ def torch_label_logits(
             tokens = torch.tensor([[*query_ids, *item]])
             positions = torch.arange(tokens.shape[1])[None]
             positions[:, len(query_ids) :] += item_shift
-            # Without a mask, transformers takes a gap in the positions for the start of another
+            # Without a mask, transformers treats a gap in the positions as the start of another
             # sequence, which would not see the query.
             mask = torch.ones_like(tokens) if item_shift else None
             out = model(
@@ -131,7 +131,7 @@ class _Chunk(NamedTuple):
         tokens: [1, T].
         positions: [1, T].
         mask: [1, 1, T, prefix + T], 0 where a token is seen, the lowest number where not.
-        last: [items], the place of each item's last token.
+        last: [items], the index of each item's last token.
     """
 
     tokens: Any
@@ -146,7 +146,7 @@ class PackedTorch:
     Args:
         model: from `load_torch`.
         query_ids: token ids all items share.
-        chunk_size: items of a forward.
+        chunk_size: items per forward.
     """
 
     def __init__(self, model: Any, query_ids: Sequence[int], chunk_size: int = 64) -> None:
@@ -199,7 +199,7 @@ class PackedTorch:
             past_key_values=self._cache,
             use_cache=True,
         )
-        # Holds the query alone again.
+        # Keeps only the query again.
         self._cache.crop(len(self._query) - self._cache.get_seq_length())
         return out.last_hidden_state[0, chunk.last]
 
@@ -225,6 +225,6 @@ class PackedTorch:
         )
 
     def _rows(self, items: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], int]]:
-        """Tokens of each item and their first position; an empty one runs the query's end again."""
+        """Tokens and first position of each item; an empty one repeats the query's last token."""
         for item in items:
             yield (item, len(self._query)) if item else (self._query[-1:], len(self._query) - 1)

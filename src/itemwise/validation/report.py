@@ -28,12 +28,12 @@ WHAT_FILES_HOLD = {
 
 
 def write_report(folder: Path, result: Json, results: dict[str, Json]) -> None:
-    """Writes `summary.md` and `index.html` of whatever was measured.
+    """Writes `summary.md` and `index.html` from everything that was measured.
 
     Args:
         folder: of the report.
         result: of `validate`.
-        results: JSON of `multi`, `serial`, `multi_vs_serial` and `parity`, as far as they are.
+        results: JSON of `multi`, `serial`, `multi_vs_serial` and `parity`, as far as they exist.
 
     Raises:
         ResultsError: a file cannot be written.
@@ -72,7 +72,7 @@ def summary(folder: Path, result: Json, results: dict[str, Json]) -> str:
     lines += [f"**{verdict(result)}**", "", *verdict_lines(result), ""]
     rows = check_rows(result)
     if rows:
-        head = ("check", "measured", "the runbook asks", "", "Itemwise asks", "")
+        head = ("check", "measured", "runbook's bound", "", "Itemwise's bound", "")
         cells = [
             (
                 r["title"],
@@ -89,7 +89,7 @@ def summary(folder: Path, result: Json, results: dict[str, Json]) -> str:
     probes = _probe_rows(results.get("multi", {}))
     if probes:
         found = [(p["what"], p["cases"], p["value"], p["verdict"]) for p in probes]
-        headings = ("what was done", "cases", "largest change", "")
+        headings = ("probe", "cases", "largest change", "")
         lines += ["## Further isolation probes", "", *markdown_table(headings, found), ""]
     for chart in charts(results):
         if chart.name in ("speedup", "latency", "errors"):
@@ -107,7 +107,7 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> li
 
 
 def verdict(result: Json) -> str:
-    """One sentence."""
+    """The verdict in one sentence."""
     if not result["complete"]:
         return "Not complete"
     if result["all_pass"]:
@@ -116,7 +116,7 @@ def verdict(result: Json) -> str:
 
 
 def verdict_lines(result: Json) -> list[str]:
-    """What the verdict rests on."""
+    """The reasons for the verdict."""
     if not result["complete"]:
         return [f"Ended early: {result['error'] or 'still running'}"]
     failed = [name for name, check in result["checks"].items() if not check["pass"]]
@@ -127,13 +127,13 @@ def verdict_lines(result: Json) -> list[str]:
     ]
     lines = []
     if failed:
-        lines.append(f"Checks that fail: {', '.join(failed)}.")
+        lines.append(f"Failed checks: {', '.join(failed)}.")
     if not result["probes_pass"]:
-        lines.append("A further probe moved a score, or the control could not see a leak.")
+        lines.append("A further probe changed a score, or the control did not detect a leak.")
     lines.append(
-        "Itemwise's own, stricter bounds hold too."
+        "Itemwise's own, stricter bounds are met, too."
         if not strict
-        else f"Itemwise's own, stricter bounds do not hold for: {', '.join(strict)}."
+        else f"Itemwise's own, stricter bounds are not met for: {', '.join(strict)}."
     )
     return lines
 
@@ -197,7 +197,7 @@ def _probe_rows(multi: Json) -> list[dict[str, str]]:
                 "what": f"{control['what']} (negative control)",
                 "cases": "1",
                 "value": _value(control["max_abs_diff"]),
-                "verdict": "seen, as it should be" if seen else "NOT SEEN",
+                "verdict": "detected, as it should be" if seen else "NOT DETECTED",
                 "css": "pass" if seen else "fail",
             }
         )
@@ -229,7 +229,7 @@ def _facts(result: Json, results: dict[str, Json]) -> list[tuple[str, str]]:
         ("model", result["model"]),
         ("type", str(multi.get("server_dtype") or settings["dtype"])),
         ("workload", result["workload"]),
-        ("chunk size", f"{settings['chunk_size']} (0: no bound)"),
+        ("chunk size", f"{settings['chunk_size']} (0: no limit)"),
         ("items of a request", _listed(amount["item_counts"])),
         ("with the serial server", _listed(settings["serial_item_counts"])),
         ("rounds", f"{amount['rounds']} timed after {amount['warmup']} for warm-up"),
@@ -257,6 +257,9 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def _files(folder: Path, result: Json) -> list[tuple[str, str]]:
     named = [(str(result["files"][key]), text) for key, text in WHAT_FILES_HOLD.items()]
-    named += [("validation.json", "verdict, settings, commands"), (SUMMARY_FILE, "this, in short")]
+    named += [
+        ("validation.json", "verdict, settings, commands"),
+        (SUMMARY_FILE, "this report as Markdown"),
+    ]
     named += [(f"{mode}-server.log", f"log of the {mode} server") for mode in ("multi", "serial")]
     return [(name, text) for name, text in named if (folder / name).exists()]

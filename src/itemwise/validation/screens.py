@@ -1,4 +1,4 @@
-"""What the commands print on a terminal."""
+"""The terminal output of the commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def print_json(content: Json) -> None:
 
 
 def print_evaluation(results: Json, path: Path) -> None:
-    """Isolation and speed, shortly."""
+    """A summary of isolation and speed."""
     rows = [(name, _number(value)) for name, value in isolation_values(results)]
     control = results.get("negative_control")
     if control:
@@ -70,7 +70,7 @@ def print_comparison(both: Json, parity: Json | None) -> None:
 
 
 def print_checks(checks: Sequence[Check]) -> None:
-    """The five checks and the verdict, one a line."""
+    """The five checks and the verdict, one per line."""
     for check in checks:
         value = "not measured" if check.value is None else _number(check.value)
         word = "pass" if check.passed else "FAIL"
@@ -80,7 +80,7 @@ def print_checks(checks: Sequence[Check]) -> None:
 
 
 def print_validation(result: Json) -> None:
-    """The checks, the verdict, and where the report lies."""
+    """The checks, the verdict, and the path of the report."""
     rows = [
         (
             row["title"],
@@ -99,7 +99,7 @@ def print_validation(result: Json) -> None:
 
 def print_matrix(matrix: Json, folder: Path) -> None:
     """The table of all models."""
-    # A column per model: the other way round is too wide for a terminal.
+    # One column per model: one row per model would be too wide for a terminal.
     columns = [[*cells(row)[:-1], row.get("verdict", "failed")] for row in matrix["rows"]]
     names, *rows = zip([title for _, title in COLUMNS], *columns, strict=True)
     _print_table("", names, rows)

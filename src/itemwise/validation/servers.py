@@ -26,21 +26,21 @@ _POLL_S = 0.2
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on at the moment."""
+    """A port of the loopback address that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class ChildServer:
-    """A server in a child process of its own group, used as a context manager.
+    """A server in a child process with its own process group, used as a context manager.
 
     Args:
         arguments: of `python -m itemwise`, without host and port.
         log: file for its output.
         port: to listen on.
-        health_timeout_s: most seconds until `GET /health` answers 200.
-        api_key: that the server is to ask for.
+        health_timeout_s: maximum seconds until `GET /health` answers 200.
+        api_key: that the server requires.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class ChildServer:
 
     @property
     def shown_command(self) -> str:
-        """The command as one would type it."""
+        """The command as a user would type it."""
         return shlex.join(["python", *self.command[1:]])
 
     def __enter__(self) -> ChildServer:
         environment = dict(os.environ)
-        # Settings of the caller's own server are not meant for this one.
+        # Settings of the user's own server are not for this one.
         for name in [name for name in environment if name.startswith("ITEMWISE_")]:
             del environment[name]
         if self._api_key is not None:
@@ -80,7 +80,7 @@ class ChildServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,  # so that Ctrl-C reaches us alone, and we end the group
+                start_new_session=True,  # so that Ctrl-C reaches only us, and we end the group
             )
         return self
 
@@ -91,12 +91,13 @@ class ChildServer:
         """Returns once `GET /health` answers 200.
 
         Raises:
-            EndpointError: the process ended, or the time is up; the message ends with its log.
+            EndpointError: the process ended, or time is up; the message includes the end of its
+                log.
         """
         assert self._process is not None
         start = time.monotonic()
         limit = int(self._health_timeout_s)
-        told = -1
+        reported = -1
         with httpx.Client(verify=False, trust_env=False, timeout=5) as client:
             while True:
                 status = self._process.poll()
@@ -114,9 +115,9 @@ class ChildServer:
                         f"the server was not healthy after {self._health_timeout_s:g} s; raise "
                         f"--health-timeout. Its log, {self.log}, ends:\n{self.tail()}"
                     )
-                if int(waited) != told:
-                    told = int(waited)
-                    on_progress("server start, seconds", told, limit)
+                if int(waited) != reported:
+                    reported = int(waited)
+                    on_progress("server start, seconds", reported, limit)
                 time.sleep(_POLL_S)
 
     def stop(self) -> None:
@@ -129,7 +130,7 @@ class ChildServer:
             process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             pass
-        finally:  # also where a second Ctrl-C cuts the wait short
+        finally:  # also if a second Ctrl-C interrupts the wait
             _signal_group(process, signal.SIGKILL)
             process.wait()
 
@@ -148,7 +149,7 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
 
 
 class _Terminated(SystemExit):
-    """Ends the process with a status, and says why in files of results."""
+    """Ends the process with an exit status and, in result files, a reason."""
 
     def __str__(self) -> str:
         return "ended by SIGTERM"

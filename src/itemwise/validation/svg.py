@@ -1,4 +1,4 @@
-"""Drawing with matplotlib: pictures as SVG that takes its text colour from the page."""
+"""Drawing with matplotlib: charts as SVG that takes its text colour from the page."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def log2_axis(axes: Any, counts: Sequence[int]) -> None:
 
 
 def log_odds(scores: Any) -> list[float]:
-    """Log-odds of all numbers of [items][labels], which spreads out what is near 0 and near 1."""
+    """Log-odds of all numbers of [items][labels], which spread out values near 0 and 1."""
     numbers = [min(max(float(score), 1e-9), 1 - 1e-9) for row in scores for score in row]
     return [math.log(number / (1 - number)) for number in numbers]
 
 
 def draw_svg(name: str, draw: Callable[[Any], None], height: float = 3.1) -> str:
-    """An SVG of some width, transparent, its ink in `currentColor`."""
+    """A transparent SVG of fixed width, with lines and text in `currentColor`."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     style: Any = {
-        "svg.hashsalt": name,  # ids are the same in every run, and differ between pictures
+        "svg.hashsalt": name,  # ids are the same in every run, and differ between charts
         "svg.fonttype": "path",
         "font.size": 10,
         "text.color": INK,
@@ -84,7 +84,7 @@ def draw_svg(name: str, draw: Callable[[Any], None], height: float = 3.1) -> str
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for start in ('id="', 'href="#', "url(#"):  # one page holds several pictures
+    for start in ('id="', 'href="#', "url(#"):  # one page contains several charts
         text = text.replace(start, f"{start}{name}-")
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)

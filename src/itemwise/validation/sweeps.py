@@ -46,7 +46,7 @@ class Case:
 
 
 def cases(sweep: Sweep, workload: Workload) -> list[Case]:
-    """The cases of a sweep; what is not varied keeps the workload's size."""
+    """The cases of a sweep; sizes that it does not vary are the workload's."""
     found = []
     for varied, sizes in SIZES[sweep].items():
         for size in sizes:
@@ -59,22 +59,22 @@ def cases(sweep: Sweep, workload: Workload) -> list[Case]:
     return found
 
 
-def run_sweeps(score: Score, workload: Workload, sweep: Sweep, told: ProgressFn) -> Json:
-    """Runs the cases; one that the server refuses is noted with its reason and counts as neither.
+def run_sweeps(score: Score, workload: Workload, sweep: Sweep, on_progress: ProgressFn) -> Json:
+    """Runs the cases; one that the server refuses is recorded with the reason, not as pass or fail.
 
     Raises:
-        EndpointError: the server is lost, too slow or failing.
+        EndpointError: the server is unreachable, too slow or failing.
     """
     todo = cases(sweep, workload)
     rows = []
     for done, case in enumerate(todo, 1):
         rows.append(_run(score, workload, case))
-        told("sweeps", done, len(todo))
+        on_progress("sweeps", done, len(todo))
     diffs = [row["max_abs_diff_alone"] for row in rows if "max_abs_diff_alone" in row]
     worst = max(diffs, default=None)
     return {
         "sweep": sweep,
-        "what": "Seeded items of other numbers and lengths: together, and alone",
+        "what": "Seeded items in other numbers and lengths: together and alone",
         "cases": rows,
         "max_abs_diff": worst,
         "pass": None if worst is None else worst == 0.0,

@@ -1,4 +1,4 @@
-"""What PyTorch and transformers score and how long they take, on the workload of a validation."""
+"""Scores and times of PyTorch and transformers on the workload of a validation."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ OVERHEAD_BYTES = GIB // 2
 
 @dataclass(frozen=True)
 class Reference:
-    """What PyTorch scored, [items][labels] each.
+    """Scores of PyTorch, [items][labels] each.
 
     Attributes:
         dtype: type of weights and activations.
         serial: `query + item`.
         multi_semantic: `query + delimiter + item`, what a multi-item server scores.
-        shifted: `query + item` with the item one position too far: what a wrong position shows.
+        shifted: `query + item` with the item one position too far, to show the effect of a wrong
+            position.
         latencies: seconds of the timed rounds by number of items, one full forward per item.
     """
 
@@ -45,13 +46,13 @@ class Reference:
     latencies: dict[int, list[float]]
 
     def performance(self) -> Json:
-        """The latencies in the form of `evaluate`."""
+        """The latencies in the format of `evaluate`."""
         return {str(n): speed(seconds, n) for n, seconds in self.latencies.items()}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What PyTorch is asked: a workload, and how much of it is timed."""
+    """A task for PyTorch: a workload, and how much of it to time."""
 
     query: list[int]
     items: list[list[int]]
@@ -64,7 +65,7 @@ class Asked:
 
 
 def require_torch() -> None:
-    """Returns where torch and transformers are installed.
+    """Returns if torch and transformers are installed.
 
     Raises:
         ConfigError: they are not.
@@ -74,7 +75,7 @@ def require_torch() -> None:
         import transformers  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"`{error.name}` is not installed, and the comparison with PyTorch needs it: pip "
+            f"`{error.name}` is not installed, but the comparison with PyTorch needs it: pip "
             "install '.[validate]' in Itemwise's folder"
         ) from error
 
@@ -90,13 +91,13 @@ def check_fits(folder: Path, dtype: TorchDType) -> None:
     free = available_memory_bytes()
     if needed > free:
         raise ConfigError(
-            f"`{folder.name}` in {dtype} needs {needed / GIB:.1f} GiB of memory in PyTorch and "
-            f"{free / GIB:.1f} GiB are free; free some, or compare on a larger machine"
+            f"`{folder.name}` in {dtype} needs {needed / GIB:.1f} GiB of memory in PyTorch, but "
+            f"only {free / GIB:.1f} GiB are free; free some, or compare on a larger machine"
         )
 
 
 def num_weights(folder: Path) -> int:
-    """Numbers in all tensors of the folder's safetensors, by their headers alone.
+    """Count of numbers in all tensors of the folder's safetensors, from the headers only.
 
     Raises:
         CheckpointError: there are none, or a header cannot be read.
@@ -131,11 +132,11 @@ def torch_reference(
     check_fits(folder, dtype)
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it does not go with ours
+    logging.disable_progress_bar()  # its progress bars would interfere with ours
     on_progress(f"torch {dtype}: load", 0, 1)
     try:
         model = load_torch(folder, dtype)
-    except Exception as error:  # whatever transformers came up with
+    except Exception as error:  # transformers can raise anything
         raise CheckpointError(f"`{folder}` cannot be loaded by transformers: {error}") from error
     on_progress(f"torch {dtype}: load", 1, 1)
     between = [] if asked.delimiter is None else [asked.delimiter]
@@ -159,7 +160,9 @@ def _scores(model: Any, asked: Asked, items: list[list[int]], item_shift: int = 
     return [[float(str(score)) for score in row] for row in scores]
 
 
-def _time(model: Any, asked: Asked, count: int, dtype: TorchDType, told: ProgressFn) -> list[float]:
+def _time(
+    model: Any, asked: Asked, count: int, dtype: TorchDType, on_progress: ProgressFn
+) -> list[float]:
     items = [asked.items[i % len(asked.items)] for i in range(count)]
     total = asked.warmup + asked.rounds
     latencies = []
@@ -168,5 +171,5 @@ def _time(model: Any, asked: Asked, count: int, dtype: TorchDType, told: Progres
         torch_label_logits(model, asked.query, items, asked.labels)
         if number >= asked.warmup:
             latencies.append(time.perf_counter() - start)
-        told(f"torch {dtype}: rounds, N={count}", number + 1, total)
+        on_progress(f"torch {dtype}: rounds, N={count}", number + 1, total)
     return latencies

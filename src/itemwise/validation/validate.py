@@ -34,18 +34,18 @@ class Settings:
     """How a model is validated.
 
     Attributes:
-        workload: `auto` (the default one where it fits the vocabulary, else `demo`), `default`,
+        workload: `auto` (`default` if it fits the vocabulary, else `demo`), `default`,
             `demo`, or a file.
-        amount: how much is measured.
-        serial_item_counts: numbers of items that the serial server is timed with; None for those
-            of `amount`. Serial takes as many steps as items.
+        amount: how much to measure.
+        serial_item_counts: numbers of items to time on the serial server; None for those of
+            `amount`. Serial takes one step per item.
         dtype: both servers' `--dtype`.
         chunk_size: the multi server's `--multi-item-scoring-chunk-size`.
-        torch_model: checkpoint for PyTorch; None for the same.
-        timeout_s: most seconds of one request.
-        health_timeout_s: most seconds until a server is healthy.
+        torch_model: checkpoint for PyTorch; None for the model itself.
+        timeout_s: maximum seconds of one request.
+        health_timeout_s: maximum seconds until a server is healthy.
         server_arguments: more arguments for both servers.
-        strict: also hold the results against Itemwise's own bounds for the verdict.
+        strict: the verdict also requires Itemwise's own bounds.
     """
 
     workload: str = "auto"
@@ -60,7 +60,7 @@ class Settings:
     strict: bool = False
 
     def serial_amount(self) -> Amount:
-        """How much is measured of the serial server."""
+        """How much to measure on the serial server."""
         return replace(self.amount, item_counts=self.serial_item_counts or self.amount.item_counts)
 
 
@@ -72,22 +72,22 @@ def validate(
     api_key: str | None = None,
     on_progress: ProgressFn = silent,
 ) -> Json:
-    """Validates a model and returns the result, which `validation.json` in the folder holds too.
+    """Validates a model and returns the result, which is also in the folder's `validation.json`.
 
     The two servers run one after the other, so that neither takes memory or time from the other,
-    and are ended whatever happens. JSON and report are written as far as it came.
+    and are always stopped. JSON and report cover everything that was measured.
 
     Args:
         model: folder or Hub id; by default the demo model.
-        settings: how.
+        settings: of the validation.
         folder: for the report; None for `reports/<model>-<date>`.
-        api_key: that the servers are to ask for.
-        on_progress: told about all long work.
+        api_key: that the servers require.
+        on_progress: called during long work.
 
     Raises:
-        ConfigError: something is missing or wrong, before anything is started.
-        CheckpointError: the model cannot be had.
-        EndpointError: a server did not come up, or was lost.
+        ConfigError: something is missing or wrong; raised before anything is started.
+        CheckpointError: the model cannot be found or read.
+        EndpointError: a server did not start, or was lost.
     """
     run = _Run(model, settings or Settings(), folder, api_key, on_progress)
     with sigterm_unwinds():
@@ -101,7 +101,7 @@ def slug(model: str) -> str:
 
 
 def require_extra() -> None:
-    """Returns where the `validate` extra is installed.
+    """Returns if the `validate` extra is installed.
 
     Raises:
         ConfigError: it is not.
@@ -112,13 +112,13 @@ def require_extra() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"`{error.name}` is not installed, and the report needs it: pip install "
+            f"`{error.name}` is not installed, but the report needs it: pip install "
             "'.[validate]' in Itemwise's folder"
         ) from error
 
 
 class _Run:
-    """One validation: what it is of, its folder, and its results so far."""
+    """One validation: its model, its folder, and its results so far."""
 
     def __init__(
         self,
@@ -126,10 +126,10 @@ class _Run:
         settings: Settings,
         folder: Path | None,
         api_key: str | None,
-        told: ProgressFn,
+        on_progress: ProgressFn,
     ) -> None:
         require_extra()
-        self.settings, self.api_key, self.told = settings, api_key, told
+        self.settings, self.api_key, self.on_progress = settings, api_key, on_progress
         self.model = model
         self.stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         checkpoint_folder = locate(self.model)
@@ -204,14 +204,14 @@ class _Run:
         )
         try:
             with client, server:
-                server.wait_healthy(self.told)
+                server.wait_healthy(self.on_progress)
                 evaluate(
                     client,
                     mode,
                     workload=self.workload,
                     amount=amount,
                     output=output,
-                    on_progress=self.told,
+                    on_progress=self.on_progress,
                 )
         finally:
             if output.exists():
@@ -248,7 +248,7 @@ class _Run:
         self.result["commands"].append(shlex.join(words))
         self.results["multi_vs_serial"] = compare_multi_serial(multi, serial)
         write_json(self._path("multi_vs_serial"), self.results["multi_vs_serial"])
-        self.results["parity"] = compare_with_torch(multi, serial, torch_model, self.told)
+        self.results["parity"] = compare_with_torch(multi, serial, torch_model, self.on_progress)
         write_json(self._path("parity"), self.results["parity"])
 
     def _check(self) -> None:
@@ -269,7 +269,7 @@ class _Run:
 
 
 def probes_pass(multi: Json) -> bool:
-    """Whether no further probe moved a score, and the control shows that one could have."""
+    """Whether no further probe changed a score and the control detected its leak."""
     found = [*multi.get("probes", {}).values(), multi.get("sweeps") or {}]
     moved = any(probe.get("pass") is False for probe in found)
     return not moved and bool(multi.get("negative_control", {}).get("detects_leak"))

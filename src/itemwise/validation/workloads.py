@@ -1,4 +1,4 @@
-"""What is scored in a validation: token ids of query and items, labels, delimiter, mutations."""
+"""Workloads of a validation: token ids of query and items, labels, delimiter, mutations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Workload:
     """A request to repeat, and how one of its items is changed.
 
     Attributes:
-        name: `default`, `demo`, or the file it came from.
+        name: `default`, `demo`, or the name of its file.
         query: token ids all items share.
         items: token ids of each item, at least two.
-        labels: token ids whose probability is asked for.
+        labels: token ids to score.
         delimiter: the token that a multi-item server puts between query and item, or None.
-        apply_softmax: softmax over the labels; else probabilities over the vocabulary.
+        apply_softmax: softmax over the labels; otherwise probabilities over the vocabulary.
         mutated_index: the item that the isolation checks change, counted from 0.
-        appended_token: what the changed-length mutation appends to it.
+        appended_token: token that the changed-length mutation appends to it.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Workload:
 
     @property
     def same_length_item(self) -> Ids:
-        """The mutated item with its first token plus one (minus one where that is reserved)."""
+        """The mutated item with its first token plus one (minus one if that is reserved)."""
         first, *rest = self.items[self.mutated_index]
         top = max(token for item in (self.query, *self.items) for token in item)
         fits = first + 1 != self.delimiter and first < top
@@ -57,7 +57,7 @@ class Workload:
 
     @property
     def changed_length_item(self) -> Ids:
-        """The mutated item with a token more."""
+        """The mutated item with one more token."""
         return (*self.items[self.mutated_index], self.appended_token)
 
     def with_item(self, item: Ids) -> list[Ids]:
@@ -71,15 +71,15 @@ class Workload:
         return [self.items[i % len(self.items)] for i in range(count)]
 
     def random_ids(self, count: int, length: int, seed: int) -> list[Ids]:
-        """`count` seeded runs of `length` token ids that this workload's vocabulary has."""
-        # Ids up to the largest that a query or an item has; the delimiter may not be sent.
+        """`count` seeded runs of `length` token ids from this workload's vocabulary."""
+        # Ids up to the largest one in the query or an item, without the delimiter.
         top = max(token for item in (self.query, *self.items) for token in item)
         draw = random.Random(f"{seed}:{count}:{length}")
         pool = [token for token in range(top + 1) if token != self.delimiter]
         return [tuple(draw.choices(pool, k=length)) for _ in range(count)]
 
 
-# Token ids of Qwen's vocabulary, so that results compare with published ones.
+# Token ids of Qwen's vocabulary, so that results are comparable with published ones.
 DEFAULT = Workload(
     name="default",
     query=(1957, 1437, 25975, 25),
@@ -105,9 +105,9 @@ DEMO_LABELS = ((" yes", " no"), ("yes", "no"), ("y", "n"))
 
 
 def demo_workload(folder: Path | None = None) -> Workload:
-    """A workload for small vocabularies: texts as the model's tokenizer turns them into ids.
+    """A workload for small vocabularies: texts, tokenised by the model's tokenizer.
 
-    Without a folder, or where it has no `tokenizer.json`, a token is a byte of UTF-8.
+    Without a folder, or if it has no `tokenizer.json`, each token is a byte of UTF-8.
 
     Raises:
         CheckpointError: `tokenizer.json` is damaged.
@@ -144,14 +144,14 @@ def _labels(tokenizer: Tokenizer) -> Ids:
 
 
 def _unused_special(folder: Path, used: set[int]) -> int:
-    """A special token's id that no text uses, else the lowest id that none uses."""
+    """The id of a special token that no text uses, else the lowest unused id."""
     added = read_json(folder / TOKENIZER_FILE).get("added_tokens") or []
     special = [token["id"] for token in added if token.get("special") and token["id"] not in used]
     return min(special, default=next(i for i in range(len(used) + 1) if i not in used))
 
 
 def workload_for(folder: Path) -> Workload:
-    """The default workload where it fits the model's vocabulary, else the demo workload.
+    """The default workload if it fits the model's vocabulary, else the demo workload.
 
     Raises:
         CheckpointError: the folder cannot be read.
@@ -163,8 +163,8 @@ def workload_for(folder: Path) -> Workload:
     workload = demo_workload(folder)
     if vocab_size <= workload.max_id:
         raise ConfigError(
-            f"the demo workload has token id {workload.max_id} and the model's vocabulary "
-            f"{vocab_size} tokens; give a workload that fits with --workload FILE"
+            f"the demo workload has token id {workload.max_id}, but the model's vocabulary has "
+            f"only {vocab_size} tokens; give a workload that fits with --workload FILE"
         )
     return workload
 
@@ -177,7 +177,7 @@ def load_workload(name: str, folder: Path | None = None) -> Workload:
         folder: the model's, whose tokenizer `demo` uses.
 
     Raises:
-        ConfigError: the file holds no workload; every fault is named.
+        ConfigError: the file is not a workload; names every fault.
         ResultsError: the file cannot be read.
     """
     if name == "default":
@@ -188,14 +188,14 @@ def load_workload(name: str, folder: Path | None = None) -> Workload:
 
 
 def workload_of(name: str, fields: Json) -> Workload:
-    """A workload from JSON: `query items labels`, and maybe the other attributes.
+    """A workload from JSON: `query items labels`, optionally the other attributes.
 
     Raises:
         ConfigError: with every fault.
     """
     known = ("query", "items", "labels", "delimiter", "apply_softmax", "mutated_index")
     problems = [
-        f"`{field}` is not known, expected {', '.join(known)} or appended_token"
+        f"`{field}` is not a known field, expected {', '.join(known)} or appended_token"
         for field in fields
         if field not in (*known, "appended_token", "name")
     ]
@@ -204,7 +204,9 @@ def workload_of(name: str, fields: Json) -> Workload:
             problems.append(f"`{field}` is {fields.get(field)!r}, expected token ids")
     items = fields.get("items")
     if not (isinstance(items, list) and len(items) > 1 and all(map(_is_ids, items))):
-        problems.append("`items` is expected to be two lists of token ids or more, none empty")
+        problems.append(
+            "`items` is wrong, expected two or more lists of token ids, none of them empty"
+        )
     problems += _other_problems(fields, len(items) if isinstance(items, list) else 0)
     if problems:
         raise ConfigError(f"workload `{name}`: " + "; ".join(problems))
@@ -225,7 +227,7 @@ def _other_problems(fields: Json, num_items: int) -> list[str]:
     problems = []
     labels = fields.get("labels")
     if isinstance(labels, list) and _is_ids(labels) and len(set(labels)) < len(labels):
-        problems.append("`labels` has a label twice, expected different ones")
+        problems.append("`labels` has a label twice, expected distinct labels")
     for field in ("delimiter", "appended_token"):
         value = fields.get(field)
         if value is not None and not _is_id(value):
@@ -238,7 +240,7 @@ def _other_problems(fields: Json, num_items: int) -> list[str]:
     delimiter = fields.get("delimiter")
     lists = [fields.get("query"), *(fields.get("items") or [])]
     if delimiter is not None and any(isinstance(ids, list) and delimiter in ids for ids in lists):
-        problems.append("`delimiter` is among the query's or an item's tokens, expected elsewhere")
+        problems.append("`delimiter` occurs in the query or an item, expected an unused token id")
     return problems
 
 
@@ -251,5 +253,5 @@ def _is_ids(value: Any) -> bool:
 
 
 def as_lists(items: Sequence[Ids]) -> list[list[int]]:
-    """Items in the form of JSON."""
+    """Items as JSON lists."""
     return [list(item) for item in items]
