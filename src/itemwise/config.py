@@ -76,7 +76,7 @@ AT_LEAST_1 = Check("1 or more", lambda value: value >= 1)
 
 @dataclass(frozen=True)
 class Setting:
-    """The description of a setting, beside its type and its default.
+    """The description of a setting, in addition to its type and its default.
 
     Attributes:
         help: what it does.

@@ -199,9 +199,14 @@ def evaluate(
     client = ScoreClient(
         url, model, dialect=dialect, api_key=amount.api_key, timeout_s=amount.timeout
     )
-    with client, progress() as told:
+    with client, progress() as on_progress:
         results = run(
-            client, mode, workload=chosen, amount=settings, output=output_json, on_progress=told
+            client,
+            mode,
+            workload=chosen,
+            amount=settings,
+            output=output_json,
+            on_progress=on_progress,
         )
     print_evaluation(results, output_json)
 
@@ -239,8 +244,8 @@ def compare(
     write_json(output_multi_vs_serial_json, both)
     parity = None
     if output_jax_torch_parity_json is not None:
-        with progress() as told:
-            parity = compare_with_torch(multi, serial, torch_model, told)
+        with progress() as on_progress:
+            parity = compare_with_torch(multi, serial, torch_model, on_progress)
         write_json(output_jax_torch_parity_json, parity)
     print_comparison(both, parity)
 
@@ -297,14 +302,14 @@ def matrix(
     from itemwise.validation.matrix import run_matrix
     from itemwise.validation.screens import print_json, print_matrix
 
-    with progress() as told:
+    with progress() as on_progress:
         found = run_matrix(
             models,
             how.settings(amount),
             folder=output,
             fresh=fresh,
             api_key=amount.api_key,
-            on_progress=told,
+            on_progress=on_progress,
         )
     if as_json:
         print_json(found)
@@ -335,13 +340,13 @@ def validate(
     from itemwise.validation.screens import print_json, print_validation
     from itemwise.validation.validate import validate as run
 
-    with progress() as told:
+    with progress() as on_progress:
         result = run(
             model,
             how.settings(amount),
             folder=output,
             api_key=amount.api_key,
-            on_progress=told,
+            on_progress=on_progress,
         )
     if as_json:
         print_json(result)

@@ -190,7 +190,7 @@ def parity_chart(results: dict[str, Json]) -> Chart | None:
 
 
 def error_chart(results: dict[str, Json]) -> Chart | None:
-    """Errors against float32: the server's beside PyTorch's own in bfloat16."""
+    """Errors against float32: the server's and PyTorch's own in bfloat16."""
     parity = results.get("parity")
     if not parity:
         return None

@@ -1,1 +1,1 @@
-"""Itemwise beside other ways to score the same items."""
+"""Itemwise compared with other ways to score the same items."""

@@ -1,4 +1,4 @@
-"""Itemwise beside the PyTorch ways, in one run: workload by workload, in turns.
+"""Itemwise compared with the PyTorch ways in one run: workload by workload, in turns.
 
 Each way has its own process from the first turn to the last, so that its peak memory can be
 measured. All score the same token ids. Between turns a process is idle.

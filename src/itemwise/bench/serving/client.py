@@ -1,4 +1,4 @@
-"""A small HTTP client on asyncio streams: one connection, kept alive. Cheap beside the server."""
+"""A small HTTP client on asyncio streams: one kept-alive connection, cheaper than the server."""
 
 from __future__ import annotations
 
