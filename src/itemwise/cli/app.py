@@ -79,7 +79,7 @@ def serve(
     """Serve a model over HTTP: POST /v1/score, documentation at /docs.
 
     The defaults are fast and exact; only --model-path is needed. /health answers 200 once the model
-    is loaded, compiled and self-checked. SGLang command lines work unchanged.
+    is loaded, compiled and self-checked. SGLang's flags for scoring keep their names.
     """
     note = ignored.note()
     if note:
