@@ -19,6 +19,9 @@ CONSTRAINTS := constraints/$(TAG).txt
 # Tests marked gpu or tpu run where jax finds such a device, which two processes cannot share.
 ABSENT_DEVICES := 'import jax; have = jax.devices()[0].platform; \
 	print(" or ".join(name for name in ("gpu", "tpu") if name != have))'
+run-tests = absent=$$($(BIN)/python -c $(ABSENT_DEVICES)) && \
+	if [ "$$absent" = "gpu or tpu" ]; then workers=2; else workers=0; fi && \
+	$(BIN)/python -m pytest -m "not ($$absent$(1))" -n $$workers --dist worksteal $(ARGS)
 
 # The compilers for TPU and GPU, apart from other packages: with libtpu among them, each import of
 # jax on a machine without a TPU would first look for one in the network. Tests that compile name
@@ -27,20 +30,21 @@ HAS_COMPILERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 LIBTPU := $(if $(HAS_COMPILERS),$(VENV)/.libtpu-installed)
 CUDA := $(if $(HAS_COMPILERS),$(VENV)/.cuda-installed)
 
-.PHONY: help setup demo test tpu-matrix check clean
+.PHONY: help setup demo test test-all tpu-matrix check clean
 
 help:  ## Say what each target does
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 setup: $(VENV)/.dev-installed  ## Install Itemwise with all tools for development into .venv
 
 demo: $(VENV)/.base-installed  ## Rank a few lists on this machine with the demo model
 	@$(BIN)/itemwise demo
 
-test: $(VENV)/.dev-installed $(LIBTPU) $(CUDA)  ## Run the tests; ARGS goes to pytest
-	@absent=$$($(BIN)/python -c $(ABSENT_DEVICES)) && \
-		if [ "$$absent" = "gpu or tpu" ]; then workers=2; else workers=0; fi && \
-		$(BIN)/python -m pytest -m "not ($$absent)" -n $$workers --dist worksteal $(ARGS)
+test: $(VENV)/.dev-installed  ## Run all tests but those marked slow; ARGS goes to pytest
+	@$(call run-tests, or slow)
+
+test-all: $(VENV)/.dev-installed $(LIBTPU) $(CUDA)  ## Run every test; ARGS goes to pytest
+	@$(run-tests)
 
 tpu-matrix: $(VENV)/.dev-installed $(LIBTPU)  ## Compile every supported shape for every TPU
 	@ITEMWISE_TPU_MATRIX=1 $(BIN)/python -m pytest tests/tpu/test_compile.py $(ARGS)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CUDA = Path(sys.prefix) / "cuda"  # where `make test` puts JAX's GPU plugin, apart from others
+CUDA = Path(sys.prefix) / "cuda"  # where `make test-all` puts JAX's GPU plugin, apart from others
 LAYERS, PAGES = 2, "8192"  # so many that a copy of a layer's keys would show
 MODELS = ("qwen3-0.6b", "qwen3-4b", "qwen2.5-1.5b", "llama-3.2-1b")
 pytestmark = pytest.mark.skipif(
     not (CUDA / "jax_cuda12_plugin").exists(),
-    reason="the GPU plugin is not installed; `make test` installs it on Linux x86-64",
+    reason="the GPU plugin is not installed; `make test-all` installs it on Linux x86-64",
 )
 
 

@@ -26,7 +26,7 @@ from itemwise.tpu.compile import FORMS
 from itemwise.tpu.roofline import CHIPS, Workload, chip_of, packed_shape_of, work_of
 
 ROOT = Path(__file__).parents[2]
-LIBTPU = Path(sys.prefix) / "libtpu"  # where `make test` puts it, apart from other packages
+LIBTPU = Path(sys.prefix) / "libtpu"  # where `make test-all` puts it, apart from other packages
 TARGETS = (("v5e:2x2", 1), ("v6e:1x1", 1), ("v6e:2x2", 4))
 MODELS = ("qwen3-0.6b", "qwen3-4b", "qwen2.5-1.5b")
 # Compile, but the temporaries do not fit beside the pages that the default budget gives.
@@ -40,7 +40,7 @@ CASES = [
 ]
 needs_libtpu = pytest.mark.skipif(
     not (LIBTPU / "libtpu").exists() and importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed; `make test` installs it on Linux x86-64",
+    reason="libtpu is not installed; `make test-all` installs it on Linux x86-64",
 )
 
 
@@ -75,6 +75,7 @@ def test_program_compiles_and_fits(model: str, topology: str, tp_size: int, form
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_what_cannot_be_had_is_one_line_and_status_2() -> None:
     for arguments, text in (
         (["qwen3-0.6b", "--topology", "v9:1x1"], "`topology` is 'v9:1x1'"),
