@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,7 @@ from itemwise.checkpoint.locate import locate
 from itemwise.checkpoint.shapes import model_dict
 from itemwise.checkpoint.write import write_random
 from itemwise.config import DEMO_MODEL, EngineConfig
-from itemwise.engine.cpu_level import BY_NAME, LEVELS
+from itemwise.engine.cpu_level import BY_NAME, LEVELS, choose_level
 from itemwise.engine.engine import Engine
 from itemwise.engine.platform import step_shapes
 from itemwise.machine import instructions
@@ -36,14 +37,24 @@ SMALL: dict[str, Any] = {
     "page_tokens": 32,
     "step_lanes": 3,
     "kv_cache_bytes": 1 << 20,
-    "compilation_cache_dir": "",
 }
 # The levels that this processor can run; without a compiler, tests of those in C++ are skipped.
 CPU_LEVELS: tuple[CpuLevelName, ...] = tuple(
     level.name for level in LEVELS if level.compiler_flags is None or level.suits(instructions())
 )
 CPP_LEVELS: tuple[CppLevel, ...] = tuple(name for name in get_args(CppLevel) if name in CPU_LEVELS)
+# What an engine takes here where nobody names a level: for weights in bfloat16, in float32.
+DEFAULT_LEVELS = {
+    choose_level(EngineConfig(), np.dtype(weights)).name
+    for weights in (ml_dtypes.bfloat16, np.float32)
+}
 NO_LEVEL = "CPU level "  # begins the reason of a test that is skipped for want of a level
+
+
+def slow_unless_default(levels: Iterable[CpuLevelName]) -> list[Any]:
+    """Parameters of a test for each level; all but the machine's own are marked slow."""
+    marks = {name: [] if name in DEFAULT_LEVELS else [pytest.mark.slow] for name in levels}
+    return [pytest.param(name, marks=marks[name]) for name in marks]
 
 
 def tiled_step_shapes(*arguments: Any) -> list[StepShape]:
@@ -72,11 +83,32 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 
 @pytest.fixture(scope="session")
-def make_engine(make_checkpoint: Callable[[str], Path]) -> Callable[..., Engine]:
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A `compilation_cache_dir` that all processes of the session share.
+
+    A test that plants a fault which the compiled programs do not contain must not use it: it would
+    find the verdict of the self-check on the programs without the fault.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return str(shared / "compiled")
+
+
+@pytest.fixture(scope="session")
+def small(cache_folder: str) -> dict[str, Any]:
+    """Settings of an engine with small steps, which loads programs that were compiled before."""
+    return {**SMALL, "compilation_cache_dir": cache_folder}
+
+
+@pytest.fixture(scope="session")
+def make_engine(
+    make_checkpoint: Callable[[str], Path], small: dict[str, Any]
+) -> Callable[..., Engine]:
     """An engine for a named shape, or for the demo model, with small steps.
 
     Keywords are fields of `EngineConfig`. A test whose outcome depends on the CPU level names it,
-    and is skipped where the machine cannot run it; without a name it is the machine's own.
+    and is skipped where the machine cannot run it; without a name it is the machine's own. A test
+    of the self-check passes `compilation_cache_dir=""`, since a verdict is kept with the programs.
     """
 
     def make(
@@ -86,9 +118,37 @@ def make_engine(make_checkpoint: Callable[[str], Path]) -> Callable[..., Engine]
         if level is not None:
             require(level)
             settings["cpu_level"] = level
-        return Engine(folder, EngineConfig(**{**SMALL, **settings}))
+        return Engine(folder, EngineConfig(**{**small, **settings}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared_engine(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
+    """As `make_engine`, but one engine for the same arguments; for tests that only score with it.
+
+    Each call gives it without known prefixes.
+    """
+    start = functools.cache(make_engine)
+
+    def share(*arguments: Any, **settings: Any) -> Engine:
+        engine = start(*arguments, **settings)
+        engine.forget_prefixes()
+        pages = engine.info()["pages"]
+        assert pages["available"] == pages["total"], "a test before left something open"
+        return engine
+
+    return share
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Models this small only wait for a second thread, and long where the machine is busy."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def require(level: CpuLevelName) -> None:

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -20,7 +21,6 @@ from itemwise.server.process import EXIT_S
 from itemwise.server.record import Record
 from itemwise.server.service import Service
 from itemwise.types import StepStats
-from tests.conftest import SMALL
 from tests.server.fakes import WAIT_S
 
 ROOT = Path(__file__).parents[1]
@@ -28,9 +28,9 @@ DEPLOY = ROOT / "deploy"
 
 
 @pytest.fixture(scope="module")
-def exported(make_checkpoint: Callable[[str], Path]) -> set[str]:
+def exported(make_checkpoint: Callable[[str], Path], small: dict[str, Any]) -> set[str]:
     """Names of all samples that `/metrics` can have, with a real engine."""
-    scorer = Scorer.from_pretrained(str(make_checkpoint("tiny-qwen3")), **SMALL)
+    scorer = Scorer.from_pretrained(str(make_checkpoint("tiny-qwen3")), **small)
     loaded = threading.Event()
     service = Service(ServerConfig("m"), lambda: scorer, lambda _: loaded.set())
     metrics = Metrics(service)

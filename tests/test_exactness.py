@@ -28,16 +28,23 @@ from itemwise.engine.step_packer import StepBatch
 from itemwise.ops import api
 from itemwise.ops.step.arrays import StepArrays, StepShape
 from itemwise.types import CpuLevelName, OpenRequest, ScoreRequest
-from tests.conftest import CPP_LEVELS, CPU_LEVELS, VOCAB_SIZE
+from tests.conftest import CPP_LEVELS, CPU_LEVELS, VOCAB_SIZE, slow_unless_default
 
 PAGE = 32
 RANDOM = "tiny-qwen3"
 ON_GPU = jax.devices()[0].platform == "gpu"
 # A model, its type, and on a processor the level; on GPU attention: the kernel, and XLA's form.
+# All properties on each level; marked slow are those beside the random model on the machine's own.
 ON_CPU_CASES = [
-    *((RANDOM, "bfloat16", level) for level in CPU_LEVELS),
-    (RANDOM, "float32", "xla-float32"),
-    *((DEMO_MODEL, "bfloat16", level) for level in CPP_LEVELS),
+    *(
+        pytest.param((RANDOM, "bfloat16", *param.values), marks=param.marks)
+        for param in slow_unless_default(CPU_LEVELS)
+    ),
+    pytest.param((RANDOM, "float32", "xla-float32"), marks=pytest.mark.slow),
+    *(
+        pytest.param((DEMO_MODEL, "bfloat16", level), marks=pytest.mark.slow)
+        for level in CPP_LEVELS
+    ),
 ]
 ON_GPU_CASES = [(RANDOM, "bfloat16", "fa"), (RANDOM, "bfloat16", "native")]
 Bits = list[bytes]  # of each item's scores
@@ -156,7 +163,7 @@ def test_item_alone(engine: Engine, request: ScoreRequest) -> None:
     assert alone == base
 
 
-@exhaustive
+@settings(exhaustive, max_examples=3)  # a setting that this algorithm ignores
 @given(request=score_requests(), chunk_size=st.integers(1, 8))
 def test_any_chunk_size(engine: Engine, request: ScoreRequest, chunk_size: int) -> None:
     base = fresh(engine, request)
@@ -320,7 +327,10 @@ def test_items_differ(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("model", "level", "name"),
     [
-        (RANDOM, "xla-float32", "attend_xla"),
+        *(
+            pytest.param(RANDOM, *param.values, "attend_xla", marks=param.marks)
+            for param in slow_unless_default(["xla-float32"])
+        ),
         *((DEMO_MODEL, level, "attend_cpu") for level in (() if ON_GPU else CPP_LEVELS)),
     ],
 )
@@ -365,9 +375,9 @@ def test_a_planted_fault_is_seen(
     assert alone != base
 
 
-def test_a_leak_would_show_in_the_demo_models_rankings() -> None:
+def test_a_leak_would_show_in_the_demo_models_rankings(cache_folder: str) -> None:
     """With a plain causal mask over one packed sequence, most scores move by more than 0.01."""
-    scorer = Scorer.from_pretrained(kv_cache_bytes=1 << 24, compilation_cache_dir="")
+    scorer = Scorer.from_pretrained(kv_cache_bytes=1 << 24, compilation_cache_dir=cache_folder)
     moved = []
     for query, items in LISTS.items():
         request = scorer.prepare(query=query, items=items, apply_template=True, apply_softmax=True)

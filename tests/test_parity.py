@@ -6,7 +6,7 @@ Norm gains and biases are random and far from their usual values, so that one le
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ from itemwise.validation.reference import (
     torch_label_logits,
     torch_scores,
 )
-from tests.conftest import CPU_LEVELS, require
+from tests.conftest import CPU_LEVELS, require, slow_unless_default
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 # torch and transformers warn about themselves when they are imported.
-pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning"),
+    pytest.mark.usefixtures("one_torch_thread"),
+]
 
 CaseFolder = Callable[[str], Path]
 CaseEngine = Callable[..., Engine]
@@ -116,17 +119,6 @@ CASES: dict[str, dict[str, Any]] = {
 FAMILIES = ("qwen3", "qwen2", "llama")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread, and long where the machine is busy."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def case_folder(tmp_path_factory: pytest.TempPathFactory) -> CaseFolder:
     """A case's checkpoint, written by transformers once a module."""
@@ -141,7 +133,7 @@ def case_folder(tmp_path_factory: pytest.TempPathFactory) -> CaseFolder:
 
 
 @pytest.fixture(scope="module")
-def case_engine(case_folder: CaseFolder) -> CaseEngine:
+def case_engine(case_folder: CaseFolder, cache_folder: str) -> CaseEngine:
     """An engine for a case, a type and a CPU level, compiled once a module."""
 
     @functools.cache
@@ -155,7 +147,7 @@ def case_engine(case_folder: CaseFolder) -> CaseEngine:
             step_lanes=2,
             kv_cache_bytes=4 << 20,
             skip_self_check=True,
-            compilation_cache_dir="",
+            compilation_cache_dir=cache_folder,
         )
         return Engine(case_folder(case), config)
 
@@ -217,7 +209,7 @@ def error_in_spreads(scores: Float32Array, truth: TorchLogits) -> float:
     return float((errors / truth.spread[:, None]).max())
 
 
-@pytest.mark.parametrize("level", FLOAT32_LEVELS)
+@pytest.mark.parametrize("level", slow_unless_default(FLOAT32_LEVELS))
 @pytest.mark.parametrize("case", CASES)
 def test_float32_parity(
     case: str, level: CpuLevelName, case_folder: CaseFolder, case_engine: CaseEngine
@@ -244,7 +236,7 @@ def test_sharded_checkpoints_are_sharded(case_folder: CaseFolder) -> None:
         assert len(list(case_folder(case).glob("*.safetensors"))) > 2
 
 
-@pytest.mark.parametrize("level", CPU_LEVELS)
+@pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
 @pytest.mark.parametrize("case", FAMILIES)
 def test_bfloat16_is_as_close_to_the_truth_as_transformers(
     case: str, level: CpuLevelName, case_folder: CaseFolder, case_engine: CaseEngine

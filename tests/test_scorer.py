@@ -15,8 +15,8 @@ ITEMS = ["Tea kettle", "Brass lamp for the desk", "Desk with drawers", "Lamps fo
 
 
 @pytest.fixture(scope="module")
-def scorer() -> Scorer:
-    return Scorer.from_pretrained(compilation_cache_dir="", kv_cache_bytes=1 << 22)
+def scorer(cache_folder: str) -> Scorer:
+    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 22)
 
 
 def test_ranking_is_the_scores_in_order(scorer: Scorer) -> None:

@@ -19,16 +19,16 @@ PAGE = 32
 
 
 @pytest.fixture(scope="module")
-def shared_engine(make_engine: Callable[..., Engine]) -> Engine:
+def started(make_engine: Callable[..., Engine]) -> Engine:
     return make_engine(skip_self_check=True)
 
 
 @pytest.fixture
-def engine(shared_engine: Engine) -> Engine:
-    shared_engine.forget_prefixes()
-    info = shared_engine.info()["pages"]
+def engine(started: Engine) -> Engine:
+    started.forget_prefixes()
+    info = started.info()["pages"]
     assert info["available"] == info["total"], "the test before left something open"
-    return shared_engine
+    return started
 
 
 def request(seed: int, query: int = 70, items: int = 4, item: int = 9) -> ScoreRequest:

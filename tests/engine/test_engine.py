@@ -21,7 +21,7 @@ from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.ops import api
 from itemwise.ops.step.xla import attend_xla
 from itemwise.types import Algorithm, CpuLevelName, ScoreRequest
-from tests.conftest import CPU_LEVELS
+from tests.conftest import CPU_LEVELS, slow_unless_default
 
 ON_GPU = jax.devices()[0].platform == "gpu"
 
@@ -179,7 +179,9 @@ def test_a_failed_step_leaves_a_working_engine(
     assert np.asarray(engine.score([request()])[0].scores).tobytes() == base.tobytes()
 
 
-@pytest.mark.parametrize("level", ["xla-bfloat16", "xla-float32"])
+@pytest.mark.parametrize(
+    "level", [pytest.param("xla-bfloat16", marks=pytest.mark.slow), "xla-float32"]
+)
 def test_a_leak_fails_the_self_check(
     level: CpuLevelName, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +193,7 @@ def test_a_leak_fails_the_self_check(
 
     monkeypatch.setattr(api, "attend_xla", leaky)
     with pytest.raises(SelfCheckError, match="permuted_in_company"):
-        make_engine(level=level, attention_backend="native")
+        make_engine(level=level, attention_backend="native", compilation_cache_dir="")
 
 
 def test_a_start_of_the_same_programs_takes_the_verdict_over(
@@ -219,21 +221,21 @@ def other_bits_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Programs, "step", other_bits)
 
 
-@pytest.mark.parametrize("level", CPU_LEVELS)
+@pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
 def test_steps_of_all_sizes_run_where_they_have_the_same_bits(
     level: CpuLevelName, make_engine: Callable[..., Engine]
 ) -> None:
-    engine = make_engine(level=level)
+    engine = make_engine(level=level, compilation_cache_dir="")
     assert engine.info()["small_steps"]
     assert engine.self_check.small_steps
 
 
-@pytest.mark.parametrize("level", CPU_LEVELS)
+@pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
 @pytest.mark.usefixtures("other_bits_in_small_steps")
 def test_small_steps_with_other_bits_are_left_out(
     level: CpuLevelName, make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = make_engine(level=level)
+    engine = make_engine(level=level, compilation_cache_dir="")
     assert engine.info()["small_steps"] == []
     assert engine.info()["self_check"]["status"] == "passed"
     assert "Small steps change bits on this processor" in caplog.text

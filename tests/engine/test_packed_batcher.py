@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,10 +43,9 @@ REQUESTS = {
 
 
 @pytest.fixture(scope="module")
-def engine_of(make_engine: Callable[..., Engine]) -> Callable[..., Engine]:
-    @functools.cache
+def engine_of(shared_engine: Callable[..., Engine]) -> Callable[..., Engine]:
     def make(name: str, dtype: str) -> Engine:
-        return make_engine(name, f"xla-{dtype}", dtype=dtype, skip_self_check=True)
+        return shared_engine(name, f"xla-{dtype}", dtype=dtype, skip_self_check=True)
 
     return make
 
@@ -168,9 +166,9 @@ def test_self_check_and_item_first_go_through_the_exact_step(
 
 
 def test_packed_and_exact_requests_may_be_open_together(
-    make_engine: Callable[..., Engine],
+    shared_engine: Callable[..., Engine],
 ) -> None:
-    engine = make_engine(multi_item_algorithm="packed", skip_self_check=True)
+    engine = shared_engine(multi_item_algorithm="packed", skip_self_check=True)
     requests = [REQUESTS[name] for name in ("several sequences", "item first", "short")]
     alone = [np.stack(list(engine.score([each])[0].scores)) for each in requests]
     together = [np.stack(list(result.scores)) for result in engine.score(requests)]
@@ -243,8 +241,8 @@ def test_sequences_are_bounded(make_engine: Callable[..., Engine]) -> None:
     assert engine.info()["steps"] - steps == 3
 
 
-def test_shares_are_of_the_padded_sequence(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine(multi_item_algorithm="packed", skip_self_check=True)
+def test_shares_are_of_the_padded_sequence(shared_engine: Callable[..., Engine]) -> None:
+    engine = shared_engine(multi_item_algorithm="packed", skip_self_check=True)
     work = engine.open(request_of(0, 40, (20, 4)))
     assert work is not None
     (step,) = engine.step([work]).landed

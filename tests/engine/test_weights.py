@@ -12,7 +12,7 @@ from itemwise.engine.engine import Engine
 from itemwise.engine.weights import quantize
 from itemwise.errors import ConfigError
 from itemwise.types import CpuLevelName, ScoreRequest
-from tests.conftest import CPU_LEVELS, VOCAB_SIZE
+from tests.conftest import CPU_LEVELS, VOCAB_SIZE, slow_unless_default
 
 
 def test_quantised_values_are_the_nearest() -> None:
@@ -32,13 +32,13 @@ def request() -> ScoreRequest:
     return ScoreRequest(tuple(range(70)), items, ((1, 2),) * 5, apply_softmax=True)
 
 
-@pytest.mark.parametrize("level", CPU_LEVELS)
+@pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
 def test_int8_is_near_and_exact_in_any_company(
-    level: CpuLevelName, make_engine: Callable[..., Engine]
+    level: CpuLevelName, shared_engine: Callable[..., Engine]
 ) -> None:
-    engine = make_engine(level=level, quantization="int8")
+    engine = shared_engine(level=level, quantization="int8")
     found = np.asarray(engine.score([request()])[0].scores)
-    plain = make_engine(level=level)
+    plain = shared_engine(level=level)
     expected = np.asarray(plain.score([request()])[0].scores)
     assert 0 < np.abs(found - expected).max() < 0.1
     assert engine.info()["weight_bytes"] < plain.info()["weight_bytes"]

@@ -13,16 +13,16 @@ import pytest
 
 from itemwise.config import ServerConfig
 from itemwise.scorer import Scorer
-from tests.conftest import SMALL, VOCAB_SIZE
+from tests.conftest import VOCAB_SIZE
 from tests.server.fakes import running_server, wait_until
 
 CLIENTS = 8
 
 
 @pytest.fixture(scope="module")
-def url(make_checkpoint: Callable[[str], Path]) -> Iterator[str]:
+def url(make_checkpoint: Callable[[str], Path], small: dict[str, Any]) -> Iterator[str]:
     folder = str(make_checkpoint("tiny-qwen3"))
-    scorer = Scorer.from_pretrained(folder, **SMALL)
+    scorer = Scorer.from_pretrained(folder, **small)
     with running_server(ServerConfig(model_path=folder), lambda: scorer) as url:
         wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
         yield url

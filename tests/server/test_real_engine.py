@@ -10,7 +10,6 @@ import pytest
 
 from itemwise.config import ServerConfig
 from itemwise.scorer import Scorer
-from tests.conftest import SMALL
 from tests.server.fakes import get, post, running_server, samples, wait_until
 
 TEXT: dict[str, Any] = {"query": "desk lamps", "items": ["Tea kettle", "Brass lamp for the desk"]}
@@ -23,8 +22,8 @@ REQUESTS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def scorer() -> Scorer:
-    return Scorer.from_pretrained(**SMALL)
+def scorer(small: dict[str, Any]) -> Scorer:
+    return Scorer.from_pretrained(**small)
 
 
 @pytest.fixture(scope="module")

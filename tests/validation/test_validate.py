@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,7 +28,11 @@ pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
 ]
 
-SERVER_ARGUMENTS = ("--kv-cache-bytes", str(1 << 22), "--skip-self-check")
+
+@pytest.fixture(scope="module")
+def server_arguments(cache_folder: str) -> tuple[str, ...]:
+    kept = "--compilation-cache-dir", cache_folder
+    return *kept, "--kv-cache-bytes", str(1 << 22), "--skip-self-check"
 
 
 def step_6_of_the_runbook(folder: Path, stamp: str) -> dict[str, bool]:
@@ -46,11 +51,11 @@ def step_6_of_the_runbook(folder: Path, stamp: str) -> dict[str, bool]:
 
 @pytest.mark.slow
 def test_all_five_checks_pass_on_a_tiny_model(
-    tmp_path: Path, make_checkpoint: Callable[[str], Path]
+    tmp_path: Path, make_checkpoint: Callable[[str], Path], server_arguments: tuple[str, ...]
 ) -> None:
     amount = Amount(item_counts=(32,), rounds=1, warmup=0, sweep="none")
     settings = Settings(
-        amount=amount, dtype="float32", chunk_size=2, server_arguments=SERVER_ARGUMENTS
+        amount=amount, dtype="float32", chunk_size=2, server_arguments=server_arguments
     )
     folder = tmp_path / "report"
     result = validate(str(make_checkpoint("tiny-qwen3")), settings, folder=folder, api_key="k")
@@ -83,12 +88,12 @@ main(sys.argv[1:])
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_server_and_keeps_what_was_measured(
-    tmp_path: Path, make_checkpoint: Callable[[str], Path]
+    tmp_path: Path, make_checkpoint: Callable[[str], Path], server_arguments: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "report"
     command = [sys.executable, "-c", WITH_CTRL_C, "validate", str(make_checkpoint("tiny-qwen3"))]
     command += ["--output", str(folder), "--rounds", "100000"]
-    command += ["--server-args", " ".join(SERVER_ARGUMENTS)]
+    command += ["--server-args", shlex.join(server_arguments)]
     process = subprocess.Popen(
         command,
         stderr=subprocess.DEVNULL,

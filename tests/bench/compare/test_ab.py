@@ -21,11 +21,17 @@ def bench(*arguments: str, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_ab_runs_print_and_write_the_same_scores(
-    make_checkpoint: Callable[[str], Path], tmp_path: Path
+    make_checkpoint: Callable[[str], Path], tmp_path: Path, cache_folder: str
 ) -> None:
     model = str(make_checkpoint("tiny-qwen2"))
     common = ["--query-tokens", "40", "--items", "6", "--item-tokens", "5", "--dtype", "float32"]
-    common += ["--compilation-cache-dir", "", "--kv-cache-bytes", "2000000", "--skip-self-check"]
+    common += [
+        "--compilation-cache-dir",
+        cache_folder,
+        "--kv-cache-bytes",
+        "2000000",
+        "--skip-self-check",
+    ]
     runs = {"MULTI_ITEM_BENCH_WARMUP_RUNS": "0", "MULTI_ITEM_BENCH_TIMED_RUNS": "1"}
     reports = {}
     for name, mask in (("packed", "dense"), ("packed", "segment"), ("prefill-extend", "dense")):

@@ -19,13 +19,6 @@ from itemwise.errors import CheckpointError, ConfigError, ItemwiseError
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
 
-ENGINE: dict[str, Any] = {
-    "page_tokens": 32,
-    "step_lanes": 2,
-    "kv_cache_bytes": 1 << 20,
-    "skip_self_check": True,
-    "compilation_cache_dir": "",
-}
 VOCAB_SIZE = 2000
 
 
@@ -37,11 +30,29 @@ def write_model(folder: Path, like: str) -> Path:
 
 
 @pytest.fixture(scope="module")
+def engine(cache_folder: str) -> dict[str, Any]:
+    return {
+        "page_tokens": 32,
+        "step_lanes": 2,
+        "kv_cache_bytes": 1 << 20,
+        "skip_self_check": True,
+        "compilation_cache_dir": cache_folder,
+    }
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("compare") / "model", "tiny-qwen3")
 
 
-@pytest.mark.parametrize("like", ["tiny-qwen3", "tiny-qwen2", "tiny-llama"])
+@pytest.mark.parametrize(
+    "like",
+    [
+        "tiny-qwen3",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("tiny-qwen2", "tiny-llama")),
+    ],
+)
+@pytest.mark.usefixtures("one_torch_thread")
 def test_ways_of_pytorch_agree(like: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
@@ -64,7 +75,7 @@ def test_ways_of_pytorch_agree(like: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_way_is_measured_and_agrees(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, engine: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
@@ -80,7 +91,7 @@ def test_every_way_is_measured_and_agrees(
         max_items=13,
         out_json=out,
         chart=chart,
-        **ENGINE,
+        **engine,
     )
     assert json.loads(out.read_text()) == report
     assert chart.read_bytes().startswith(b"\x89PNG")
@@ -105,7 +116,10 @@ def test_a_way_that_fails_is_left_out(folder: Path) -> None:
 
 
 def test_a_way_that_fails_in_a_turn_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    engine: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     ask = compare.WayProcess.ask
 
@@ -121,7 +135,7 @@ def test_a_way_that_fails_in_a_turn_is_named(
         ways=["itemwise-segment", "itemwise"],
         rounds=1,
         warmup=0,
-        **ENGINE,
+        **engine,
     )
     assert list(report["workloads"][0]["ways"]) == ["itemwise"]
     assert "runbook-1: `itemwise-segment` failed" in report["failed"]["itemwise-segment"]

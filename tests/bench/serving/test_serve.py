@@ -23,16 +23,16 @@ from itemwise.config import ServerConfig
 from itemwise.errors import ConfigError
 from itemwise.scorer import Scorer
 from itemwise.server import metrics
-from tests.conftest import SMALL, VOCAB_SIZE
+from tests.conftest import VOCAB_SIZE
 from tests.server.fakes import get, running_server, wait_until
 
 WORKLOAD: dict[str, Any] = {"num_items": 3, "item_tokens": 4, "query_tokens": 40, "shared": 0.5}
 
 
 @pytest.fixture(scope="module")
-def url(make_checkpoint: Callable[[str], Path]) -> Iterator[str]:
+def url(make_checkpoint: Callable[[str], Path], small: dict[str, Any]) -> Iterator[str]:
     folder = str(make_checkpoint("tiny-qwen3"))
-    scorer = Scorer.from_pretrained(folder, **SMALL)
+    scorer = Scorer.from_pretrained(folder, **small)
     config = ServerConfig(model_path=folder, max_queued_requests=8)
     with running_server(config, lambda: scorer) as made:
         wait_until(lambda: get(f"{made}/health").status_code == 200)

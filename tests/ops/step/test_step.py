@@ -42,8 +42,16 @@ def combinations() -> Iterator[tuple[str, str, Heads, str]]:
                     yield name, case, heads, dtype
 
 
+# Seconds each, on the interpreter for TPU.
+SLOW = {("tpu", case) for case in CASES if case not in ("several requests", "a short last granule")}
 for_all = pytest.mark.parametrize(
-    ("backend", "case", "heads", "dtype"), list(combinations()), indirect=["backend"], ids=str
+    ("backend", "case", "heads", "dtype"),
+    [
+        pytest.param(*one, marks=[pytest.mark.slow] if one[:2] in SLOW else [])
+        for one in combinations()
+    ],
+    indirect=["backend"],
+    ids=str,
 )
 
 
