@@ -42,12 +42,16 @@ def combinations() -> Iterator[tuple[str, str, Heads, str]]:
                     yield name, case, heads, dtype
 
 
-# Seconds each, on the interpreter for TPU.
-SLOW = {("tpu", case) for case in CASES if case not in ("several requests", "a short last granule")}
+def is_slow(name: str, case: str, heads: Heads, _: str) -> bool:
+    """Most of those that the interpreter for TPU runs, which takes seconds for each."""
+    chosen = case in ("several requests", "a short last granule")
+    return name == "tpu" and not (chosen and heads == BACKENDS[name].heads[0])
+
+
 for_all = pytest.mark.parametrize(
     ("backend", "case", "heads", "dtype"),
     [
-        pytest.param(*one, marks=[pytest.mark.slow] if one[:2] in SLOW else [])
+        pytest.param(*one, marks=[pytest.mark.slow] if is_slow(*one) else [])
         for one in combinations()
     ],
     indirect=["backend"],
