@@ -10,7 +10,18 @@ from itemwise.cli.app import main
 from itemwise.models.config import ModelConfig
 
 REQUEST = {"query": [1, 2], "items": [[3], [4, 5], []], "label_token_ids": [7, 8]}
-ENGINE = ["--kv-cache-bytes", str(1 << 22), "--compilation-cache-dir", ""]
+
+
+@pytest.fixture(scope="module")
+def engine(cache_folder: str) -> list[str]:
+    """Options of the engine."""
+    return ["--kv-cache-bytes", str(1 << 22), "--compilation-cache-dir", cache_folder]
+
+
+@pytest.fixture(scope="module")
+def rank(engine: list[str]) -> list[str]:
+    """How a ranking is asked for."""
+    return ["rank", "--query", "desk lamps", "--skip-self-check", *engine]
 
 
 def run(*arguments: str) -> int | str | None:
@@ -20,15 +31,18 @@ def run(*arguments: str) -> int | str | None:
 
 
 def test_score_prints_json_and_a_table(
-    tmp_path: Path, make_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    make_checkpoint: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    engine: list[str],
 ) -> None:
     model, request = str(make_checkpoint("tiny-qwen3")), tmp_path / "request.json"
     request.write_text(json.dumps(REQUEST))
-    assert run("score", model, "--request", str(request), "--apply-softmax", "--json", *ENGINE) == 0
+    assert run("score", model, "--request", str(request), "--apply-softmax", "--json", *engine) == 0
     body = json.loads(capsys.readouterr().out)
     assert [sum(row) for row in body["scores"]] == pytest.approx([1, 1, 1])
     assert body["usage"] == {"prompt_tokens": 5}
-    assert run("score", model, "--request", str(request), "--skip-self-check", *ENGINE) == 0
+    assert run("score", model, "--request", str(request), "--skip-self-check", *engine) == 0
     assert "[4, 5]" in capsys.readouterr().out
 
 
@@ -38,6 +52,7 @@ def test_score_prints_json_and_a_table(
 )
 def test_score_refuses_bad_files(
     tmp_path: Path,
+    engine: list[str],
     make_checkpoint: Callable[[str], Path],
     capsys: pytest.CaptureFixture[str],
     content: str | None,
@@ -47,7 +62,7 @@ def test_score_refuses_bad_files(
     if content is not None:
         request.write_text(content)
     model = str(make_checkpoint("tiny-qwen3"))
-    assert run("score", model, "--request", str(request), "--skip-self-check", *ENGINE) == 2
+    assert run("score", model, "--request", str(request), "--skip-self-check", *engine) == 2
     assert message in capsys.readouterr().err
 
 
@@ -83,33 +98,35 @@ def test_demo_ranks_sensibly_with_the_same_bits(
     assert printed.index("Waterproof phone case") < printed.index("Cookbook")
 
 
-RANK = ("rank", "--query", "desk lamps", "--skip-self-check", *ENGINE)
-
-
-def test_rank_prints_json_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rank_prints_json_and_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rank: list[str]
+) -> None:
     file = tmp_path / "items.txt"
     file.write_text("Tea kettle\n\nBrass lamp for the desk\n")
-    assert run(*RANK, "Desk with drawers", "--items-file", str(file), "--json") == 0
+    assert run(*rank, "Desk with drawers", "--items-file", str(file), "--json") == 0
     ranking = json.loads(capsys.readouterr().out)
     assert [item["index"] for item in ranking] == [2, 0, 1]
     assert [item["text"] for item in ranking][0] == "Brass lamp for the desk"
     assert ranking[0]["score"] > 0.5 > ranking[1]["score"] > ranking[2]["score"]
-    assert run(*RANK, "Tea kettle", "Desk lamp", "--top-n", "1") == 0
+    assert run(*rank, "Tea kettle", "Desk lamp", "--top-n", "1") == 0
     printed = capsys.readouterr().out
     assert "Desk lamp" in printed
     assert "Tea kettle" not in printed
 
 
 def test_rank_refuses_what_it_cannot_rank(
-    tmp_path: Path, make_checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    make_checkpoint: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    rank: list[str],
 ) -> None:
-    assert run(*RANK) == 2
+    assert run(*rank) == 2
     assert "no items" in capsys.readouterr().err
-    assert run(*RANK, "--items-file", str(tmp_path / "none")) == 2
+    assert run(*rank, "--items-file", str(tmp_path / "none")) == 2
     assert "cannot be read" in capsys.readouterr().err
-    assert run(*RANK, "lamp", "--model", str(make_checkpoint("tiny-qwen3"))) == 2
+    assert run(*rank, "lamp", "--model", str(make_checkpoint("tiny-qwen3"))) == 2
     assert "prompt_template.json" in capsys.readouterr().err
     template = tmp_path / "template.json"
     template.write_text("{}")
-    assert run(*RANK, "lamp", "--prompt-template", str(template)) == 2
+    assert run(*rank, "lamp", "--prompt-template", str(template)) == 2
     assert "is not a prompt template" in capsys.readouterr().err

@@ -59,8 +59,15 @@ def programs(folder: Path) -> set[str]:
     return {path.name.split("-")[0] for path in folder.glob("*-cache")}
 
 
-@pytest.mark.parametrize("own_folder", [True, False])
-@pytest.mark.parametrize("algorithm", ["prefill_extend", "packed"])
+@pytest.mark.parametrize(
+    ("algorithm", "own_folder"),
+    [
+        ("packed", True),
+        ("prefill_extend", False),
+        pytest.param("packed", False, marks=pytest.mark.slow),
+        pytest.param("prefill_extend", True, marks=pytest.mark.slow),
+    ],
+)
 def test_cache_of_the_host_program_stays_its_own(
     algorithm: str,
     own_folder: bool,

@@ -268,7 +268,7 @@ def test_small_steps_with_other_bits_are_known_at_the_next_start(
 
 
 @pytest.mark.skipif(ON_GPU, reason="levels are of processors")
-@pytest.mark.parametrize("level", CPU_LEVELS)
+@pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
 def test_the_level_is_told(
     level: CpuLevelName, make_engine: Callable[..., Engine], caplog: pytest.LogCaptureFixture
 ) -> None:

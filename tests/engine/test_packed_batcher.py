@@ -159,7 +159,7 @@ def test_programs_are_compiled_once_a_length(make_engine: Callable[..., Engine])
 def test_self_check_and_item_first_go_through_the_exact_step(
     make_engine: Callable[..., Engine],
 ) -> None:
-    engine = make_engine(multi_item_algorithm="packed")
+    engine = make_engine(multi_item_algorithm="packed", compilation_cache_dir="")
     assert engine.self_check.status == "passed"
     engine.score([REQUESTS["item first"]])
     assert engine.info()["packed_programs"] == []

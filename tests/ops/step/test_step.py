@@ -16,7 +16,7 @@ Heads = tuple[int, int, int]
 EVERYWHERE = list(BACKENDS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def backend(request: pytest.FixtureRequest) -> Backend:
     chosen = BACKENDS[request.param]
     if chosen.level is not None:
@@ -56,6 +56,7 @@ for_all = pytest.mark.parametrize(
     ],
     indirect=["backend"],
     ids=str,
+    scope="module",  # so that what shares a compiled program runs in one process
 )
 
 
