@@ -34,7 +34,7 @@ PAGE = 32
 RANDOM = "tiny-qwen3"
 ON_GPU = jax.devices()[0].platform == "gpu"
 # A model, its type, and on a processor the level; on GPU attention: the kernel, and XLA's form.
-# All properties on each level; marked slow are those beside the random model on the machine's own.
+# All properties on each level.
 ON_CPU_CASES = [
     *(
         pytest.param((RANDOM, "bfloat16", *param.values), marks=param.marks)
@@ -42,8 +42,8 @@ ON_CPU_CASES = [
     ),
     pytest.param((RANDOM, "float32", "xla-float32"), marks=pytest.mark.slow),
     *(
-        pytest.param((DEMO_MODEL, "bfloat16", level), marks=pytest.mark.slow)
-        for level in CPP_LEVELS
+        pytest.param((DEMO_MODEL, "bfloat16", *param.values), marks=param.marks)
+        for param in slow_unless_default(CPP_LEVELS)
     ),
 ]
 ON_GPU_CASES = [(RANDOM, "bfloat16", "fa"), (RANDOM, "bfloat16", "native")]

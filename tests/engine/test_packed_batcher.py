@@ -79,7 +79,9 @@ def test_packed_equals_prefill_extend(
     assert [row.shape for row in found] == [row.shape for row in expected]
 
 
-@pytest.mark.parametrize("model", ["tiny-qwen2", "tiny-llama"])
+@pytest.mark.parametrize(
+    "model", ["tiny-qwen2", pytest.param("tiny-llama", marks=pytest.mark.slow)]
+)
 def test_families_and_a_delimiter(model: str, engine_of: Callable[..., Engine]) -> None:
     engine, request = engine_of(model, "float32"), request_of(9, 50, (20, 3, 0, 45))
     expected = scores(engine, request, multi_item_scoring_delimiter=7)
