@@ -27,7 +27,7 @@ from itemwise.engine.programs import Programs
 from itemwise.engine.step_packer import StepBatch
 from itemwise.ops import api
 from itemwise.ops.step.arrays import StepArrays, StepShape
-from itemwise.types import CpuLevelName, OpenRequest, ScoreRequest
+from itemwise.types import CpuLevelName, OpenRequest, ScoreRequest, TokenLists, Tokens, token_array
 from tests.conftest import CPP_LEVELS, CPU_LEVELS, VOCAB_SIZE, slow_unless_default
 
 PAGE = 32
@@ -108,15 +108,15 @@ def fresh(engine: Engine, *requests: ScoreRequest, **changes: Any) -> Bits:
 def pick(request: ScoreRequest, chosen: Sequence[int]) -> ScoreRequest:
     return replace(
         request,
-        items=tuple(request.items[i] for i in chosen),
+        items=TokenLists.of([request.items[i] for i in chosen]),
         labels=tuple(request.labels[i] for i in chosen),
     )
 
 
-def with_item(request: ScoreRequest, index: int, item: tuple[int, ...]) -> ScoreRequest:
-    items = list(request.items)
+def with_item(request: ScoreRequest, index: int, item: Tokens) -> ScoreRequest:
+    items: list[Tokens] = list(request.items)
     items[index] = item
-    return replace(request, items=tuple(items))
+    return replace(request, items=TokenLists.of(items))
 
 
 def seeded_tokens(length: int, seed: int) -> tuple[int, ...]:
@@ -254,7 +254,7 @@ def test_prefix_partly_shared(
     engine: Engine, request: ScoreRequest, kept: int, end: tuple[int, ...]
 ) -> None:
     base = fresh(engine, request)
-    relative = replace(request, query=request.query[:kept] + end)
+    relative = replace(request, query=token_array((*request.query[:kept], *end)))
     assert fresh(engine, relative, request) == base
     assert bits(engine, request) == base
 
@@ -269,7 +269,7 @@ def test_serial_equals_prefill_extend(engine: Engine, request: ScoreRequest) -> 
 @exhaustive
 @given(request=score_requests(max_items=4))
 def test_delimiter_equals_a_longer_query(engine: Engine, request: ScoreRequest) -> None:
-    longer = replace(request, query=(*request.query, 7))
+    longer = replace(request, query=token_array((*request.query, 7)))
     found = fresh(engine, request, multi_item_scoring_delimiter=7)
     assert found == fresh(engine, longer)
 
@@ -279,8 +279,8 @@ def test_delimiter_equals_a_longer_query(engine: Engine, request: ScoreRequest) 
 def test_item_first_scores_the_item_as_prefix(engine: Engine, request: ScoreRequest) -> None:
     found = fresh(engine, replace(request, item_first=True))
     for i, item in enumerate(request.items):
-        if item:
-            turned = replace(pick(request, [i]), query=item, items=(request.query,))
+        if len(item):
+            turned = replace(pick(request, [i]), query=item, items=TokenLists.of([request.query]))
             assert fresh(engine, turned)[0] == found[i]
 
 
@@ -382,9 +382,9 @@ def test_a_leak_would_show_in_the_demo_models_rankings(cache_folder: str) -> Non
     for query, items in LISTS.items():
         request = scorer.prepare(query=query, items=items, apply_template=True, apply_softmax=True)
         sequence, leaky = request.query, []
-        for item, labels in zip(request.items, request.labels, strict=True):
-            leaky.append(replace(request, query=sequence, items=(item,), labels=(labels,)))
-            sequence += item
+        for i, item in enumerate(request.items):
+            leaky.append(replace(pick(request, [i]), query=sequence))
+            sequence = np.concatenate([sequence, item])
         exact = np.asarray(scorer.run([request])[0].scores)
         seen = np.concatenate([np.asarray(result.scores) for result in scorer.run(leaky)])
         assert exact[0].tobytes() == seen[0].tobytes(), "the first item has nobody before it"

@@ -19,7 +19,7 @@ from itemwise.engine.engine import Engine
 from itemwise.engine.platform import Platform
 from itemwise.ops.packed import gpu as gpu_packed
 from itemwise.ops.step import gpu as gpu_step
-from itemwise.types import Kernel
+from itemwise.types import Kernel, TokenLists
 from tests.engine.test_packed_batcher import difference, packed, request_of, scores
 
 ON_GPU = jax.devices()[0].platform == "gpu"
@@ -65,7 +65,7 @@ def test_bits_with_kernels_are_equal_in_any_company(engine_of: Callable[..., Eng
     base = scores(engine, REQUEST)
     order = (3, 2, 0)
     other = replace(
-        REQUEST, items=tuple(REQUEST.items[i] for i in order), labels=REQUEST.labels[:3]
+        REQUEST, items=TokenLists.of([REQUEST.items[i] for i in order]), labels=REQUEST.labels[:3]
     )
     assert [row.tobytes() for row in scores(engine, other)] == [base[i].tobytes() for i in order]
     engine.forget_prefixes()

@@ -19,7 +19,7 @@ from itemwise.config import EngineConfig
 from itemwise.engine import start
 from itemwise.engine.engine import Engine
 from itemwise.engine.platform import Platform
-from itemwise.types import Kernel
+from itemwise.types import Kernel, TokenLists
 from tests.conftest import tiled_step_shapes
 from tests.engine.test_packed_batcher import difference, packed, request_of, scores
 
@@ -65,7 +65,7 @@ def test_bits_with_kernels_are_equal_in_any_company(engine_of: Callable[..., Eng
     base = scores(engine, REQUEST)
     order = (3, 1, 0)
     other = replace(
-        REQUEST, items=tuple(REQUEST.items[i] for i in order), labels=REQUEST.labels[:3]
+        REQUEST, items=TokenLists.of([REQUEST.items[i] for i in order]), labels=REQUEST.labels[:3]
     )
     engine.forget_prefixes()
     found = scores(engine, other)

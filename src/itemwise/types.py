@@ -13,15 +13,19 @@ and `page`, the tokens of a page: a chunk of a prefix is one row that fills one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int32Array = NDArray[np.int32]
+Int64Array = NDArray[np.int64]
 Float32Array = NDArray[np.float32]
 AnyArray = Any  # an array of NumPy on the host, of JAX in a program
+Tokens = Int32Array | Sequence[int]  # token ids as callers may give them
 Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
 # How a processor runs a model, by C++ kernels for some instructions or by XLA: see
@@ -59,9 +63,75 @@ class WeightSpec:
     scale: float = 0.02
 
 
-@dataclass(frozen=True)
+def token_array(tokens: Tokens) -> Int32Array:
+    """The ids as a read-only int32 array; no copy of one that is int32 already."""
+    array = np.asarray(tokens, np.int32).view()
+    array.setflags(write=False)
+    return array
+
+
+class TokenLists(Sequence[Int32Array]):
+    """Lists of token ids, end to end in one read-only array. Equal if the lists are.
+
+    An index gives a view of one list, a slice gives lists.
+
+    Attributes:
+        tokens: int32, the ids of all lists in order.
+        offsets: int64 [lists + 1], where in `tokens` each list begins, and where the last one ends.
+    """
+
+    def __init__(self, tokens: Int32Array, offsets: Int64Array) -> None:
+        self.tokens = token_array(tokens)
+        self.offsets = offsets.view()
+        self.offsets.setflags(write=False)
+
+    @classmethod
+    def of(cls, lists: Sequence[Tokens]) -> TokenLists:
+        """The lists, copied into one array unless they are in one already.
+
+        Raises:
+            OverflowError: an id does not fit 32 bits.
+        """
+        if isinstance(lists, TokenLists):
+            return lists
+        offsets = np.zeros(len(lists) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, lists), np.int64, len(lists)), out=offsets[1:])
+        return cls(np.fromiter(chain.from_iterable(lists), np.int32, int(offsets[-1])), offsets)
+
+    @property
+    def lengths(self) -> Int64Array:
+        """int64 [lists], how many ids each list has."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Int32Array: ...
+    @overload
+    def __getitem__(self, index: slice) -> TokenLists: ...
+    def __getitem__(self, index: int | slice) -> Int32Array | TokenLists:
+        places = range(len(self))[index]
+        if isinstance(places, int):
+            return self.tokens[self.offsets[places] : self.offsets[places + 1]]
+        if places.step != 1:
+            return TokenLists.of([self[place] for place in places])
+        offsets = self.offsets[places.start : max(places.start, places.stop) + 1]
+        return TokenLists(self.tokens[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TokenLists):
+            return NotImplemented
+        same_offsets = np.array_equal(self.offsets, other.offsets)
+        return same_offsets and np.array_equal(self.tokens, other.tokens)
+
+    def __repr__(self) -> str:
+        return f"TokenLists.of({[one.tolist() for one in self]})"
+
+
+@dataclass(frozen=True, init=False, eq=False)
 class ScoreRequest:
-    """A checked request in token ids.
+    """A checked request in token ids. The token ids may be given as any sequences.
 
     Attributes:
         query: token ids all items share, at least one.
@@ -77,15 +147,47 @@ class ScoreRequest:
             bound.
     """
 
-    query: tuple[int, ...]
-    items: tuple[tuple[int, ...], ...]
+    query: Int32Array
+    items: TokenLists
     labels: tuple[tuple[int, ...], ...]
-    apply_softmax: bool = False
-    item_first: bool = False
-    temperature: float = 1.0
-    chunk_size: int | None = None
-    priority: int = 0
-    timeout_s: float | None = None
+    apply_softmax: bool
+    item_first: bool
+    temperature: float
+    chunk_size: int | None
+    priority: int
+    timeout_s: float | None
+
+    def __init__(
+        self,
+        query: Tokens,
+        items: Sequence[Tokens],
+        labels: tuple[tuple[int, ...], ...],
+        apply_softmax: bool = False,
+        item_first: bool = False,
+        temperature: float = 1.0,
+        chunk_size: int | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> None:
+        vars(self).update(  # the class is frozen
+            query=token_array(query),
+            items=TokenLists.of(items),
+            labels=labels,
+            apply_softmax=apply_softmax,
+            item_first=item_first,
+            temperature=temperature,
+            chunk_size=chunk_size,
+            priority=priority,
+            timeout_s=timeout_s,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ScoreRequest):
+            return NotImplemented
+        names = [each.name for each in fields(self) if each.name != "query"]
+        return np.array_equal(self.query, other.query) and all(
+            getattr(self, name) == getattr(other, name) for name in names
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from itemwise.engine.engine import Engine
 from itemwise.errors import EngineLostError, RequestError
 from itemwise.scorer import Scorer
-from itemwise.types import Float32Array, Mask, ScoreRequest
+from itemwise.types import Float32Array, Mask, ScoreRequest, TokenLists, Tokens
 from tests.conftest import VOCAB_SIZE
 
 MAX_DIFFERENCE = 1e-4  # float32, of probabilities; the two forms add in another order
@@ -114,9 +114,9 @@ def test_a_neighbour_of_the_same_length_changes_no_bit(
 ) -> None:
     engine, request = engine_of("tiny-qwen3", dtype), request_of(11, 60, (20, 5, 33, 70))
     base = packed(engine, request, mask)
-    items = list(request.items)
+    items: list[Tokens] = list(request.items)
     items[1] = draw(99, (5,))[0]
-    found = packed(engine, replace(request, items=tuple(items)), mask)
+    found = packed(engine, replace(request, items=TokenLists.of(items)), mask)
     for i in (0, 2, 3):
         assert found[i].tobytes() == base[i].tobytes()
     assert found[1].tobytes() != base[1].tobytes()
@@ -133,7 +133,7 @@ def test_segment_isolates_bit_by_bit_at_one_padded_length(
     assert [p["tokens"] for p in engine.info()["packed_programs"]].count(256) >= 1
 
     def same(order: Sequence[int], **changed: tuple[int, ...]) -> None:
-        items = tuple(changed.get(f"item{i}", request.items[i]) for i in order)
+        items = TokenLists.of([changed.get(f"item{i}", request.items[i]) for i in order])
         other = replace(request, items=items, labels=request.labels[: len(items)])
         found = packed(engine, other, "segment")
         for place, i in enumerate(order):

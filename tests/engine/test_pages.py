@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from itemwise.engine.pages import PageCache, Prefix
 from itemwise.engine.step_packer import NULL_PAGE
+from itemwise.types import Int32Array, token_array
 
 PAGE = 4
 
@@ -16,7 +17,7 @@ def commit(cache: PageCache, prefix: Prefix) -> None:
         cache.commit_page(prefix)
 
 
-def held(cache: PageCache, tokens: tuple[int, ...]) -> Prefix:
+def held(cache: PageCache, tokens: Int32Array) -> Prefix:
     prefix = cache.reserve(tokens)
     commit(cache, prefix)
     return prefix
@@ -24,10 +25,10 @@ def held(cache: PageCache, tokens: tuple[int, ...]) -> Prefix:
 
 def test_same_query_is_found_again() -> None:
     cache = PageCache(9, PAGE)
-    first = held(cache, tuple(range(10)))
+    first = held(cache, token_array(range(10)))
     pages = list(first.pages)
     cache.release(first)
-    again = cache.reserve(tuple(range(10)))
+    again = cache.reserve(token_array(range(10)))
     assert again.pages == pages
     assert again.num_cached == 3
     assert (cache.hits, cache.misses) == (3, 3)
@@ -35,8 +36,8 @@ def test_same_query_is_found_again() -> None:
 
 def test_shared_beginning_is_found_page_by_page() -> None:
     cache = PageCache(9, PAGE)
-    first = held(cache, tuple(range(10)))
-    second = cache.reserve((*range(8), 99, 98, 97))
+    first = held(cache, token_array(range(10)))
+    second = cache.reserve(token_array((*range(8), 99, 98, 97)))
     assert second.num_cached == 2
     assert second.pages[:2] == first.pages[:2]
     assert second.pages[2] != first.pages[2]
@@ -44,14 +45,14 @@ def test_shared_beginning_is_found_page_by_page() -> None:
 
 def test_same_tokens_after_another_beginning_are_not_found() -> None:
     cache = PageCache(9, PAGE)
-    held(cache, (1, 2, 3, 4, 5, 6, 7, 8))
-    assert cache.reserve((9, 9, 9, 9, 5, 6, 7, 8)).num_cached == 0
+    held(cache, token_array((1, 2, 3, 4, 5, 6, 7, 8)))
+    assert cache.reserve(token_array((9, 9, 9, 9, 5, 6, 7, 8))).num_cached == 0
 
 
 def test_uncommitted_pages_are_not_found_and_come_free() -> None:
     cache = PageCache(4, PAGE)
-    prefix = cache.reserve(tuple(range(8)))
-    assert cache.reserve(tuple(range(4))).num_cached == 0
+    prefix = cache.reserve(token_array(range(8)))
+    assert cache.reserve(token_array(range(4))).num_cached == 0
     cache.release(prefix)
     assert cache.num_available == 2
     assert cache.num_cached == 0
@@ -59,8 +60,8 @@ def test_uncommitted_pages_are_not_found_and_come_free() -> None:
 
 def test_unshared_prefix_neither_finds_nor_is_found() -> None:
     cache = PageCache(9, PAGE)
-    held(cache, tuple(range(8)))
-    alone = cache.reserve(tuple(range(8)), share=False)
+    held(cache, token_array(range(8)))
+    alone = cache.reserve(token_array(range(8)), share=False)
     assert not cache.adopt_page(alone)
     commit(cache, alone)
     assert alone.num_cached == 0
@@ -70,7 +71,7 @@ def test_unshared_prefix_neither_finds_nor_is_found() -> None:
 
 def test_least_recently_used_goes_first_and_last_pages_before_first_ones() -> None:
     cache = PageCache(6, PAGE)
-    old, new = tuple(range(8)), tuple(range(100, 108))
+    old, new = token_array(range(8)), token_array(range(100, 108))
     for tokens in (old, new, old):
         cache.release(held(cache, tokens))
     cache.allocate(2)  # one is free, one must go: the end of `new`
@@ -80,24 +81,24 @@ def test_least_recently_used_goes_first_and_last_pages_before_first_ones() -> No
 
 def test_pages_in_use_are_never_given_up() -> None:
     cache = PageCache(4, PAGE)
-    prefix = held(cache, tuple(range(8)))
+    prefix = held(cache, token_array(range(8)))
     assert not cache.can_allocate(2)
-    assert not cache.can_reserve(tuple(range(50, 58)))
-    assert cache.can_reserve(tuple(range(12)))
+    assert not cache.can_reserve(token_array(range(50, 58)))
+    assert cache.can_reserve(token_array(range(12)))
     cache.release(prefix)
     assert cache.can_allocate(3)
 
 
 def test_reuse_off_forgets() -> None:
     cache = PageCache(4, PAGE, reuse=False)
-    cache.release(held(cache, tuple(range(8))))
+    cache.release(held(cache, token_array(range(8))))
     assert cache.num_cached == 0
-    assert cache.reserve(tuple(range(8))).num_cached == 0
+    assert cache.reserve(token_array(range(8))).num_cached == 0
 
 
 def test_two_prefixes_that_commit_the_same_content() -> None:
     cache = PageCache(9, PAGE)
-    first, second = cache.reserve(tuple(range(8))), cache.reserve(tuple(range(8)))
+    first, second = cache.reserve(token_array(range(8))), cache.reserve(token_array(range(8)))
     commit(cache, first)
     commit(cache, second)
     cache.release(first)
@@ -108,7 +109,10 @@ def test_two_prefixes_that_commit_the_same_content() -> None:
 
 def test_page_committed_meanwhile_is_adopted() -> None:
     cache = PageCache(9, PAGE)
-    first, second = cache.reserve(tuple(range(10))), cache.reserve((*range(8), 99))
+    first, second = (
+        cache.reserve(token_array(range(10))),
+        cache.reserve(token_array((*range(8), 99))),
+    )
     cache.commit_page(first)
     assert cache.adopt_page(second)
     assert not cache.adopt_page(second), "the second page is not written yet"
@@ -126,20 +130,20 @@ def test_page_committed_meanwhile_is_adopted() -> None:
 
 def test_unwritten_pages_of_a_prefix_given_up_are_not_found() -> None:
     cache = PageCache(9, PAGE)
-    first = cache.reserve(tuple(range(12)))
+    first = cache.reserve(token_array(range(12)))
     cache.commit_page(first)
     cache.release(first)
-    assert cache.reserve(tuple(range(12))).num_cached == 1
+    assert cache.reserve(token_array(range(12))).num_cached == 1
 
 
 def test_room_beside_a_prefix() -> None:
     cache = PageCache(5, PAGE)
-    assert cache.can_reserve(tuple(range(8)), beside=2)
-    assert not cache.can_reserve(tuple(range(8)), beside=3)
+    assert cache.can_reserve(token_array(range(8)), beside=2)
+    assert not cache.can_reserve(token_array(range(8)), beside=3)
 
 
 def test_context_lengths() -> None:
-    prefix = PageCache(9, PAGE).reserve(tuple(range(10)))
+    prefix = PageCache(9, PAGE).reserve(token_array(range(10)))
     assert prefix.context(10, PAGE).lens == (4, 4, 2)
     assert prefix.context(9, PAGE).lens == (4, 4, 1)
     assert prefix.context(8, PAGE).lens == (4, 4)
@@ -161,13 +165,13 @@ class PageCacheMachine(RuleBasedStateMachine):
         self.temporary: list[list[int]] = []
         self.content: dict[int, tuple[int, ...]] = {}  # page -> every token up to its end
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple))
-    def reserve(self, tokens: tuple[int, ...]) -> None:
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14).map(token_array))
+    def reserve(self, tokens: Int32Array) -> None:
         if not self.cache.can_reserve(tokens):
             return
         prefix = self.cache.reserve(tokens)
         for i in range(prefix.num_cached):
-            assert self.content[prefix.pages[i]] == tokens[: (i + 1) * PAGE]
+            assert self.content[prefix.pages[i]] == tuple(tokens[: (i + 1) * PAGE])
         self.prefixes.append(prefix)
 
     @precondition(lambda self: self.prefixes)
@@ -177,7 +181,7 @@ class PageCacheMachine(RuleBasedStateMachine):
         i = prefix.num_ready
         if i == len(prefix.pages):
             return
-        upto = prefix.tokens[: (i + 1) * PAGE]
+        upto = tuple(prefix.tokens[: (i + 1) * PAGE])
         if self.cache.adopt_page(prefix):
             assert self.content[prefix.pages[i]] == upto
         else:

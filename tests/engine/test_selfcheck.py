@@ -23,7 +23,10 @@ class FakeScorer:
         results = []
         for request in requests:
             scores = np.array(
-                [[hash((request.query, item)) % 1000 + 0.5] * 2 for item in request.items],
+                [
+                    [hash((request.query.tobytes(), item.tobytes())) % 1000 + 0.5] * 2
+                    for item in request.items
+                ],
                 np.float32,
             )
             if self.fault == "neighbours":

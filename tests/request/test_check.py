@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from itemwise.errors import RequestError
 from itemwise.request.check import RequestLimits, check_request
 from itemwise.request.template import PromptTemplate
-from itemwise.types import ScoreRequest
+from itemwise.types import ScoreRequest, TokenLists
 
 VOCAB_SIZE = 300
 DELIMITER = 299
@@ -70,16 +70,16 @@ def test_delimiter_is_left_to_the_engine() -> None:
 
 def test_text_is_tokenised_with_special_tokens_in_the_query_alone() -> None:
     request = check(TEXT)
-    assert request.query == tuple(b"^ab")
-    assert request.items == (tuple(b"c"), ())
+    assert request.query.tolist() == list(b"^ab")
+    assert request.items == TokenLists.of([b"c", b""])
     assert request.labels == (tuple(b"xy"),) * 2
 
 
 def test_template_is_applied_where_asked_for() -> None:
     fields = {"query": "ab", "items": ["c", ""], "apply_template": True}
     request = check(fields)
-    assert request.query == tuple(b"^<ab>")
-    assert request.items == (tuple(b"(c)"), tuple(b"()"))
+    assert request.query.tolist() == list(b"^<ab>")
+    assert request.items == TokenLists.of([b"(c)", b"()"])
     assert request.labels == (tuple(b"+-"),) * 2
     assert check({**fields, "labels": ["x"]}).labels == ((ord("x"),),) * 2
     assert check({**fields, "label_token_ids": [7]}).labels == ((7,),) * 2
@@ -146,8 +146,8 @@ class _Token(enum.IntEnum):
 def test_arrays_and_tuples_are_taken_for_lists(fields: dict[str, Any]) -> None:
     request = check({**GOOD, **fields})
     assert request == check(GOOD)
-    tokens = [request.query, *request.items, *request.labels]
-    assert {type(token) for ids in tokens for token in ids} == {int}
+    assert request.query.dtype == request.items.tokens.dtype == np.int32
+    assert {type(token) for ids in request.labels for token in ids} == {int}
 
 
 FAULTS = [
@@ -311,7 +311,8 @@ def test_any_json_value_passes_or_is_a_request_error(name: str, value: object) -
         at_fault = error.param
     else:
         ids = [request.query, *request.items, *request.labels]
-        assert all(type(token) is int and 0 <= token < VOCAB_SIZE for row in ids for token in row)
+        assert all(0 <= token < VOCAB_SIZE for row in ids for token in row)
+        assert {type(token) for row in request.labels for token in row} == {int}
         assert len(request.labels) == len(request.items)
         return
     assert at_fault in {*GOOD, "labels", "temperature", "item_first"}

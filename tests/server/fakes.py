@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from itemwise.server.app import create_app
 from itemwise.server.connections import protocol
 from itemwise.server.process import listen
 from itemwise.server.service import AnyScorer
-from itemwise.types import ScoreRequest, ScoreResult
+from itemwise.types import ScoreRequest, ScoreResult, Tokens
 from tests.engine.fake_core import FakeCore
 
 WAIT_S = 20
@@ -32,7 +32,7 @@ RAISE, NAN, HOLD, LOSE = 901, 902, 903, 904
 SECRET = "planted fault"
 
 
-def fake_score(query: Sequence[int], item: Sequence[int], label: int) -> float:
+def fake_score(query: Tokens, item: Tokens, label: int) -> float:
     """A score that depends on every token: a float32, as its shortest decimal form reads."""
     place = sum((i + 1) * token for i, token in enumerate((*query, DELIMITER, *item)))
     return float(str(np.float32((31 * place + 7 * label) % 997 / 997)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from itemwise.config import ServerConfig
 from itemwise.request.check import RequestLimits, check_request
-from itemwise.types import ScoreRequest, ScoreResult
+from itemwise.types import ScoreRequest, ScoreResult, Tokens
 from itemwise.validation.client import ScoreClient
 from itemwise.validation.evaluate import Amount, Mode, evaluate
 from itemwise.validation.files import Json
@@ -33,7 +33,7 @@ SMALL = Amount(item_counts=(1, 32), rounds=1, warmup=0, sweep="none")
 
 
 def truth(
-    prefix: Sequence[int], item: Sequence[int], labels: Sequence[int], shift: int = 0
+    prefix: Sequence[int], item: Tokens, labels: Sequence[int], shift: int = 0
 ) -> list[float]:
     """Softmax of a formula over tokens and their positions; `shift` moves the item."""
     places = [*range(len(prefix)), *range(len(prefix) + shift, len(prefix) + shift + len(item))]

@@ -127,11 +127,11 @@ class Batcher:
         page_tokens, capacity = self._programs.shape.page_tokens, self.cache.capacity
         needed = num_pages_needed(request, config, page_tokens)
         if needed > capacity:
+            longest = len(request.query) + request.items.lengths.max()
             raise RequestError(
                 "sequence_too_long",
-                f"a sequence of {len(request.query) + max(map(len, request.items))} tokens needs "
-                f"{needed} pages of {page_tokens} tokens, expected at most {capacity}; raise "
-                "--kv-cache-bytes",
+                f"a sequence of {longest} tokens needs {needed} pages of {page_tokens} tokens, "
+                f"expected at most {capacity}; raise --kv-cache-bytes",
                 "query",
             )
 

@@ -6,13 +6,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
+
 from itemwise.config import EngineConfig
 from itemwise.engine.pages import PageCache, Prefix
 from itemwise.engine.results import Results
 from itemwise.engine.step_packer import Context, RowPlan
-from itemwise.types import Float32Array, ScoreRequest, ScoreResult, Timings
-
-Tokens = tuple[int, ...]
+from itemwise.types import Float32Array, Int32Array, ScoreRequest, ScoreResult, Timings
 
 
 def num_temporary_pages(num_tokens: int, page_tokens: int) -> int:
@@ -25,28 +25,34 @@ def runs_serially(request: ScoreRequest, config: EngineConfig) -> bool:
     return request.item_first or config.multi_item_algorithm == "serial"
 
 
+def with_delimiter(tokens: Int32Array, config: EngineConfig) -> Int32Array:
+    """The tokens of a prefix, and the delimiter after them where the settings have one."""
+    delimiter = config.multi_item_scoring_delimiter
+    return tokens if delimiter is None else np.append(tokens, np.int32(delimiter))
+
+
 def num_prompt_tokens(request: ScoreRequest, config: EngineConfig) -> int:
     """Tokens of a request, its shared prefix and delimiter counted once."""
-    items = sum(map(len, request.items))
     shared = len(request.query) + (config.multi_item_scoring_delimiter is not None)
-    return items + shared * (len(request.items) if request.item_first else 1)
+    return len(request.items.tokens) + shared * (len(request.items) if request.item_first else 1)
 
 
 def num_computed_tokens(
     request: ScoreRequest, config: EngineConfig, items: Sequence[int] | None = None
 ) -> int:
     """Tokens that scoring a request (or some of its items) computes if no page of it is known."""
-    chosen = request.items if items is None else [request.items[i] for i in items]
-    rows = sum(map(len, chosen))
+    rows = request.items.lengths
+    if items is not None:
+        rows = rows[np.asarray(items, np.intp)]
     if not request.item_first:  # an empty item runs the last token of its prefix again
-        rows += sum(1 for item in chosen if not item)
+        rows = np.maximum(rows, 1)
     shared = len(request.query) + (config.multi_item_scoring_delimiter is not None)
-    return rows + shared * (len(chosen) if runs_serially(request, config) else 1)
+    return int(rows.sum()) + shared * (len(rows) if runs_serially(request, config) else 1)
 
 
 def num_pages_needed(request: ScoreRequest, config: EngineConfig, page_tokens: int) -> int:
     """Most pages that a request's prefix and a long item need at once."""
-    prefix, row = len(request.query), max(map(len, request.items))
+    prefix, row = len(request.query), int(request.items.lengths.max())
     if request.item_first:
         prefix, row = row, prefix
     prefix += config.multi_item_scoring_delimiter is not None
@@ -84,9 +90,7 @@ class ExactRequest:
         self.remaining_tokens = num_computed_tokens(request, config)
         self.cached_tokens = 0
         self._config = config
-        delimiter = config.multi_item_scoring_delimiter
-        self._between: Tokens = () if delimiter is None else (delimiter,)
-        self._shared: Tokens = () if request.item_first else request.query + self._between
+        self._shared = with_delimiter(request.query, config)  # the prefix, where items share one
         self._todo: Sequence[int] = range(len(request.items))
         self._num_given = 0  # items of `_todo` whose rows were taken
         self._cache: PageCache | None = None
@@ -113,11 +117,11 @@ class ExactRequest:
             self.started_at = self.prefilled_at = time.perf_counter()
         return self._open_prefix()
 
-    def _sequence(self, index: int) -> tuple[Tokens, Tokens]:
+    def _sequence(self, index: int) -> tuple[Int32Array, Int32Array]:
         """An item's prefix, and the row that sees it."""
         item = self.request.items[index]
         if self.request.item_first:
-            return item + self._between, self.request.query
+            return with_delimiter(item, self._config), self.request.query
         return self._shared, item
 
     def _open_prefix(self) -> bool:
@@ -126,7 +130,7 @@ class ExactRequest:
         tokens, row = self._sequence(self._todo[self._num_given])
         longest = len(row)
         if not self.alone:
-            longest = max(len(self.request.items[i]) for i in self._todo)
+            longest = int(self.request.items.lengths[np.asarray(self._todo)].max())
         spare = num_temporary_pages(longest, cache.page_tokens)
         if not cache.can_reserve(tokens, share=not self.alone, beside=spare):
             return False
@@ -171,7 +175,7 @@ class ExactRequest:
         """The rows of an item; all but the last of a long one go to temporary pages."""
         _, row = self._sequence(index)
         page_tokens, start, context = cache.page_tokens, len(prefix.tokens), self._context
-        if not row:  # an empty item is the last prefix token, run again
+        if not len(row):  # an empty item is the last prefix token, run again
             row, start = prefix.tokens[-1:], start - 1
             context = prefix.context(start, page_tokens)
         num_temporary = num_temporary_pages(len(row), page_tokens)

@@ -9,7 +9,7 @@ import numpy as np
 
 from itemwise.config import EngineConfig
 from itemwise.engine.batcher import Counters, check_device
-from itemwise.engine.open_request import num_prompt_tokens
+from itemwise.engine.open_request import num_prompt_tokens, with_delimiter
 from itemwise.engine.packed_sequence import chunks, pack, packed_shape
 from itemwise.engine.programs import Programs
 from itemwise.engine.results import Results
@@ -58,14 +58,13 @@ class PackedRequest:
     ) -> None:
         self.request = request
         self.mask = mask_of(config)
-        delimiter = config.multi_item_scoring_delimiter
-        self.prefix = request.query if delimiter is None else (*request.query, delimiter)
+        self.prefix = with_delimiter(request.query, config)
         chunk_size = request.chunk_size
         if chunk_size is None:
             chunk_size = config.multi_item_scoring_chunk_size
-        lengths = [len(item) for item in request.items]
+        lengths = request.items.lengths.tolist()
         self.todo = list(chunks(len(self.prefix), lengths, max_tokens, row_multiple, chunk_size))
-        self.remaining_tokens = len(self.prefix) * len(self.todo) + sum(lengths)
+        self.remaining_tokens = len(self.prefix) * len(self.todo) + len(request.items.tokens)
         self.results = Results(request)
         self.seconds = 0.0
         self._prompt_tokens = num_prompt_tokens(request, config)
@@ -156,9 +155,8 @@ class PackedBatcher:
 
     def _run_next(self, work: PackedRequest) -> StepStats:
         start, chosen = time.perf_counter(), work.todo.pop(0)
-        num_tokens = len(work.prefix) + sum(
-            map(len, work.request.items[chosen.start : chosen.stop])
-        )
+        items = work.request.items[chosen.start : chosen.stop]
+        num_tokens = len(work.prefix) + len(items.tokens)
         step = self._programs.shape
         shape = packed_shape(num_tokens, len(chosen), step.max_scored_rows, step.granule_tokens)
         self._score(work, chosen, shape)

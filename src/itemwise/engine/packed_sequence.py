@@ -12,14 +12,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from itemwise.ops.packed.base import PackedArrays, PackedShape
-from itemwise.types import Int32Array
+from itemwise.types import Int32Array, TokenLists, Tokens
 
 MIN_TOKENS = 256  # shortest packed sequence; shorter ones are padded
 # Tokens of a packed sequence unless the settings say otherwise: what its activations take grows
 # with its length, and beyond it the query's share of the work is small.
 DEFAULT_MAX_TOKENS = 16384
-
-Tokens = tuple[int, ...]
 
 
 def bucket_tokens(num_tokens: int) -> int:
@@ -89,16 +87,18 @@ def pack(prefix: Tokens, items: Sequence[Tokens], shape: PackedShape) -> PackedA
     Raises:
         ValueError: the tokens or the items are more than `shape` takes.
     """
-    lengths = np.array([len(item) for item in items], np.int32)
+    items = TokenLists.of(items)
+    lengths = items.lengths.astype(np.int32)
     ends = len(prefix) + np.cumsum(lengths, dtype=np.int32)
-    total = int(ends[-1]) if len(items) else len(prefix)
+    total = len(prefix) + len(items.tokens)
     if total > shape.tokens or len(items) > shape.max_rows:
         raise ValueError(
             f"`items` are {len(items)} with {total} tokens and prefix, expected at most "
             f"{shape.max_rows} with {shape.tokens}"
         )
     tokens, positions = (np.zeros(shape.tokens, np.int32) for _ in range(2))
-    tokens[:total] = [*prefix, *(token for item in items for token in item)]
+    tokens[: len(prefix)] = prefix
+    tokens[len(prefix) : total] = items.tokens
     places = np.arange(total, dtype=np.int32)
     positions[:total] = places
     positions[len(prefix) : total] -= np.repeat(ends - lengths - len(prefix), lengths)

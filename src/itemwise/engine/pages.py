@@ -1,4 +1,4 @@
-"""The page pool and the prefix cache, host side. No array library.
+"""The page pool and the prefix cache, host side. Of arrays it knows token ids alone.
 
 A page is known by what it holds: its tokens, after the pages before it. So a cache entry's key is
 the entry before it and its own tokens, a chain that two queries share as far as their tokens agree.
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from itemwise.engine.step_packer import NULL_PAGE, Context
+from itemwise.types import Int32Array
 
-Key = tuple[int, tuple[int, ...]]  # (serial number of the entry before, tokens)
+Key = tuple[int, bytes]  # (serial number of the entry before, tokens)
 _ROOT = 0
 
 
@@ -40,7 +41,7 @@ class Prefix:
             time anything that runs later reads them.
     """
 
-    tokens: tuple[int, ...]
+    tokens: Int32Array
     pages: list[int]
     num_cached: int
     num_ready: int
@@ -98,14 +99,14 @@ class PageCache:
         """Pages that so many tokens fill."""
         return -(-num_tokens // self.page_tokens)
 
-    def can_reserve(self, tokens: tuple[int, ...], *, share: bool = True, beside: int = 0) -> bool:
+    def can_reserve(self, tokens: Int32Array, *, share: bool = True, beside: int = 0) -> bool:
         """Whether `reserve`, and then `allocate(beside)`, would succeed now."""
         found = self._find(tokens, share)
         unused = sum(1 for entry in found if not entry.users)
         wanted = self.pages_for(len(tokens)) - len(found) + beside
         return wanted <= self.num_available - unused
 
-    def reserve(self, tokens: tuple[int, ...], *, share: bool = True) -> Prefix:
+    def reserve(self, tokens: Int32Array, *, share: bool = True) -> Prefix:
         """Pages for a prefix, cached ones where its beginning is known. Only if `can_reserve`.
 
         Without `share` all its pages are fresh, and nobody else will find them.
@@ -193,7 +194,7 @@ class PageCache:
             del self._entries[entry.key]
             self._free.append(entry.page)
 
-    def _find(self, tokens: tuple[int, ...], share: bool) -> list[_Entry]:
+    def _find(self, tokens: Int32Array, share: bool) -> list[_Entry]:
         """The longest chain of known pages that the tokens begin with."""
         entries: list[_Entry] = []
         for i in range(self.pages_for(len(tokens)) if share and self._reuse else 0):
@@ -203,7 +204,7 @@ class PageCache:
             entries.append(entry)
         return entries
 
-    def _key(self, before: _Entry | None, tokens: tuple[int, ...], index: int) -> Key:
+    def _key(self, before: _Entry | None, tokens: Int32Array, index: int) -> Key:
         start = index * self.page_tokens
         serial = before.serial if before is not None else _ROOT
-        return serial, tokens[start : start + self.page_tokens]
+        return serial, tokens[start : start + self.page_tokens].tobytes()

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from itemwise.types import Float32Array, ScoreRequest, ScoreResult
+from itemwise.types import Float32Array, Int32Array, ScoreRequest, ScoreResult
 
 Score = Callable[[Sequence[ScoreRequest]], list[ScoreResult]]
 
@@ -84,19 +84,19 @@ def run_self_check(
     start = time.perf_counter()
     rng = np.random.default_rng(0)
 
-    def draw(count: int) -> tuple[int, ...]:
-        return tuple(rng.integers(0, vocab_size, count).tolist())
+    def draw(count: int) -> Int32Array:
+        return rng.integers(0, vocab_size, count).astype(np.int32)
 
     query = draw(max(1, min(page_tokens * 9 // 4, max_tokens // 2)))
     room = max(1, max_tokens - len(query))
-    items = tuple(draw(min(n, room)) for n in (20, 5, 1, 33, 7))
+    items = [draw(min(n, room)) for n in (20, 5, 1, 33, 7)]
     labels = tuple({0, vocab_size - 1})
     start_of_other = draw(min(3, max_tokens - 1))
     first = draw(min(20, max_tokens - len(start_of_other)))
     other = ScoreRequest(start_of_other, (draw(1), first), (labels,) * 2)
 
     def probe(chosen: Sequence[int]) -> ScoreRequest:
-        return ScoreRequest(query, tuple(items[i] for i in chosen), (labels,) * len(chosen))
+        return ScoreRequest(query, [items[i] for i in chosen], (labels,) * len(chosen))
 
     everything = list(range(len(items)))
 
@@ -109,7 +109,7 @@ def run_self_check(
         lengths = [min(longest, tokens - 1 - start) for start in range(0, tokens - 1, longest)]
         if not lengths:
             return []
-        return [ScoreRequest(draw(1), tuple(map(draw, lengths)), (labels,) * len(lengths))]
+        return [ScoreRequest(draw(1), list(map(draw, lengths)), (labels,) * len(lengths))]
 
     # Few calls, since each costs steps of the real model: from nothing; permuted, beside another
     # request, on the cached prefix; alone, with the prefix computed again in other pages; the other

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from itemwise.ops.step.arrays import StepArrays, StepShape
-from itemwise.types import Int32Array
+from itemwise.types import Int32Array, Tokens
 
 NULL_PAGE = 0  # always zeros; what an unused context slot reads
 
@@ -25,7 +25,7 @@ class Context:
     lens: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowPlan:
     """A run of at most a page's tokens that sees a context and, causally, itself.
 
@@ -37,7 +37,7 @@ class RowPlan:
         score_id: the caller's name for the row whose last token is scored, or None.
     """
 
-    tokens: Sequence[int]
+    tokens: Tokens
     first_position: int
     context: Context
     write_page: int | None = None

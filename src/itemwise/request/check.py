@@ -1,11 +1,13 @@
 """Raw request fields, decoded JSON or Python arguments, into a checked `ScoreRequest`.
 
 Every fault is a `RequestError` that names the field, and the index if it has one. Checks run over
-the concatenation of all items; only a check that fails looks for the item at fault.
+the array of all items' ids, which the request keeps; only a check that fails looks for the item
+at fault.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import sys
@@ -15,11 +17,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
-import numpy as np
-
 from itemwise.errors import RequestError
 from itemwise.request.template import PromptTemplate
-from itemwise.types import ScoreRequest
+from itemwise.types import Int32Array, ScoreRequest, TokenLists
 
 REQUEST_FIELDS = (
     "query",
@@ -38,7 +38,7 @@ MIN_TEMPERATURE = 1e-6  # float32 logits divided by less would overflow
 MAX_TEMPERATURE = 1e6
 MAX_PRIORITY = 2**31 - 1  # and -MAX_PRIORITY is the minimum
 
-Ids = tuple[int, ...]
+Ids = Sequence[int]
 
 
 class TextTokenizer(Protocol):
@@ -101,20 +101,20 @@ def check_request(
         raw_items = [template.fill_item(str(item)) for item in raw_items]
         if fields.get("labels") is None and fields.get("label_token_ids") is None:
             fields = {**fields, "labels": template.labels}
-    query, items = _tokens(raw_query, raw_items, tokenizer)
-    labels = _labels(fields, len(items), tokenizer, limits.vocab_size)
+    query_ids, item_ids = _tokens(raw_query, raw_items, tokenizer)
+    labels = _labels(fields, len(item_ids), tokenizer, limits.vocab_size)
     apply_softmax = _flag(fields, "apply_softmax")
     item_first = _flag(fields, "item_first")
     temperature = _temperature(fields.get("temperature"))
     chunk_size = _chunk_size(fields.get("chunk_size"))
     priority = _priority(fields.get("priority"))
     timeout_s = _timeout_s(fields.get("timeout_s"))
-    _check_length(query, items, limits)
+    _check_length(query_ids, item_ids, limits)
     vocab_size, delimiter = limits.vocab_size, limits.delimiter
-    _check_tokens((query,), lambda _: "query", "query", vocab_size, delimiter)
-    _check_tokens(items, lambda row: f"items[{row}]", "items", vocab_size, delimiter)
+    query = _checked_tokens([query_ids], lambda _: "query", "query", vocab_size, delimiter)
+    items = _checked_tokens(item_ids, lambda row: f"items[{row}]", "items", vocab_size, delimiter)
     return ScoreRequest(
-        query,
+        query[0],
         items,
         labels,
         apply_softmax,
@@ -220,7 +220,7 @@ def _usable(
 
 def _tokens(
     query: str | list[Any], items: list[str] | list[list[Any]], tokenizer: TextTokenizer | None
-) -> tuple[Ids, tuple[Ids, ...]]:
+) -> tuple[Ids, Sequence[Ids]]:
     """Token ids of query and items, which are both text or both ids."""
     if isinstance(query, str) != isinstance(items[0], str):
         raise RequestError(
@@ -236,15 +236,15 @@ def _tokens(
         raise RequestError("no_tokenizer", _no_tokenizer("query"), "query")
     _check_unicode([query], "invalid_query_type", "query")
     _check_unicode(items, "invalid_items_type", "items")
-    tokens = tuple(tokenizer.encode(query))
+    tokens = tokenizer.encode(query)
     if not tokens:
         raise RequestError("empty_query", "`query` has no tokens, expected at least one", "query")
-    return tokens, tuple(map(tuple, tokenizer.encode_batch(items)))  # type: ignore[arg-type]
+    return tokens, tokenizer.encode_batch(items)  # type: ignore[arg-type]
 
 
 def _labels(
     fields: Mapping[str, Any], num_items: int, tokenizer: TextTokenizer | None, vocab_size: int
-) -> tuple[Ids, ...]:
+) -> tuple[tuple[int, ...], ...]:
     """Label token ids of each item, from `label_token_ids` or `labels`."""
     ids, texts = fields.get("label_token_ids"), fields.get("labels")
     if ids is None and texts is None:
@@ -263,13 +263,13 @@ def _labels(
     if ids is not None:
         name = "label_token_ids"
         rows, shared = _label_rows(ids, name, "invalid_token_id_type", num_items)
-        labels = _integers(rows, _label_place(name, shared), name)
+        labels = tuple(map(tuple, _integers(rows, _label_place(name, shared), name)))
     else:
         name = "labels"
         rows, shared = _label_rows(texts, name, "invalid_labels_type", num_items)
         labels = _label_ids(rows, _label_place(name, shared), tokenizer)
     place = _label_place(name, shared)
-    _check_tokens(labels, place, name, vocab_size)
+    _checked_tokens(labels, place, name, vocab_size)
     for row, row_labels in enumerate(labels):
         if len(set(row_labels)) < len(row_labels):
             twice = Counter(row_labels).most_common(1)[0][0]
@@ -321,7 +321,7 @@ def _label_rows(value: Any, name: str, code: str, num_items: int) -> tuple[list[
 
 def _label_ids(
     rows: list[list[Any]], place: Callable[[int], str], tokenizer: TextTokenizer | None
-) -> tuple[Ids, ...]:
+) -> tuple[tuple[int, ...], ...]:
     """Token ids of label texts; equal texts are looked up once."""
     if tokenizer is None:
         raise RequestError("no_tokenizer", _no_tokenizer("labels"), "labels")
@@ -345,14 +345,14 @@ def _label_ids(
 
 def _integers(
     rows: Sequence[Sequence[Any]], place: Callable[[int], str], param: str
-) -> tuple[Ids, ...]:
-    """`rows` as tuples of int; NumPy integers are converted, everything else is refused."""
+) -> Sequence[Ids]:
+    """`rows` with every id an int; NumPy integers are converted, everything else is refused."""
     if set(map(type, chain.from_iterable(rows))) <= {int}:
-        return tuple(map(tuple, rows))
-    return tuple(
-        tuple(_integer(value, f"{place(row)}[{index}]", param) for index, value in enumerate(ids))
+        return rows
+    return [
+        [_integer(value, f"{place(row)}[{index}]", param) for index, value in enumerate(ids)]
         for row, ids in enumerate(rows)
-    )
+    ]
 
 
 def _integer(value: Any, where: str, param: str) -> int:
@@ -427,7 +427,7 @@ def _whole(value: Any, name: str, low: float, high: float, expected: str) -> int
     raise RequestError(f"invalid_{name}", f"`{name}` is {got}, expected {expected}", name)
 
 
-def _check_length(query: Ids, items: tuple[Ids, ...], limits: RequestLimits) -> None:
+def _check_length(query: Ids, items: Sequence[Ids], limits: RequestLimits) -> None:
     lengths = list(map(len, items))
     longest = max(lengths)
     num_delimiters = 0 if limits.delimiter is None else 1
@@ -444,16 +444,18 @@ def _check_length(query: Ids, items: tuple[Ids, ...], limits: RequestLimits) -> 
     )
 
 
-def _check_tokens(
+def _checked_tokens(
     rows: Sequence[Ids],
     place: Callable[[int], str],
     param: str,
     vocab_size: int,
     delimiter: int | None = None,
-) -> None:
-    """Raises for the first id that is outside the vocabulary or is the delimiter."""
-    if _all_fine(rows, vocab_size, delimiter):
-        return
+) -> TokenLists:
+    """`rows` in one array; raises for the first id outside the vocabulary or the delimiter."""
+    with contextlib.suppress(OverflowError):  # an id beyond 32 bits, which is found below
+        lists = TokenLists.of(rows)
+        if _all_fine(lists.tokens, vocab_size, delimiter):
+            return lists
     for row, ids in enumerate(rows):
         for index, token in enumerate(ids):
             where = f"{place(row)}[{index}]"
@@ -477,14 +479,11 @@ def _check_tokens(
                     "inserts it between query and item, so leave it out",
                     param,
                 )
+    raise AssertionError("no id is at fault")
 
 
-def _all_fine(rows: Sequence[Ids], vocab_size: int, delimiter: int | None) -> bool:
+def _all_fine(ids: Int32Array, vocab_size: int, delimiter: int | None) -> bool:
     """Whether every id is in the vocabulary and none is the delimiter."""
-    try:
-        ids = np.array(list(chain.from_iterable(rows)), dtype=np.int64)
-    except OverflowError:
-        return False
     if not ids.size:
         return True
     in_vocabulary = ids.min() >= 0 and ids.max() < vocab_size

@@ -99,8 +99,8 @@ class ItemwiseWay:
         self._engine.forget_prefixes()
         checked = [
             ScoreRequest(
-                tuple(request.query),
-                tuple(map(tuple, request.items)),
+                request.query,
+                request.items,
                 (LABELS,) * len(request.items),
                 apply_softmax=True,
             )

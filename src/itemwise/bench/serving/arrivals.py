@@ -104,9 +104,10 @@ def run_arrivals(
 def request_of(workload: Workload, number: int) -> ScoreRequest:
     """Request `number` of a workload, valid by construction."""
     body = workload.body(number)
-    items = tuple(map(tuple, body["items"]))
-    labels = (tuple(body["label_token_ids"]),) * len(items)
-    return ScoreRequest(tuple(body["query"]), items, labels, apply_softmax=workload.apply_softmax)
+    items, labels = body["items"], tuple(body["label_token_ids"])
+    return ScoreRequest(
+        body["query"], items, (labels,) * len(items), apply_softmax=workload.apply_softmax
+    )
 
 
 def _offer(scheduler: Scheduler, workload: Workload, rate: float, numbers: Sequence[int]) -> Run:
@@ -152,8 +153,10 @@ def _count_wrong(scheduler: Scheduler, workload: Workload, samples: Sequence[Sam
     for sample in samples:
         whole = request_of(workload, sample.number)
         alone = []
-        for item, labels in zip(whole.items, whole.labels, strict=True):
-            one = dataclasses.replace(whole, items=(item,), labels=(labels,))
+        for i in range(len(whole.items)):
+            one = dataclasses.replace(
+                whole, items=whole.items[i : i + 1], labels=whole.labels[i : i + 1]
+            )
             alone.append(scheduler.submit(one).future.result().result().scores[0])
         same = sample.code == "ok" and np.array_equal(alone, sample.scores)
         wrong += not same
