@@ -193,13 +193,13 @@ def test_too_many_queued_tokens_are_refused_but_never_a_first_request(
     core: FakeCore, scheduler: Scheduler
 ) -> None:
     running = held(core, scheduler, tokens=500)
-    with pytest.raises(QueueFullError, match="500 tokens wait and the request has 1"):
+    with pytest.raises(QueueFullError, match="500 tokens wait, the request adds 1"):
         scheduler.submit(request(1))
     core.gate.set()
     outcome_of(running)
     held(core, scheduler, tokens=50)
     scheduler.submit(request(1, 50))
-    with pytest.raises(QueueFullError, match="at most 100"):
+    with pytest.raises(QueueFullError, match="the limit is 100 "):
         scheduler.submit(request(2, 1))
 
 

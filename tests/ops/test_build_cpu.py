@@ -101,6 +101,7 @@ def test_what_the_compiler_says_is_told(
     broken = tmp_path / "broken.cc"
     broken.write_text("int main() { return nothing; }")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(COMPILER))
     monkeypatch.setattr(native, "SOURCES", (broken,))
     assert load_anew() is None
     assert "nothing" in caplog.text
