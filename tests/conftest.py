@@ -32,7 +32,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests share a
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 VOCAB_SIZE = 500
-# A page of 32 tokens and two lanes: several pages, lanes and steps with few tokens.
+# Pages of 32 tokens and three lanes: several pages, lanes and steps with few tokens.
 SMALL: dict[str, Any] = {
     "page_tokens": 32,
     "step_lanes": 3,

@@ -131,7 +131,9 @@ class TokenLists(Sequence[Int32Array]):
 
 @dataclass(frozen=True, init=False, eq=False)
 class ScoreRequest:
-    """A checked request in token ids. The token ids may be given as any sequences.
+    """A checked request in token ids, given as any sequences of ids that fit 32 bits.
+
+    Arrays are not copied: their owner must not write to them any more.
 
     Attributes:
         query: token ids all items share, at least one.

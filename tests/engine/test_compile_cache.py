@@ -173,10 +173,28 @@ def test_a_full_disk_stops_no_start(
         assert start(make_engine, tmp_path) == {}
 
 
+def test_a_folder_of_others_stops_no_start(
+    make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    other = tmp_path / "jit_step-0123-cache"
+    other.write_bytes(b"another model's")
+    for name in ("write_bytes", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.warns(UserWarning, match="Read-only"):
+        start(make_engine, tmp_path)
+    assert other.read_bytes() == b"another model's"
+
+
 def test_programs_that_xla_refuses_raise_what_xla_says(tmp_path: Path) -> None:
     lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    other = tmp_path / "jit__lambda-0123-cache"
+    other.write_bytes(b"another program of the same name")
     with (
         compiling_into(tmp_path, strict=True),
         pytest.raises(jax.errors.JaxRuntimeError, match="no_such"),
     ):
         compile_whole(lowered, {"no_such_option": True}, tmp_path)
+    assert other.exists(), "no entry is damaged"

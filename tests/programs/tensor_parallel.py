@@ -1,4 +1,4 @@
-"""Scores a request over 1, 2 and 4 devices and prints them; `test_parallel.py` runs it.
+"""Scores a request over 1, 2 and 4 devices and prints them; see `tests/models/test_sharding.py`.
 
 A process of its own, because the number of JAX's CPU devices is set before JAX starts.
 """

@@ -1,4 +1,4 @@
-"""Compiles one program for a TPU and prints a JSON object; `test_tpu_compile.py` runs it.
+"""Compiles one program for a TPU and prints a JSON object; `tests/tpu/test_compile.py` runs it.
 
 A process of its own, because libtpu must not be loaded where other tests run.
 """

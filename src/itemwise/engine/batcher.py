@@ -81,7 +81,7 @@ class Counters:
     def count_failure(self, error: Exception) -> None:
         """Counts a step that failed, and logs why."""
         logger.error(
-            "A step failed (%s): its requests get an error, other open requests run again.",
+            "A step failed (%s): requests with rows in it get an error.",
             type(error).__name__,
             exc_info=error,
         )

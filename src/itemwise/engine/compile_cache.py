@@ -6,6 +6,7 @@ are ours only while we compile.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import logging
@@ -22,8 +23,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from itemwise.config import EngineConfig, cache_dir
 
 logger = logging.getLogger("itemwise.engine")
+_ENABLE = "jax_enable_compilation_cache"
 _RAISE = "jax_raise_persistent_cache_errors"
-_in_use = threading.Lock()
+_in_use, _replacing = threading.Lock(), threading.Lock()
 
 
 def cache_folder(config: EngineConfig) -> Path | None:
@@ -64,7 +66,7 @@ def compiling_into(folder: Path | None, *, strict: bool = False) -> Iterator[Non
         strict: raise where an entry cannot be read or written, which JAX else only warns of; for
             `compile_whole`.
     """
-    ours: dict[str, Any] = {"jax_enable_compilation_cache": folder is not None}
+    ours: dict[str, Any] = {_ENABLE: folder is not None}
     if folder is not None:
         ours |= {
             "jax_compilation_cache_dir": str(folder),
@@ -72,19 +74,25 @@ def compiling_into(folder: Path | None, *, strict: bool = False) -> Iterator[Non
             "jax_persistent_cache_min_entry_size_bytes": -1,
             _RAISE: strict,
         }
-    with _in_use:
-        before = {name: getattr(jax.config, name) for name in ours}
-        try:
-            _set(ours)
-            yield
-        finally:
-            _set(before)
+    with _in_use, _settings(ours):
+        yield
+
+
+@contextmanager
+def _settings(changed: dict[str, Any]) -> Iterator[None]:
+    """JAX's settings changed for a while, and its cache opened anew with them at the next use."""
+    before = {name: getattr(jax.config, name) for name in changed}
+    try:
+        _set(changed)
+        yield
+    finally:
+        _set(before)
 
 
 def _set(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # JAX opens it anew, with these settings, at the next compile
+    compilation_cache.reset_cache()
 
 
 def compile_whole(
@@ -93,23 +101,38 @@ def compile_whole(
     """A program compiled in a strict `compiling_into(folder)`; damaged entries for it are replaced.
 
     JAX neither writes an entry at once nor writes over one. So an entry that a killed process left
-    half written would cost its compile at every start.
+    half written would cost its compile at every start. Entries of other programs with the same
+    name go as well, and are made again when they are needed. While one program is replaced, damage
+    in those that compile beside it is left to the next start.
     """
+    compile_one = functools.partial(lowered.compile, compiler_options=options)
     try:
-        return lowered.compile(compiler_options=options)
+        return compile_one()
     except Exception as error:  # of whatever kind: of the disk, of the format, of XLA
         if folder is None:
             raise
-        reason = f"{type(error).__name__}: {error}"
+        first = error
+    with _replacing:
+        if isinstance(first, OSError):  # the disk is full, or not ours to write: no damage
+            with _settings({_RAISE: False}):
+                return compile_one()
+        with _settings({_ENABLE: False}):
+            compile_one()  # raises what XLA says, if the fault is not the cache's
+        _remove_entries(lowered, folder, first)
+        with _settings({_RAISE: False}):
+            return compile_one()
+
+
+def _remove_entries(lowered: jax.stages.Lowered, folder: Path, error: Exception) -> None:
     found = re.match(r"module @([\w.-]+)", lowered.as_text())
     name = found[1] if found else ""
     logger.warning(
-        "The compilation cache entry of %s in %s is damaged; compiling it again: %s",
+        "The compilation cache entry of %s in %s is damaged; compiling it again: %s: %s",
         name,
         folder,
-        reason,
+        type(error).__name__,
+        error,
     )
     for path in folder.glob(f"{glob.escape(name)}-*"):
-        path.unlink(missing_ok=True)
-    jax.config.update(_RAISE, False)  # what fails now is no damaged entry: the disk may be full
-    return lowered.compile(compiler_options=options)
+        with contextlib.suppress(OSError):  # it stays, and costs its compile at every start
+            path.unlink(missing_ok=True)

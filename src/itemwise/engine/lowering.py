@@ -82,7 +82,8 @@ class Lowering:
             axis=None if spec.mesh is None else AXIS,
             kernel=spec.kernel,
             dot_sums=spec.platform.dot_sums,
-            round_products=spec.platform.round_products,
+            # Only beside a kernel: with XLA's attention, results stay in float32.
+            round_products=spec.platform.round_products and spec.kernel is not None,
         )
 
     def pages(self) -> Any:
@@ -122,8 +123,8 @@ class Lowering:
     def lower_step(self, weights: Weights, shape: StepShape | None = None) -> jax.stages.Lowered:
         """The exact step, of its own shape or a smaller one.
 
-        Takes pages, which it may overwrite, and a `StepBatch`. Gives as many hidden states as the
-        largest step.
+        Takes pages, which it may overwrite, and the joined `StepArrays` of a step. Gives as many
+        hidden states as the largest step.
         """
         shape = shape or self._spec.shape
         padding = self._spec.shape.max_scored_rows - shape.max_scored_rows
