@@ -151,10 +151,17 @@ def test_the_rule(case: str, backend: Backend) -> None:
     assert error(backend.attend, made) <= TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
-    ("backend", "heads"),
-    [(name, heads) for name, one in BACKENDS.items() for heads in one.heads],
+    ("backend", "heads", "dtype"),
+    [
+        pytest.param(
+            *(name, heads, dtype),
+            marks=[pytest.mark.slow] if dtype == "bfloat16" and heads != one.heads[0] else [],
+        )
+        for name, one in BACKENDS.items()
+        for heads in one.heads
+        for dtype in TOLERANCE
+    ],
     indirect=["backend"],
     ids=str,
 )

@@ -42,10 +42,15 @@ def combinations() -> Iterator[tuple[str, str, Heads, str]]:
                     yield name, case, heads, dtype
 
 
-def is_slow(name: str, case: str, heads: Heads, _: str) -> bool:
-    """Most of those that the interpreter for TPU runs, which takes seconds for each."""
-    chosen = case in ("several requests", "a short last granule")
-    return name == "tpu" and not (chosen and heads == BACKENDS[name].heads[0])
+def is_slow(name: str, case: str, heads: Heads, dtype: str) -> bool:
+    """Most of those that the interpreter for TPU runs, and further heads of XLA in bfloat16.
+
+    Each takes seconds to compile or to interpret.
+    """
+    first = heads == BACKENDS[name].heads[0]
+    if name == "tpu":
+        return not (first and case in ("several requests", "a short last granule"))
+    return name == "xla" and dtype == "bfloat16" and not first
 
 
 for_all = pytest.mark.parametrize(
