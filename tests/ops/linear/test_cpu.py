@@ -15,17 +15,9 @@ from itemwise.ops.build_cpu import Kernels
 from itemwise.ops.linear.base import Panels
 from itemwise.ops.linear.cpu import linear_cpu, to_panels
 from itemwise.types import CppLevel
-from tests.conftest import CPP_LEVELS, require
 
 SIZES = [(32, 64), (1000, 96), (1024, 32), (1025, 160), (2500, 64)]  # inputs and outputs
 TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
-
-
-@pytest.fixture(scope="module", params=CPP_LEVELS)
-def level(request: pytest.FixtureRequest) -> CppLevel:
-    require(request.param)
-    level: CppLevel = request.param
-    return level
 
 
 @pytest.fixture(scope="module")

@@ -16,18 +16,10 @@ from itemwise.ops.step.base import Pages, StepAttention
 from itemwise.ops.step.cpu import attend_cpu
 from itemwise.ops.step.xla import attend_xla
 from itemwise.types import CppLevel
-from tests.conftest import CPP_LEVELS, require
 from tests.ops.step.backends import CPP_HEADS as HEADS
 from tests.ops.step.steps import CASES, SHAPE, Step, cases, make_step, run
 
 ROWS = cases(SHAPE)
-
-
-@pytest.fixture(scope="module", params=CPP_LEVELS)
-def level(request: pytest.FixtureRequest) -> CppLevel:
-    require(request.param)
-    level: CppLevel = request.param
-    return level
 
 
 @pytest.fixture(scope="module")
