@@ -10,6 +10,7 @@ from jax import Array
 from itemwise.ops.packed.base import PackedArrays, PackedShape
 from itemwise.ops.packed.dense import attend_dense
 from itemwise.ops.packed.segment import attend_segment
+from itemwise.ops.softmax import mark_in_keys
 from itemwise.ops.step.arrays import StepArrays, StepShape
 from itemwise.ops.step.base import Pages, write_pages
 from itemwise.ops.step.cpu import attend_cpu
@@ -39,6 +40,7 @@ def step_attention(
     def attend_layer(
         q: Array, k: Array, v: Array, pages: Pages, scored_only: bool
     ) -> tuple[Array, Pages]:
+        k, v = mark_in_keys(k, v)
         pages = Pages(write_pages(pages.k, k, arrays), write_pages(pages.v, v, arrays))
         if kernel == "tpu":
             from itemwise.ops.step.tpu import attend_tpu
@@ -61,6 +63,7 @@ def _attention_on_gpu(arrays: StepArrays, shape: StepShape, num_pages: int) -> L
     def attend_layer(
         q: Array, k: Array, v: Array, pages: Pages, scored_only: bool
     ) -> tuple[Array, Pages]:
+        k, v = mark_in_keys(k, v)
         pages = Pages(write_places(pages.k, k, places), write_places(pages.v, v, places))
         return attend_gpu(q, k, v, pages, walk, shape), pages
 
@@ -74,15 +77,25 @@ def packed_attention(
 
     On TPU and GPU `segment` is a kernel; `dense` has none, and processors have none for either.
     """
+    attend = _packed_backend(shape, mask, kernel)
+
+    def attend_layer(q: Array, k: Array, v: Array) -> Array:
+        return attend(q, *mark_in_keys(k, v), arrays)
+
+    return attend_layer
+
+
+def _packed_backend(
+    shape: PackedShape, mask: Mask, kernel: Kernel | None
+) -> Callable[[Array, Array, Array, PackedArrays], Array]:
     if mask == "dense":
-        return functools.partial(attend_dense, arrays=arrays)
+        return attend_dense
     if kernel == "tpu":
         from itemwise.ops.packed.tpu import attend_packed_tpu  # loads Pallas
 
-        return functools.partial(attend_packed_tpu, arrays=arrays)
+        return attend_packed_tpu
     if kernel == "gpu":
         from itemwise.ops.packed.gpu import attend_packed_gpu
 
-        return functools.partial(attend_packed_gpu, arrays=arrays)
-    granule = shape.granule_tokens
-    return functools.partial(attend_segment, arrays=arrays, granule_tokens=granule)
+        return attend_packed_gpu
+    return functools.partial(attend_segment, granule_tokens=shape.granule_tokens)

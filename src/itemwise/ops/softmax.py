@@ -2,7 +2,8 @@
 
 Blocks of keys are taken in one after the other (Milakov and Gimelshein, 2018, "Online normalizer
 calculation for softmax"). A masked place is an exact no-op: its score is minus infinity, so the
-running maximum keeps its value and zero is added.
+running maximum keeps its value, and its value times zero is added, which is zero if the value is
+finite. `mark_in_keys` makes it so.
 """
 
 from __future__ import annotations
@@ -51,6 +52,20 @@ class SoftmaxState(NamedTuple):
 def dot_precision(dtype: jnp.dtype) -> lax.Precision | None:
     """Full precision for float32; accelerators else multiply it in fewer bits."""
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def mark_in_keys(
+    k: Float[Array, "*places H"], v: Float[Array, "*places H"]
+) -> tuple[Float[Array, "*places H"], Float[Array, "*places H"]]:
+    """Keys and values, with what is not finite in a value marked by NaN in its key instead.
+
+    Whoever sees such a place still gets NaN, by way of its score. Whoever does not, gets nothing of
+    it: a mask selects among scores, but it multiplies values by zero, and zero times NaN or
+    infinity is NaN. That must hold for all that lies beside a row in a step or is left in a page.
+    """
+    finite = jnp.isfinite(v)
+    nan, zero = jnp.asarray(jnp.nan, k.dtype), jnp.zeros((), v.dtype)
+    return jnp.where(finite, k, nan), jnp.where(finite, v, zero)
 
 
 def _sum(x: Array) -> Array:

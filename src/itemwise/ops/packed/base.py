@@ -5,8 +5,8 @@ One rule says who sees whom. With places i (reader) and j (read),
     visible(i, j) = j <= i and (j < prefix_end or j >= row_start(i))
 
 where `row_start(i)` is the place of the first token of the item that holds i. Backends take
-`(q, k, v, arrays)`, and give the attention output of every token place; padding holds finite
-garbage:
+`(q, k, v, arrays)`, where values must be finite (`softmax.mark_in_keys`), and give the attention
+output of every token place; padding holds garbage:
 
     dense     the rule as a [T, T] mask: the meaning (`dense.py`)
     segment   tiles that no reader sees are never computed, memory grows with T: XLA

@@ -3,8 +3,8 @@
 The meaning that every backend keeps, `StepAttention`, and what they share: pages in storage form,
 and the writing of pages. `xla.py` is the plain form; the others are held to it by one suite.
 
-Whatever the backend, a masked place is an exact no-op, and neither the place of a row in its step
-nor what lies beside it enters a sum.
+Whatever the backend, a masked place is an exact no-op, even if its key is NaN, and neither the
+place of a row in its step nor what lies beside it enters a sum.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class StepAttention(Protocol):
         Args:
             q: queries, not scaled.
             k: keys of the step's own tokens.
-            v: values of the step's own tokens.
+            v: values of the step's own tokens, finite; see `softmax.mark_in_keys`.
             pages: the layer's pages, in which those that the step writes are written already.
+                Their values are finite as well, whatever is left in a page.
             arrays: who sees whom: lanes with their contexts, and granules, which say what rows
                 there are.
             shape: sizes of the step.
