@@ -36,7 +36,8 @@ class Platform:
     Attributes:
         name: JAX's name for it.
         lanes: token places of the largest step, in pages, unless the settings say otherwise.
-        small_steps: tokens of smaller steps, whose lanes have a granule's.
+        small_steps: tokens of smaller steps.
+        short_lanes: whether lanes of smaller steps have a granule's tokens instead of a page's.
         min_lane_tokens: shortest lane to have on average: bounds the lanes of a step, whose page
             tables go to the device. None where lanes are tiles of a page's tokens side by side.
         compiler_options: XLA's.
@@ -52,6 +53,7 @@ class Platform:
     name: Literal["cpu", "gpu", "tpu"]
     lanes: int
     small_steps: tuple[int, ...] = ()
+    short_lanes: bool = False
     min_lane_tokens: int | None = None
     compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
     round_products: bool = False
@@ -97,6 +99,7 @@ PLATFORMS = {
             "cpu",
             lanes=4,
             small_steps=(64, 256),  # there time goes by the number of tokens
+            short_lanes=True,
             min_lane_tokens=8,
             dot_sums=True,
             memory="host",
@@ -105,6 +108,7 @@ PLATFORMS = {
         Platform(
             "gpu",
             lanes=32,
+            small_steps=(256, 1024),
             min_lane_tokens=32,
             # On NVIDIA GPUs cuBLAS chooses the kernels of matrix products by shape alone: choosing
             # by timing could choose others, with other bits, at another start. Weights are not laid
@@ -196,7 +200,7 @@ def step_shapes(
             largest,
             tokens=tokens,
             lanes=tokens // (platform.min_lane_tokens or page),
-            lane_tokens=largest.granule_tokens,
+            lane_tokens=largest.granule_tokens if platform.short_lanes else page,
         )
         for tokens in platform.small_steps
         if tokens < largest.tokens

@@ -25,13 +25,15 @@ def take_in(
     q: Float[Array, "rows H"],
     k: Float[Array, "keys H"],
     v: Float[Array, "keys H"],
-    visible: Bool[Array, "#rows keys"],
+    visible: Bool[Array, "#rows keys"] | None = None,
 ) -> SoftmaxState:
-    """Takes one block of keys into the sums, as `softmax.accumulate`."""
-    scores = plgpu.dot(q, k, trans_b=True) * (q.shape[-1] ** -0.5 * LOG2_E)
-    scores = jnp.where(visible, scores, -jnp.inf)
-    top = jnp.maximum(sums.top, scores.max(1))
-    p, shrink = jnp.exp2(scores - top[:, None]), jnp.exp2(sums.top - top)
+    """Takes a block of keys into the sums, as `softmax.accumulate`; without `visible` all of it."""
+    scores, scale = plgpu.dot(q, k, trans_b=True), q.shape[-1] ** -0.5 * LOG2_E
+    if visible is not None:
+        scores = jnp.where(visible, scores, -jnp.inf)
+    # Scaled as late as this, the scores are multiplied and reduced by `top` in one instruction.
+    top = jnp.maximum(sums.top, scores.max(1) * scale)
+    p, shrink = jnp.exp2(scores * scale - top[:, None]), jnp.exp2(sums.top - top)
     total = sums.total * shrink[:, None] + plgpu.dot(p.astype(v.dtype), v)
     return SoftmaxState(top, sums.weight * shrink + p.sum(1), total)
 

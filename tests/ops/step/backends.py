@@ -72,7 +72,7 @@ BACKENDS: dict[str, Backend] = {
         )
         for level in CPP_LEVELS
     },
-    "gpu": Backend(interpreted_gpu, [(4, 2, 64), (2, 1, 128), (3, 1, 16)], NEAR, isolates_nan=True),
+    "gpu": Backend(interpreted_gpu, [(4, 2, 64), (2, 1, 128), (3, 1, 16)], NEAR),
     "tpu": Backend(
         interpreted_tpu,
         [(4, 2, 64), (1, 1, 128), (2, 1, 64), (6, 1, 128), (8, 1, 128)],

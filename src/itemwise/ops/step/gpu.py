@@ -6,7 +6,9 @@ token, then its context from the beginning; a masked place is an exact no-op.
 
 A program has the places of one lane and one query head, and keeps their sums in registers. It walks
 the granules of every row that reaches into the lane; a query takes in those of its own row, and of
-others nothing. Then it walks the lane's pages. Programs of lanes that are not in use walk nothing.
+others nothing. Where no row is longer than a granule, as with most items, it takes several granules
+in at once: of each row just one is among them, so its sums are those of one by one. Then it walks
+the lane's pages. Programs of lanes that are not in use walk nothing.
 
 Nothing here is a loop of XLA, at each turn of which a GPU would wait for the host: what depends on
 the layout is computed for all places at once, and pages are written by a scatter.
@@ -28,7 +30,8 @@ from itemwise.ops.softmax import SoftmaxState
 from itemwise.ops.step.arrays import StepArrays, StepShape
 from itemwise.ops.step.base import Pages, from_storage, to_storage
 
-CONTEXT_KEYS = 64  # context tokens of one product
+CONTEXT_KEYS = 128  # context tokens of one product
+OWN_GRANULES = 4  # granules of one product, where no row has more than one
 
 
 class LaneWalk(NamedTuple):
@@ -41,8 +44,10 @@ class LaneWalk(NamedTuple):
     lane_end: Int32[Array, " G"]  # places from here on belong to the next lane, or to none
     first_granule: Int32[Array, " G"]
     end_granule: Int32[Array, " G"]
+    one_by_one: Int32[Array, " G"]  # 1 if a row of the lane has several granules
     context_pages: Int32[Array, "G C"]
     context_lens: Int32[Array, "G C"]
+    num_full_pages: Int32[Array, " G"]  # at the beginning of the context, without a gap
     num_pages: Int32[Array, " G"]
 
 
@@ -61,6 +66,14 @@ def lane_walk(arrays: StepArrays, shape: StepShape) -> LaneWalk:
     following = jnp.where(lane + 1 < arrays.num_lanes, jnp.roll(arrays.lane_start, -1), end)
     lane_end = jnp.where(used, jnp.minimum(end, following), 0)
     first = _search(granule_start, row_start[arrays.lane_start], "left")
+    end_granule = _search(granule_start, lane_end, "left")
+    long_row = in_use & (arrays.granule_index > 0)
+    granule = jnp.arange(granules)[None]
+    walked = (granule >= first[:, None]) & (granule < end_granule[:, None])
+    num_pages = (arrays.context_lens > 0).sum(1)
+    part_full = arrays.context_lens < shape.page_tokens
+    slots = arrays.context_lens.shape[1]
+    num_full = jnp.where(part_full, jnp.arange(slots)[None], slots).min(1)
     return LaneWalk(
         row_start,
         granule_start,
@@ -68,10 +81,12 @@ def lane_walk(arrays: StepArrays, shape: StepShape) -> LaneWalk:
         arrays.lane_start,
         lane_end,
         jnp.where(used, first, 0),
-        jnp.where(used, _search(granule_start, lane_end, "left"), 0),
+        jnp.where(used, end_granule, 0),
+        (walked & long_row[None]).any(1).astype(jnp.int32),
         arrays.context_pages,
         arrays.context_lens,
-        jnp.where(used, (arrays.context_lens > 0).sum(1), 0),
+        jnp.where(used, num_full, 0),
+        jnp.where(used, num_pages, 0),
     )
 
 
@@ -162,29 +177,47 @@ def _kernel(
     q, rows = q_ref[here, head, :], walk.row_start[here]
     place = window + jnp.arange(shape.lane_tokens)
 
-    def own_granule(n: Array, sums: SoftmaxState) -> SoftmaxState:
-        key = walk.granule_start[n] + jnp.arange(shape.granule_tokens)
+    first, last = walk.first_granule[lane], walk.end_granule[lane]
+
+    def own_granules(first: Array, count: int, sums: SoftmaxState) -> SoftmaxState:
+        piece = jnp.arange(count * shape.granule_tokens)
+        granule = first + lax.div(piece, shape.granule_tokens)
+        there = granule < last
+        granule = jnp.where(there, granule, 0)
+        key = walk.granule_start[granule] + lax.rem(piece, shape.granule_tokens)
+        of_row = (rows[:, None] == walk.granule_row[granule][None, :]) & there[None, :]
         at = jnp.minimum(key, shape.tokens - 1)  # a granule may reach past the step's end
-        row = walk.granule_row[n]
-        mine = (rows == row)[:, None]
-        visible = mine & (key[None, :] <= place[:, None])
-        # What is no number in one row must reach no other: zero times it would.
-        of_row = (walk.row_start[at] == row)[:, None]
-        v = jnp.where(of_row, v_ref[at, kv_head, :], jnp.zeros((), v_ref.dtype))
-        more = take_in(sums, q, k_ref[at, kv_head, :], v, visible)
-        return more._replace(total=jnp.where(mine, more.total, sums.total))
+        visible = of_row & (key[None, :] <= place[:, None])
+        return take_in(sums, q, k_ref[at, kv_head, :], v_ref[at, kv_head, :], visible)
+
+    def one_granule(n: Array, sums: SoftmaxState) -> SoftmaxState:
+        return own_granules(n, 1, sums)
+
+    def some_granules(n: Array, sums: SoftmaxState) -> SoftmaxState:
+        return own_granules(first + n * OWN_GRANULES, OWN_GRANULES, sums)
 
     blocks = shape.page_tokens // context_keys
 
-    def context_block(n: Array, sums: SoftmaxState) -> SoftmaxState:
-        slot, first = lax.div(n, blocks), lax.rem(n, blocks) * context_keys
-        page, keys = walk.context_pages[lane, slot], pl.ds(first, context_keys)
-        valid = first + jnp.arange(context_keys) < walk.context_lens[lane, slot]
-        k, v = k_pages_ref[page, kv_head, keys, :], v_pages_ref[page, kv_head, keys, :]
+    def context(n: Array) -> tuple[Array, Array, Array]:
+        slot, begin = lax.div(n, blocks), lax.rem(n, blocks) * context_keys
+        page, keys = walk.context_pages[lane, slot], pl.ds(begin, context_keys)
+        valid = begin + jnp.arange(context_keys) < walk.context_lens[lane, slot]
+        return k_pages_ref[page, kv_head, keys, :], v_pages_ref[page, kv_head, keys, :], valid
+
+    def full_block(n: Array, sums: SoftmaxState) -> SoftmaxState:
+        k, v, _ = context(n)
+        return take_in(sums, q, k, v)
+
+    def any_block(n: Array, sums: SoftmaxState) -> SoftmaxState:
+        k, v, valid = context(n)
         return take_in(sums, q, k, v, valid[None, :])
 
-    sums = no_sums(q.shape)
-    sums = lax.fori_loop(walk.first_granule[lane], walk.end_granule[lane], own_granule, sums)
-    sums = lax.fori_loop(0, walk.num_pages[lane] * blocks, context_block, sums)
+    one_by_one = walk.one_by_one[lane] > 0
+    batches = jnp.where(one_by_one, 0, lax.div(last - first + OWN_GRANULES - 1, OWN_GRANULES))
+    full = walk.num_full_pages[lane] * blocks
+    sums = lax.fori_loop(0, batches, some_granules, no_sums(q.shape))
+    sums = lax.fori_loop(jnp.where(one_by_one, first, last), last, one_granule, sums)
+    sums = lax.fori_loop(0, full, full_block, sums)
+    sums = lax.fori_loop(full, walk.num_pages[lane] * blocks, any_block, sums)
     mine = (place >= start) & (place < end)
     plgpu.store(out_ref.at[here, head, :], divided(sums).astype(q.dtype), mask=mine[:, None])
