@@ -179,6 +179,8 @@ class ExactRequest:
             row, start = prefix.tokens[-1:], start - 1
             context = prefix.context(start, page_tokens)
         num_temporary = num_temporary_pages(len(row), page_tokens)
+        if not num_temporary:
+            return deque((RowPlan(row, start, context, score_id=index),))
         extra = max(0, num_temporary - len(self._spare))
         if not cache.can_allocate(extra):
             return deque()  # those of the item before it come free once its step is sent

@@ -83,6 +83,7 @@ class StepPacker:
     def __init__(self, shape: StepShape, smaller: Sequence[StepShape] = ()) -> None:
         self._shape = shape
         self._smaller = smaller
+        self._count = np.arange(shape.page_tokens, dtype=np.int32)
         self._start_step()
 
     def _start_step(self) -> None:
@@ -126,31 +127,32 @@ class StepPacker:
             return False
         if row.write_page is not None and self._num_writes == shape.lanes:
             return False
-        end = self._start_of(row) + len(row.tokens)
-        return end <= shape.tokens and self._num_lanes + len(self._new_lanes(row)) <= shape.lanes
+        start, new_lanes = self._placing(row)
+        fits = start + len(row.tokens) <= shape.tokens
+        return fits and self._num_lanes + len(new_lanes) <= shape.lanes
 
-    def _start_of(self, row: RowPlan) -> int:
-        """Where the row would begin: here if it shares the last lane's context, else a new lane."""
-        return self._place if row.context == self._context else self._place + self.lane_room
+    def _placing(self, row: RowPlan) -> tuple[int, range]:
+        """Where the row would begin, and the first places of lanes that it would open.
 
-    def _new_lanes(self, row: RowPlan) -> range:
-        """First places of the lanes that the row would be the first to enter."""
-        start = self._start_of(row)
-        first = self._lane_end if row.context == self._context else start
-        return range(first, start + len(row.tokens), self._shape.lane_tokens)
+        It begins here if it shares the last lane's context, else in a lane of its own.
+        """
+        if row.context is self._context or row.context == self._context:
+            start, first = self._place, self._lane_end
+        else:
+            start = first = self._place + self.lane_room
+        return start, range(first, start + len(row.tokens), self._shape.lane_tokens)
 
     def add(self, row: RowPlan) -> None:
-        """Places the row. Only after `fits`."""
-        assert self.fits(row)
+        """Places the row. Only after `fits`, which is not asked again: a step has many rows."""
         batch, arrays, shape = self._batch, self._batch.arrays, self._shape
-        start, num_tokens = self._start_of(row), len(row.tokens)
+        (start, new_lanes), num_tokens = self._placing(row), len(row.tokens)
         end = start + num_tokens
         arrays.tokens[start:end] = row.tokens
-        arrays.positions[start:end] = np.arange(row.first_position, row.first_position + num_tokens)
-        for lane_start in self._new_lanes(row):
+        np.add(self._count[:num_tokens], row.first_position, out=arrays.positions[start:end])
+        for lane_start in new_lanes:
             self._open_lane(lane_start, row.context)
         granules = -(-num_tokens // shape.granule_tokens)
-        index = np.arange(granules, dtype=np.int32)
+        index = self._count[:granules]
         into = slice(self._num_granules, self._num_granules + granules)
         arrays.granule_index[into] = index
         arrays.granule_start[into] = start + index * shape.granule_tokens
