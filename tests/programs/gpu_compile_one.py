@@ -69,7 +69,7 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
     (device,), platform = topology.devices, PLATFORMS["gpu"]
     whole = ModelConfig.from_hf(model_dict(name))
     model = replace(whole, num_layers=min(whole.num_layers, int(layers)))
-    (shape,) = step_shapes(EngineConfig(), platform, whole.max_position_embeddings)
+    *_, shape = step_shapes(EngineConfig(), platform, whole.max_position_embeddings)
     dtypes = platform.dtypes(np.dtype(jnp.bfloat16))
     kernel = platform.kernel_for(model, dtypes, shape.page_tokens)
     programs = Lowering(
