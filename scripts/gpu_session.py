@@ -332,6 +332,94 @@ def compare(session: Session) -> None:
     session.save(report)
 
 
+def attention(session: Session) -> None:
+    """The step's attention alone, on a step of the contract workload, under other tiles."""
+    import jax
+    import jax.numpy as jnp
+
+    from itemwise.config import EngineConfig
+    from itemwise.engine.platform import PLATFORMS, step_shapes
+    from itemwise.engine.step_packer import Context, RowPlan, StepPacker
+    from itemwise.ops.step import gpu as gpu_step
+    from itemwise.ops.step.base import Pages, to_storage
+
+    config = model_dict(session.model)
+    *_, shape = step_shapes(EngineConfig(), PLATFORMS["gpu"], 4096)
+    if session.rehearse:
+        shape = dataclasses.replace(shape, tokens=256, lanes=8)
+    pages, lens = tuple(range(1, 17)), (128,) * 15 + (80,)
+    packer, row = StepPacker(shape), list(range(20))
+    while packer.fits(plan := RowPlan(row, 2000, Context(pages, lens), score_id=0)):
+        packer.add(plan)
+    arrays = jax.tree.map(jnp.asarray, packer.take().arrays)
+    heads, kv, size = (
+        config[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+
+    def draw(*shape: int) -> Any:
+        return jax.random.normal(next(keys), shape, jnp.bfloat16)
+
+    q, k, v = (draw(shape.tokens, n, size) for n in (heads, kv, kv))
+    pool = Pages(*(to_storage(draw(32, kv, shape.page_tokens, size)) for _ in range(2)))
+    nothing = jnp.zeros((), jnp.int32)
+    parts = {
+        "all": arrays,
+        "context": arrays._replace(num_granules=nothing),
+        "own rows": arrays._replace(context_lens=jnp.zeros_like(arrays.context_lens)),
+    }
+    found: Figures = {"microseconds": {}}
+
+    def run(q: Any, k: Any, v: Any, pool: Any, arrays: Any) -> Any:
+        walk = gpu_step.lane_walk(arrays, shape)
+        for _ in range(10):
+            q = gpu_step.attend_gpu(q, k, v, pool, walk, shape, interpret=session.rehearse)
+        return q
+
+    tiles = _tiles()
+    for name in list(tiles)[:1] if session.rehearse else tiles:
+        try:
+            with ExitStack() as stack:
+                for constant, value in tiles[name].items():
+                    stack.enter_context(mock.patch.object(gpu_step, constant, value))
+                compiled = jax.jit(functools.partial(run)).lower(q, k, v, pool, arrays).compile()
+            figures = {}
+            for part, changed in parts.items():
+                call = functools.partial(compiled, q, k, v, pool, changed)
+                figures[part] = _median_seconds(call, total_s=0.1) / 10 * 1e6
+        except Exception as error:  # a choice that does not compile is a finding
+            figures = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        found["microseconds"][name] = figures
+        session.save(found)
+
+
+def _tiles() -> dict[str, Figures]:
+    names = ("NUM_WARPS", "NUM_STAGES", "CONTEXT_KEYS", "OWN_GRANULES", "LANE_PARTS")
+    choices = (
+        (8, 3, 128, 4, 1),
+        (8, 2, 128, 4, 1),
+        (8, 3, 128, 1, 1),
+        (8, 2, 128, 1, 1),
+        (8, 2, 128, 2, 1),
+        (8, 3, 64, 1, 1),
+        (8, 2, 64, 2, 1),
+        (4, 2, 64, 1, 2),
+        (4, 3, 64, 1, 2),
+        (4, 4, 64, 1, 2),
+        (4, 2, 64, 2, 2),
+        (4, 2, 64, 4, 2),
+        (4, 2, 128, 1, 2),
+        (4, 3, 64, 1, 1),
+        (4, 4, 64, 1, 1),
+    )
+    return {
+        "{} warps, {} stages, {} keys, {} granules, {} parts".format(*choice): dict(
+            zip(names, choice, strict=True)
+        )
+        for choice in choices
+    }
+
+
 def sweep(session: Session) -> None:
     """The contract workload under other tiles, steps and compiler options."""
     from itemwise.engine import start
@@ -359,25 +447,7 @@ class Variant(NamedTuple):
 
 
 def _variants() -> dict[str, Variant]:
-    tiles = {
-        f"{warps} warps, {stages} stages, {keys} keys, {own} granules": Variant(
-            constants={
-                "NUM_WARPS": warps,
-                "NUM_STAGES": stages,
-                "CONTEXT_KEYS": keys,
-                "OWN_GRANULES": own,
-            }
-        )
-        for warps, stages, keys, own in (
-            (8, 2, 128, 4),
-            (8, 4, 128, 4),
-            (4, 2, 128, 4),
-            (4, 3, 64, 4),
-            (8, 3, 64, 4),
-            (8, 3, 128, 2),
-            (8, 3, 128, 1),
-        )
-    }
+    tiles = {name: Variant(constants=constants) for name, constants in _tiles().items()}
     steps = {
         f"steps of {lanes * 128} tokens": Variant({"step_lanes": lanes}) for lanes in (16, 24, 48)
     }
@@ -520,6 +590,7 @@ STAGES: dict[str, Stage] = {
     "exactness": Stage(exactness, 110),
     "speed": Stage(speed, 70),
     "compare": Stage(compare, 110),
+    "attention": Stage(attention, 60),
     "sweep": Stage(sweep, 170),
     "arrivals": Stage(arrivals, 60),
     "larger-model": Stage(larger_model, 60),

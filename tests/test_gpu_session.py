@@ -33,6 +33,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
         "exactness",
         "speed",
         "compare",
+        "attention",
         "sweep",
         "arrivals",
         "larger-model",
