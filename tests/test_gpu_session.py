@@ -33,6 +33,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
         "exactness",
         "speed",
         "compare",
+        "small-steps",
         "attention",
         "sweep",
         "arrivals",
@@ -48,6 +49,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     assert 0 < trace["busy_milliseconds"] <= trace["milliseconds"]
     assert all(one["items_per_s"] > 0 for one in figures["sweep"]["variants"].values())
     assert figures["arrivals"]["exact"]
+    assert figures["small-steps"]["large steps alone"]["with_other_bits"] == 0
     differences = figures["parity"]["max_probability_difference"]
     assert differences["itemwise float32"] < 1e-5 < differences["itemwise bfloat16"]
 

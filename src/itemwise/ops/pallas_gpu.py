@@ -11,7 +11,7 @@ from itemwise.ops.softmax import LOWEST, SoftmaxState
 
 LOG2_E = 1.4426950408889634
 # Of Triton: warps of a program, and loads on their way while a block is computed.
-NUM_WARPS, NUM_STAGES = 8, 3
+NUM_WARPS, NUM_STAGES = 8, 2
 
 
 def no_sums(shape: tuple[int, ...]) -> SoftmaxState:

@@ -119,9 +119,8 @@ def to_scores(logits: TorchLogits, apply_softmax: bool) -> Float32Array:
 
 def _read(logits: Any, labels: Sequence[int]) -> TorchLogits:
     """Reads torch logits [items, V]."""
-    return TorchLogits(
-        logits[:, list(labels)].numpy(), logits.logsumexp(-1).numpy(), logits.std(-1).numpy()
-    )
+    found = logits[:, list(labels)], logits.logsumexp(-1), logits.std(-1)
+    return TorchLogits(*(one.cpu().numpy() for one in found))
 
 
 class _Chunk(NamedTuple):

@@ -31,8 +31,7 @@ from itemwise.ops.step.arrays import StepArrays, StepShape
 from itemwise.ops.step.base import Pages, from_storage, to_storage
 
 CONTEXT_KEYS = 128  # context tokens of one product
-LANE_PARTS = 1  # programs that share a lane's places
-OWN_GRANULES = 4  # granules of one product, where no row has more than one
+OWN_GRANULES = 2  # granules of one product, where no row has more than one
 
 
 class LaneWalk(NamedTuple):
@@ -41,15 +40,15 @@ class LaneWalk(NamedTuple):
     row_start: Int32[Array, " T"]  # first place of the row that has a place
     granule_start: Int32[Array, " granules"]
     granule_row: Int32[Array, " granules"]  # first place of the granule's row
-    start: Int32[Array, " tiles"]
-    end: Int32[Array, " tiles"]  # places from here on belong to the next tile, or to none
-    first_granule: Int32[Array, " tiles"]
-    end_granule: Int32[Array, " tiles"]
-    one_by_one: Int32[Array, " tiles"]  # 1 if a row of the tile has several granules
+    lane_start: Int32[Array, " G"]
+    lane_end: Int32[Array, " G"]  # places from here on belong to the next lane, or to none
+    first_granule: Int32[Array, " G"]
+    end_granule: Int32[Array, " G"]
+    one_by_one: Int32[Array, " G"]  # 1 if a row of the lane has several granules
     context_pages: Int32[Array, "G C"]
     context_lens: Int32[Array, "G C"]
-    num_full_pages: Int32[Array, " tiles"]  # at the beginning of the context, without a gap
-    num_pages: Int32[Array, " tiles"]
+    num_full_pages: Int32[Array, " G"]  # at the beginning of the context, without a gap
+    num_pages: Int32[Array, " G"]
 
 
 def lane_walk(arrays: StepArrays, shape: StepShape) -> LaneWalk:
@@ -61,25 +60,16 @@ def lane_walk(arrays: StepArrays, shape: StepShape) -> LaneWalk:
     before = _search(granule_start, jnp.arange(shape.tokens), "right")
     row_start = granule_row[jnp.maximum(before - 1, 0)]
 
-    parts = LANE_PARTS
-    used = jnp.arange(lanes) < arrays.num_lanes
+    lane = jnp.arange(lanes)
+    used = lane < arrays.num_lanes
     end = jnp.minimum(arrays.lane_start + shape.lane_tokens, shape.tokens)
-    following = jnp.where(
-        jnp.arange(lanes) + 1 < arrays.num_lanes, jnp.roll(arrays.lane_start, -1), end
-    )
+    following = jnp.where(lane + 1 < arrays.num_lanes, jnp.roll(arrays.lane_start, -1), end)
     lane_end = jnp.where(used, jnp.minimum(end, following), 0)
-    tile_tokens = shape.lane_tokens // parts
-    start = (arrays.lane_start[:, None] + tile_tokens * jnp.arange(parts)[None]).reshape(-1)
-    lane_end = jnp.repeat(lane_end, parts)
-    tile_end = jnp.minimum(start + tile_tokens, lane_end)
-    used = start < lane_end
-    start = jnp.minimum(start, shape.tokens - 1)
-    first = _search(granule_start, row_start[start], "left")
-    end_granule = _search(granule_start, tile_end, "left")
+    first = _search(granule_start, row_start[arrays.lane_start], "left")
+    end_granule = _search(granule_start, lane_end, "left")
     granule = jnp.arange(granules)[None]
     walked = (granule >= first[:, None]) & (granule < end_granule[:, None])
     long_row = in_use & (arrays.granule_index > 0)
-    num_pages = (arrays.context_lens > 0).sum(1)
     slots = arrays.context_lens.shape[1]
     part_full = arrays.context_lens < shape.page_tokens
     num_full = jnp.where(part_full, jnp.arange(slots)[None], slots).min(1)
@@ -87,15 +77,15 @@ def lane_walk(arrays: StepArrays, shape: StepShape) -> LaneWalk:
         row_start,
         granule_start,
         granule_row,
-        start,
-        jnp.where(used, tile_end, 0),
+        arrays.lane_start,
+        lane_end,
         jnp.where(used, first, 0),
         jnp.where(used, end_granule, 0),
         (walked & long_row[None]).any(1).astype(jnp.int32),
         arrays.context_pages,
         arrays.context_lens,
-        jnp.where(used, jnp.repeat(num_full, parts), 0),
-        jnp.where(used, jnp.repeat(num_pages, parts), 0),
+        jnp.where(used, num_full, 0),
+        jnp.where(used, (arrays.context_lens > 0).sum(1), 0),
     )
 
 
@@ -154,7 +144,7 @@ def attend_gpu(
     attended: Array = pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        grid=(shape.lanes * LANE_PARTS, q.shape[1]),
+        grid=(shape.lanes, q.shape[1]),
         compiler_params=plgpu.CompilerParams(num_warps=NUM_WARPS, num_stages=NUM_STAGES),
         # Over the queries: what no lane has must not be memory that nobody wrote.
         input_output_aliases={len(walk): 0},
@@ -177,17 +167,16 @@ def _kernel(
     shape: StepShape,
     context_keys: int,
 ) -> None:
-    tile, head = pl.program_id(0), pl.program_id(1)
-    lane, kv_head = lax.div(tile, LANE_PARTS), lax.div(head, group)
-    start, end = walk.start[tile], walk.end[tile]
-    tile_tokens = shape.lane_tokens // LANE_PARTS
+    lane, head = pl.program_id(0), pl.program_id(1)
+    kv_head = lax.div(head, group)
+    start, end = walk.lane_start[lane], walk.lane_end[lane]
     # A window of the lane's length that ends within the step; where it begins moves no bit.
-    window = jnp.minimum(start, shape.tokens - tile_tokens)
-    here = pl.ds(window, tile_tokens)
+    window = jnp.minimum(start, shape.tokens - shape.lane_tokens)
+    here = pl.ds(window, shape.lane_tokens)
     q, rows = q_ref[here, head, :], walk.row_start[here]
-    place = window + jnp.arange(tile_tokens)
+    place = window + jnp.arange(shape.lane_tokens)
 
-    first, last = walk.first_granule[tile], walk.end_granule[tile]
+    first, last = walk.first_granule[lane], walk.end_granule[lane]
 
     def own_granules(first: Array, count: int, sums: SoftmaxState) -> SoftmaxState:
         piece = jnp.arange(count * shape.granule_tokens)
@@ -222,12 +211,12 @@ def _kernel(
         k, v, valid = context(n)
         return take_in(sums, q, k, v, valid[None, :])
 
-    one_by_one = walk.one_by_one[tile] > 0
+    one_by_one = walk.one_by_one[lane] > 0
     batches = jnp.where(one_by_one, 0, lax.div(last - first + OWN_GRANULES - 1, OWN_GRANULES))
-    full = walk.num_full_pages[tile] * blocks
+    full = walk.num_full_pages[lane] * blocks
     sums = lax.fori_loop(0, batches, some_granules, no_sums(q.shape))
     sums = lax.fori_loop(jnp.where(one_by_one, first, last), last, one_granule, sums)
     sums = lax.fori_loop(0, full, full_block, sums)
-    sums = lax.fori_loop(full, walk.num_pages[tile] * blocks, any_block, sums)
+    sums = lax.fori_loop(full, walk.num_pages[lane] * blocks, any_block, sums)
     mine = (place >= start) & (place < end)
     plgpu.store(out_ref.at[here, head, :], divided(sums).astype(q.dtype), mask=mine[:, None])
