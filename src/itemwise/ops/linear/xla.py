@@ -30,8 +30,9 @@ def _widened(
     """
     # Not `lax.optimization_barrier`: XLA's compiler for CPU drops the barriers before it orders the
     # program, and six layers of qwen3-0.6b then take 370 MiB of temporaries instead of 33.
-    # `never` hangs on `x`: it asks for bits that no arithmetic gives, which XLA cannot know.
-    never = (lax.bitcast_convert_type(x[0, 0], jnp.int32) == -1).astype(jnp.uint32)
+    # `never` hangs on `x`: it asks for a sign that no absolute value has, not even that of NaN,
+    # which XLA does not know.
+    never = (lax.bitcast_convert_type(jnp.abs(x[0, 0]), jnp.int32) < 0).astype(jnp.uint32)
     if matrix.dtype == jnp.int8:
         return (matrix | never.astype(jnp.int8)).astype(jnp.float32)
     bits = lax.bitcast_convert_type(matrix, jnp.uint16).astype(jnp.uint32) << 16
