@@ -10,7 +10,7 @@
     ├── ShuttingDownError     the server is draining
     ├── EngineLostError       the device can no longer run steps
     ├── RefusedError          the server refuses a request; `code` says why
-    ├── SelfCheckError        scores change with batch composition: do not serve
+    ├── SelfCheckError        scores change with batch composition, or are not finite
     ├── EndpointError         a server under validation is unreachable, slow, or broken
     │   └── RequestRefusedError            it works, but refuses this request
     └── ResultsError          (ValueError) a file of validation results is missing or invalid
@@ -91,7 +91,7 @@ class RefusedError(ItemwiseError):
 
 
 class SelfCheckError(ItemwiseError):
-    """The start-up self-check found scores that change with batch composition."""
+    """The self-check found scores that change with batch composition, or are not finite."""
 
     code = "self_check_failed"
 

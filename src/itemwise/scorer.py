@@ -68,7 +68,7 @@ class Scorer:
         Raises:
             CheckpointError: the checkpoint cannot be read or is of an unsupported kind.
             ConfigError: a setting is wrong, or does not fit the machine.
-            SelfCheckError: scores change with batch composition on this device.
+            SelfCheckError: scores change with batch composition on this device, or are not finite.
         """
         config = EngineConfig(**engine)
         folder = locate(str(model))

@@ -17,6 +17,7 @@ from itemwise.engine.engine import Engine
 from itemwise.engine.platform import platform_of
 from itemwise.engine.programs import Programs
 from itemwise.engine.step_packer import StepBatch
+from itemwise.engine.weights import load_weights
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.ops import api
 from itemwise.ops.step.xla import attend_xla
@@ -207,6 +208,23 @@ def test_a_start_of_the_same_programs_takes_the_verdict_over(
     assert other.info()["steps"] > second.info()["steps"]
     monkeypatch.setattr("itemwise.engine.start.processor", lambda: "another")
     assert make_engine(**config).info()["steps"] == first.info()["steps"]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_checkpoint_without_finite_scores_fails_on_programs_that_passed(
+    bad: float, skip: bool, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_engine(skip_self_check=skip).self_check.status != "failed"
+
+    def load_damaged(*arguments: Any, **options: Any) -> Any:
+        return jax.tree.map(
+            lambda weight: jax.numpy.full_like(weight, bad), load_weights(*arguments, **options)
+        )
+
+    monkeypatch.setattr("itemwise.engine.start.load_weights", load_damaged)
+    with pytest.raises(SelfCheckError, match="finite; the model's scores are NaN or infinity"):
+        make_engine(skip_self_check=skip)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from itemwise.engine.selfcheck import SelfCheck, recall, remember, run_self_check
+from itemwise.engine.selfcheck import SelfCheck, is_finite, recall, remember, run_self_check
 from itemwise.types import ScoreRequest, ScoreResult
 
 
@@ -121,3 +121,9 @@ def test_a_verdict_is_recalled_if_it_passed(tmp_path: Path) -> None:
 def test_a_verdict_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     remember(FakeScorer().check(), tmp_path / "file" / "one.json")
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 500])
+def test_a_short_probe_is_looked_at(max_tokens: int) -> None:
+    assert is_finite(FakeScorer().score, 1000, max_tokens)
+    assert not is_finite(FakeScorer("nan").score, 1000, max_tokens)

@@ -44,7 +44,7 @@ class Engine:
     Raises:
         CheckpointError: the checkpoint cannot be read or is of an unsupported kind.
         ConfigError: the settings do not fit the machine.
-        SelfCheckError: scores change with batch composition on this device.
+        SelfCheckError: scores change with batch composition on this device, or are not finite.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ import numpy as np
 from itemwise.types import Float32Array, Int32Array, ScoreRequest, ScoreResult
 
 Score = Callable[[Sequence[ScoreRequest]], list[ScoreResult]]
+PROBE_TOKENS = 8  # of the query of `is_finite`
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,24 @@ def recall(path: Path) -> SelfCheck | None:
     """The verdict written down there, if there is one that passed."""
     try:
         verdict = SelfCheck(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        passed = verdict.status == "passed" and not verdict.failures
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return verdict if verdict.status == "passed" else None
+    return verdict if passed else None
+
+
+def is_finite(score: Score, vocab_size: int, max_tokens: int) -> bool:
+    """Whether the score of a short random probe is a number.
+
+    Of two labels alone: a token whose row of the output matrix is NaN spoils the scores of those
+    who ask for probabilities over the vocabulary, and no others.
+    """
+    count = max(1, min(PROBE_TOKENS, max_tokens - 1))
+    query = np.random.default_rng(0).integers(0, vocab_size, count).astype(np.int32)
+    labels = tuple({0, vocab_size - 1})
+    probe = ScoreRequest(query, [query[:1]], (labels,), apply_softmax=True)
+    (result,) = score([probe])
+    return bool(np.isfinite(result.scores[0]).all())
 
 
 def run_self_check(

@@ -26,7 +26,7 @@ from itemwise.engine.platform import (
     step_shapes,
 )
 from itemwise.engine.programs import Programs
-from itemwise.engine.selfcheck import SelfCheck, recall, remember, run_self_check
+from itemwise.engine.selfcheck import SelfCheck, is_finite, recall, remember, run_self_check
 from itemwise.engine.weights import load_weights
 from itemwise.errors import ConfigError, SelfCheckError
 from itemwise.machine import processor
@@ -163,19 +163,24 @@ class Checkable(Protocol):
 def check_self(engine: Checkable, config: EngineConfig, parts: Parts) -> SelfCheck:
     """The verdict on a new engine; one on the same programs from an earlier start is taken over.
 
+    That verdict says nothing of the weights, so one small score is looked at whatever is known.
+
     Raises:
-        SelfCheckError: scores change with batch composition on this device.
+        SelfCheckError: scores change with batch composition on this device, or are not finite.
     """
     programs, verdicts = parts.programs, parts.verdicts
     known = verdicts.find(programs.fingerprint)
     if config.skip_self_check:
         known = SelfCheck(status="skipped")
+    # The first request then meets memory that is in use already.
+    if not is_finite(engine.score_exactly, parts.model.vocab_size, parts.max_seq_len):
+        raise _not_finite(parts)
+    engine.forget_prefixes()
     if known is not None:
-        # The first request then meets memory that is in use already.
-        engine.score_exactly([ScoreRequest(query=(0,), items=((0,),), labels=((0,),))])
-        engine.forget_prefixes()
         return known
     verdict = _run(engine, parts)
+    if "finite" in verdict.failures:
+        raise _not_finite(parts)
     if verdict.failures and len(programs.shapes) > 1:
         # On some processor a small product may add in another order than a large one.
         logger.warning(
@@ -205,6 +210,13 @@ def _run(engine: Checkable, parts: Parts) -> SelfCheck:
         page_tokens=page_tokens,
         max_tokens=min(parts.max_seq_len, (parts.plan.num_pages - 1) * page_tokens),
         step_tokens=[shape.tokens for shape in parts.programs.shapes],
+    )
+
+
+def _not_finite(parts: Parts) -> SelfCheckError:
+    return SelfCheckError(
+        "self-check failed: finite; the model's scores are NaN or infinity. Its weights are "
+        f"damaged, or its values exceed {parts.dtypes.activations.name}: check the checkpoint"
     )
 
 
