@@ -30,6 +30,7 @@ ORDER = (
     "types",
     "config",
     "machine",
+    "machine_code",
     "request",
     "ops",
     "models",
@@ -47,7 +48,7 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # Rooms and files that run on the host and import no JAX themselves, so that a change of device
 # cannot reach them.
 HOST_ONLY = (
-    *("errors", "progress", "types", "config", "machine", "request", "checkpoint"),
+    *("errors", "progress", "types", "config", "machine", "machine_code", "request", "checkpoint"),
     *("server", "validation", "cli", "models/config"),
     *(
         "engine/step_packer",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -144,3 +146,19 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert cache_dir() == Path("/home/someone/.cache/itemwise")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_dir() == Path("/home/someone/.cache/itemwise")
+
+
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_cache_dir_is_never_below_the_working_directory(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", home)
+    assert cache_dir().is_absolute()
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert cache_dir() == Path(tempfile.gettempdir()) / f"itemwise-{os.getuid()}"

@@ -9,7 +9,9 @@ frozen, and read everywhere. This is the only module that reads environment vari
 from __future__ import annotations
 
 import os
+import pwd
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +30,25 @@ DEMO_MODEL = "itemwise/demo"  # the model included in the package
 
 
 def cache_dir() -> Path:
-    """The user's cache folder for Itemwise, `$XDG_CACHE_HOME/itemwise` or `~/.cache/itemwise`."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    """The user's cache folder for Itemwise, `$XDG_CACHE_HOME/itemwise` or `~/.cache/itemwise`.
+
+    Never below the working directory: a relative path counts for nothing. A user without a home
+    gets a folder among the temporary files.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        home = os.environ.get("HOME") or _home_of_user()
+        base = os.path.join(home, ".cache")
+    if not os.path.isabs(base):
+        return Path(tempfile.gettempdir()) / f"itemwise-{os.getuid()}"
     return Path(base) / "itemwise"
+
+
+def _home_of_user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return ""
 
 
 def chosen_compiler() -> str | None:
@@ -260,8 +278,9 @@ class EngineConfig(CheckedConfig):
     compilation_cache_dir: Annotated[
         str | None,
         Setting(
-            "Folder for compiled programs, which makes the next start fast. An empty string "
-            "turns it off.",
+            "Folder for compiled programs, which makes the next start fast; others must not be "
+            "able to write to it. An empty string turns it off.",
+            Check("a local folder", lambda folder: "://" not in folder),
             unset="the user's cache folder",
         ),
     ] = None

@@ -13,8 +13,10 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from itemwise.engine import compile_cache
 from itemwise.engine.compile_cache import compile_whole, compiling_into
 from itemwise.engine.engine import Engine
+from itemwise.machine_code import is_sealed, seal
 from itemwise.types import ScoreRequest
 
 REQUEST = ScoreRequest(query=(1, 2, 3), items=((4,), (5, 6)), labels=((7, 8),) * 2)
@@ -129,12 +131,57 @@ def test_half_written_entry_is_replaced(
     whole = start(make_engine, tmp_path)
     step = half_write(tmp_path)
     mended = start(make_engine, tmp_path)
-    assert "entry of jit_step in" in caplog.text
+    assert f"entries of the compilation cache {tmp_path} are damaged" in caplog.text
     assert mended.keys() == whole.keys()
     assert mended[step] > whole[step] * 0.9
     caplog.clear()
     assert start(make_engine, tmp_path) == mended
     assert caplog.text == ""
+
+
+@pytest.mark.slow
+def test_an_entry_that_is_sealed_and_yet_not_readable_is_replaced(
+    make_engine: Callable[..., Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = start(make_engine, tmp_path)
+    step = half_write(tmp_path)
+    seal(tmp_path / step)
+    mended = start(make_engine, tmp_path)
+    assert "entry of jit_step in" in caplog.text
+    assert mended[step] > whole[step] * 0.9
+    caplog.clear()
+    assert start(make_engine, tmp_path) == mended
+    assert caplog.text == ""
+
+
+def test_entries_count_when_they_are_whole_and_ours(
+    make_engine: Callable[..., Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bit that flips in machine code may be read without a word."""
+    names = start(make_engine, tmp_path).keys()
+    entries = [tmp_path / name for name in names]
+    assert all(map(is_sealed, entries))
+    flipped, unsealed, others, *kept = entries
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(data)
+    (tmp_path / f"{unsealed.name}.sha256").unlink()  # its writer was killed
+    others.chmod(0o666)
+    before = {path: path.stat().st_ino for path in kept}
+    assert start(make_engine, tmp_path).keys() == names
+    assert f"3 of {len(names)} entries" in caplog.text
+    assert all(map(is_sealed, entries))
+    assert {path: path.stat().st_ino for path in kept} == before
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(
+    make_engine: Callable[..., Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o777)
+    assert start(make_engine, tmp_path) == {}
+    assert f"Compiled programs are not kept (slower start): others may write to {tmp_path}" in (
+        caplog.text
+    )
 
 
 def test_warnings_of_other_threads_pass_while_an_entry_is_replaced(
@@ -181,6 +228,7 @@ def test_a_folder_of_others_stops_no_start(
 
     other = tmp_path / "jit_step-0123-cache"
     other.write_bytes(b"another model's")
+    seal(other)
     for name in ("write_bytes", "unlink"):
         monkeypatch.setattr(Path, name, refuse)
     with pytest.warns(UserWarning, match="Read-only"):
@@ -188,10 +236,26 @@ def test_a_folder_of_others_stops_no_start(
     assert other.read_bytes() == b"another model's"
 
 
+def test_a_damaged_entry_that_stays_is_not_loaded(
+    make_engine: Callable[..., Engine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start(make_engine, tmp_path)
+    half_write(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    monkeypatch.setattr(compile_cache, "remove", lambda path: None)
+    start(make_engine, tmp_path)
+    assert "cannot be removed, so it is not used" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
 def test_programs_that_xla_refuses_raise_what_xla_says(tmp_path: Path) -> None:
     lowered = jax.jit(lambda x: x + 1).lower(1.0)
     other = tmp_path / "jit__lambda-0123-cache"
     other.write_bytes(b"another program of the same name")
+    seal(other)
     with (
         compiling_into(tmp_path, strict=True),
         pytest.raises(jax.errors.JaxRuntimeError, match="no_such"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from itemwise.machine_code import private_folder
 from itemwise.ops import build_cpu as native
 from itemwise.ops.build_cpu import Kernels, build, compile_command, find_compiler, load_kernels
 
@@ -51,12 +53,15 @@ def test_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     source = tmp_path / "empty.cc"
     source.write_text("int main() { return 0; }")
     monkeypatch.setattr(native, "SOURCES", (source,))
-    folder = tmp_path / "kernels"
+    (folder := tmp_path / "kernels").mkdir()
     library = build([COMPILER], (), folder)
     made = library.stat().st_mtime_ns
     assert build([COMPILER], (), folder) == library
     assert library.stat().st_mtime_ns == made
-    assert list(folder.iterdir()) == [library]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        library.name,
+        f"{library.name}.sha256",
+    ]
     assert build([COMPILER], ("-DOTHER",), folder) != library
 
 
@@ -65,6 +70,8 @@ def test_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     [
         ("/bin/false", "kernels for cpp-avx2 cannot be compiled; using XLA"),
         ("/nonexistent/c++", "compiler `/nonexistent/c++` ($CXX) does not exist; using XLA"),
+        ("'", "compiler `'` ($CXX) does not exist; using XLA"),
+        ("/tmp", "compiler `/tmp` ($CXX) does not exist; using XLA"),
         ("", "No C++ compiler found; using XLA"),
     ],
 )
@@ -78,8 +85,9 @@ def test_without_a_working_compiler_there_are_no_kernels(
     assert message in caplog.text
 
 
-@needs_compiler
-def test_a_damaged_library_is_built_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A small library in the folder of kernels, as an earlier start left it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", f"{COMPILER} -DSOMETHING")
     source = tmp_path / "kernels.cc"
@@ -87,11 +95,69 @@ def test_a_damaged_library_is_built_anew(monkeypatch: pytest.MonkeyPatch, tmp_pa
     source.write_text("".join(f'extern "C" int {name}() {{ return 7; }}\n' for name in names))
     monkeypatch.setattr(native, "SOURCES", (source,))
     monkeypatch.setattr("jax.ffi.register_ffi_target", lambda *_, **__: None)
-    (folder := tmp_path / "itemwise" / "kernels").mkdir(parents=True)
-    library = build(find_compiler() or [], (), folder)
-    library.write_bytes(b"damaged")
-    assert load_anew() == Kernels("cpp-avx2", library, 7)
-    assert library.stat().st_size > 1000
+    folder = private_folder(tmp_path / "itemwise" / "kernels")
+    return build(find_compiler() or [], (), folder)
+
+
+def damages(whole: bytes) -> dict[str, bytes]:
+    half = len(whole) // 2
+    flipped = bytearray(whole)
+    flipped[half] ^= 1
+    return {
+        "empty": b"",
+        "cut": whole[:half],
+        "half of it zeros": whole[:half] + bytes(len(whole) - half),
+        "a bit flipped": bytes(flipped),
+        "longer": whole + b"\0",
+    }
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", list(damages(b"ab")))
+def test_a_damaged_library_is_built_anew(
+    kind: str, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is loaded: a library with a flipped bit may load, and crash or compute wrongly."""
+    whole, loaded = cached.read_bytes(), list[bytes]()
+    cached.write_bytes(damages(whole)[kind])
+    load = native.ctypes.cdll.LoadLibrary
+
+    def noted(path: str) -> ctypes.CDLL:
+        loaded.append(Path(path).read_bytes())
+        return load(path)
+
+    monkeypatch.setattr(native.ctypes.cdll, "LoadLibrary", noted)
+    assert load_anew() == Kernels("cpp-avx2", cached, 7)
+    assert loaded == [whole] == [cached.read_bytes()]
+
+
+@needs_compiler
+def test_a_library_in_a_folder_of_others_is_not_loaded(
+    cached: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(folder: Path) -> Path:
+        raise PermissionError(f"{folder} belongs to another user")
+
+    monkeypatch.setattr(native, "private_folder", refuse)
+    found = load_anew()
+    assert found is not None
+    assert found.library != cached
+    assert not found.library.exists()
+    assert "kernels are not kept (slower start)" in caplog.text
+    assert "belongs to another user" in caplog.text
+
+
+@needs_compiler
+def test_what_a_killed_compiler_left_is_cleared(cached: Path) -> None:
+    old, new = (cached.with_name(f"{native.DRAFT}{name}") for name in ("old", "new"))
+    for draft in (old, new):
+        draft.mkdir()
+        (draft / "half.so").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cached.unlink()
+    build(find_compiler() or [], (), cached.parent)
+    assert not old.exists()
+    assert new.exists(), "another process may be at it"
 
 
 @needs_compiler

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import glob
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -21,18 +22,29 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from itemwise.config import EngineConfig, cache_dir
+from itemwise.machine_code import is_sealed, private_folder, remove, seal, seal_of
 
 logger = logging.getLogger("itemwise.engine")
+ENTRIES = "jit_*-cache"  # as JAX names them
 _ENABLE = "jax_enable_compilation_cache"
 _RAISE = "jax_raise_persistent_cache_errors"
 _in_use, _replacing = threading.Lock(), threading.Lock()
 
 
 def cache_folder(config: EngineConfig) -> Path | None:
-    """Where the settings keep compiled programs; None for nowhere."""
-    if config.compilation_cache_dir is None:
-        return cache_dir() / "xla"
-    return Path(config.compilation_cache_dir) if config.compilation_cache_dir else None
+    """Where the settings keep compiled programs; None for nowhere.
+
+    A folder that others own or may write to is not used, which is logged: programs from there could
+    be theirs.
+    """
+    if config.compilation_cache_dir == "":
+        return None
+    folder = Path(config.compilation_cache_dir or cache_dir() / "xla").absolute()
+    try:
+        return private_folder(folder)
+    except OSError as error:
+        logger.warning("Compiled programs are not kept (slower start): %s", error)
+        return None
 
 
 class CompileCounter:
@@ -66,16 +78,46 @@ def compiling_into(folder: Path | None, *, strict: bool = False) -> Iterator[Non
         strict: raise where an entry cannot be read or written, which JAX else only warns of; for
             `compile_whole`.
     """
-    ours: dict[str, Any] = {_ENABLE: folder is not None}
-    if folder is not None:
-        ours |= {
-            "jax_compilation_cache_dir": str(folder),
-            "jax_persistent_cache_min_compile_time_secs": 0.0,
-            "jax_persistent_cache_min_entry_size_bytes": -1,
-            _RAISE: strict,
-        }
-    with _in_use, _settings(ours):
-        yield
+    with _in_use:
+        if folder is not None and not _remove_unsealed(folder):
+            folder = None
+        ours: dict[str, Any] = {_ENABLE: folder is not None}
+        if folder is not None:
+            ours |= {
+                "jax_compilation_cache_dir": str(folder),
+                "jax_persistent_cache_min_compile_time_secs": 0.0,
+                "jax_persistent_cache_min_entry_size_bytes": -1,
+                _RAISE: strict,
+            }
+        with _settings(ours):
+            yield
+        if folder is not None:
+            _seal_new(folder)
+
+
+def _remove_unsealed(folder: Path) -> bool:
+    """Removes entries that are damaged or half written; whether all that stay can be trusted."""
+    entries = list(folder.glob(ENTRIES))
+    damaged = [path for path in entries if not is_sealed(path)]
+    if not damaged:
+        return True
+    for path in damaged:
+        remove(path)
+    removed = not any(map(os.path.lexists, damaged))
+    logger.warning(
+        "%d of %d entries of the compilation cache %s are damaged or incomplete; %s.",
+        *(len(damaged), len(entries), folder),
+        "compiling them again" if removed else "they cannot be removed, so it is not used",
+    )
+    return removed
+
+
+def _seal_new(folder: Path) -> None:
+    """Seals the entries that have no seal yet; without one an entry is made anew later."""
+    for path in folder.glob(ENTRIES):
+        if not seal_of(path).exists():
+            with contextlib.suppress(OSError):
+                seal(path)
 
 
 @contextmanager
@@ -134,5 +176,4 @@ def _remove_entries(lowered: jax.stages.Lowered, folder: Path, error: Exception)
         error,
     )
     for path in folder.glob(f"{glob.escape(name)}-*"):
-        with contextlib.suppress(OSError):  # it stays, and costs its compile at every start
-            path.unlink(missing_ok=True)
+        remove(path)  # if it stays, it costs its compile at every start

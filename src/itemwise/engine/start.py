@@ -120,13 +120,14 @@ def load(folder: Path, config: EngineConfig, on_progress: ProgressFn) -> Parts:
         on_progress=on_progress,
     )
     weights_read = time.perf_counter()
-    verdicts = _verdicts(config, platform, devices[0])
+    cache = cache_folder(config)
+    verdicts = _verdicts(config, platform, devices[0], cache)
     programs = Programs(
         ProgramSpec(model, shapes[-1], plan.num_pages, dtypes, platform, kernel, mesh),
         shapes,
         weights,
         use_small_steps=lambda fingerprint: _may_use_small_steps(verdicts.find(fingerprint)),
-        cache=cache_folder(config),
+        cache=cache,
     )
     compiled = time.perf_counter()
     return Parts(
@@ -228,9 +229,10 @@ def _may_use_small_steps(known: SelfCheck | None) -> bool:
     return False
 
 
-def _verdicts(config: EngineConfig, platform: Platform, device: jax.Device) -> Verdicts:
+def _verdicts(
+    config: EngineConfig, platform: Platform, device: jax.Device, folder: Path | None
+) -> Verdicts:
     """Kept only where the compiler makes the same program of the same text at each start."""
-    folder = cache_folder(config)
     kept = folder is not None and platform.repeatable and not config.skip_self_check
     versions = jax.__version__, jaxlib.version.__version__, np.__version__
     machine = processor(), device.client.platform_version, xla_environment()

@@ -6,6 +6,7 @@ processor. Code for one set of instructions makes one library; a process may loa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import jaxlib.version
 
 from itemwise.config import cache_dir, chosen_compiler
 from itemwise.machine import processor
+from itemwise.machine_code import is_sealed, private_folder, seal
 from itemwise.ops.linear import cpu as cpu_linear
 from itemwise.ops.step import cpu as cpu_step
 from itemwise.types import CppLevel
@@ -32,7 +35,8 @@ HEADER = Path(__file__).with_name("cpu.h")
 COMPILERS = ("c++", "g++", "clang++")
 # Products are fused with sums where the source says so, and nowhere else.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
-TIMEOUT_S = 120
+VERSION_TIMEOUT_S, TIMEOUT_S = 10, 120
+DRAFT = "draft-"  # begins the names of folders in which a compiler writes
 MAX_REASON = 2000  # characters of a compiler's message that are logged
 logger = logging.getLogger("itemwise.engine")
 
@@ -67,12 +71,7 @@ def load_kernels(level: CppLevel, flags: tuple[str, ...]) -> Kernels | None:
     if command is None:
         return None
     try:
-        path = build(command, flags, cache_dir() / "kernels")
-        try:
-            library = ctypes.cdll.LoadLibrary(str(path))
-        except OSError:  # damaged
-            path.unlink()
-            library = ctypes.cdll.LoadLibrary(str(build(command, flags, path.parent)))
+        path, library = _compiled(command, flags)
         symbols = [library[kernel.SYMBOL] for kernel in (cpu_step, cpu_linear)]
         kernels = Kernels(level, path, library.itemwise_panel())
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
@@ -90,16 +89,35 @@ def load_kernels(level: CppLevel, flags: tuple[str, ...]) -> Kernels | None:
     return kernels
 
 
+def _compiled(command: Sequence[str], flags: tuple[str, ...]) -> tuple[Path, ctypes.CDLL]:
+    """The library, from the cache folder; for this process alone where it cannot lie there.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be compiled, or not be loaded.
+    """
+    try:
+        path = build(command, flags, private_folder(cache_dir() / "kernels"))
+        return path, ctypes.cdll.LoadLibrary(str(path))
+    except OSError as error:  # the folder is not ours alone, the disk is full or may not execute
+        with tempfile.TemporaryDirectory() as folder:
+            path = build(command, flags, Path(folder))
+            library = ctypes.cdll.LoadLibrary(str(path))  # stays, without its file
+        logger.warning("The compiled C++ kernels are not kept (slower start): %s", error)
+        return path, library
+
+
 def find_compiler() -> list[str] | None:
     """The command of a C++ compiler: the one that the environment names, or one that is there."""
-    chosen = shlex.split(chosen_compiler() or "")
+    chosen = chosen_compiler()
     if chosen:
-        if shutil.which(chosen[0]):
-            return chosen
+        with contextlib.suppress(ValueError):  # a quote without its other
+            command = shlex.split(chosen)
+            if command and shutil.which(command[0]):
+                return command
         logger.warning(
             "The C++ compiler `%s` ($CXX) does not exist; using XLA for attention and matmuls "
             "(slower).",
-            chosen[0],
+            chosen,
         )
         return None
     found = next(filter(None, map(shutil.which, COMPILERS)), None)
@@ -111,21 +129,32 @@ def find_compiler() -> list[str] | None:
 def build(compiler: Sequence[str], flags: tuple[str, ...], folder: Path) -> Path:
     """The library compiled with `FLAGS` and `flags`, in the folder; made there if need be.
 
+    One that was changed since, or that others may have written, is made anew.
+
     Raises:
         OSError, subprocess.SubprocessError: the compiler cannot be run, or failed.
     """
     texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, HEADER)]
-    version = _run([*compiler, "--version"])
+    version = _run([*compiler, "--version"], VERSION_TIMEOUT_S)
     made_of = texts, list(compiler), version, FLAGS, flags, processor(), jaxlib.version.__version__
     library = folder / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.so"
-    if library.exists():
+    if is_sealed(library):
         return library
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as draft:
+    _remove_old_drafts(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=DRAFT) as draft:
         made = Path(draft) / library.name
         _run([*compile_command(compiler, flags), *map(str, SOURCES), "-o", str(made)])
         made.replace(library)
+    seal(library)
     return library
+
+
+def _remove_old_drafts(folder: Path) -> None:
+    """Removes what processes left that were killed while they compiled."""
+    for draft in folder.glob(f"{DRAFT}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime > 2 * TIMEOUT_S:
+                shutil.rmtree(draft)
 
 
 def compile_command(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -133,8 +162,8 @@ def compile_command(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
     return [*compiler, *FLAGS, *flags, "-isystem", jax.ffi.include_dir()]
 
 
-def _run(command: Sequence[str]) -> str:
+def _run(command: Sequence[str], timeout_s: int = TIMEOUT_S) -> str:
     done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=True, timeout=TIMEOUT_S
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=timeout_s
     )
     return done.stdout
