@@ -7,7 +7,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from itemwise.machine import available_memory_bytes, environment, instructions, memory_bytes
+from itemwise.machine import (
+    available_memory_bytes,
+    environment,
+    instructions,
+    memory_bytes,
+    memory_limit_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,10 +35,39 @@ def test_instructions_are_what_linux_tells(
 
 
 def test_available_memory_is_what_linux_says(tmp_path: Path) -> None:
-    path = tmp_path / "meminfo"
+    path, none = tmp_path / "meminfo", tmp_path / "none"
     path.write_text("MemTotal:  8000000 kB\nMemAvailable:    3000 kB\n")
-    assert available_memory_bytes(path) == 3000 * 1024
-    assert available_memory_bytes(tmp_path / "none") == memory_bytes()
+    assert available_memory_bytes(path, none) == 3000 * 1024
+    assert available_memory_bytes(none, none) == memory_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "folder", "files", "cached"),
+    [
+        ("0::/a/b\n", "a", ("memory.max", "memory.current"), "inactive_file"),
+        ("0::/not/in/the/container\n", "", ("memory.max", "memory.current"), "active_file"),
+        (
+            "9:cpu:/x\n4:memory:/a/b\n0::/\n",
+            "memory/a/b",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_a_control_group_limits_memory(
+    text: str, folder: str, files: tuple[str, str], cached: str, tmp_path: Path
+) -> None:
+    groups, mounts, meminfo = tmp_path / "cgroup", tmp_path / "mounts", tmp_path / "none"
+    groups.write_text(text)
+    assert memory_limit_bytes(groups, mounts) == memory_bytes()
+    (mounts / folder).mkdir(parents=True)
+    for name, value in zip(files, ("5000", "3000"), strict=True):
+        (mounts / folder / name).write_text(f"{value}\n")
+    (mounts / folder / "memory.stat").write_text(f"anon 7\n{cached} 1000\n")
+    assert memory_limit_bytes(groups, mounts) == 5000
+    assert available_memory_bytes(meminfo, groups, mounts) == 5000 - (3000 - 1000)
+    (mounts / folder / files[0]).write_text("max\n")
+    assert memory_limit_bytes(groups, mounts) == memory_bytes()
 
 
 def test_environment_names_the_machine_and_the_versions() -> None:

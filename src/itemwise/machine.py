@@ -6,13 +6,15 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKAGES = ("itemwise", "jax", "jaxlib", "numpy", "torch", "transformers")
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
+OWN_GROUPS, GROUP_MOUNTS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def instructions(cpuinfo: Path = CPUINFO) -> frozenset[str]:
@@ -37,10 +39,81 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def available_memory_bytes(meminfo: Path = MEMINFO) -> int:
-    """Memory that a new process can use without swapping; all of it if the system does not say."""
+def memory_limit_bytes(groups: Path = OWN_GROUPS, mounts: Path = GROUP_MOUNTS) -> int:
+    """Memory that this process may use at most: the machine's, or what a control group allows."""
+    limits = [group.limit for group in _memory_groups(groups, mounts)]
+    return min([memory_bytes(), *limits])
+
+
+def available_memory_bytes(
+    meminfo: Path = MEMINFO, groups: Path = OWN_GROUPS, mounts: Path = GROUP_MOUNTS
+) -> int:
+    """Memory that a process can still use without swapping, by the machine and its control groups.
+
+    All of it if the system does not say.
+    """
     available = _line(meminfo, "MemAvailable:").split()
-    return int(available[1]) * 1024 if available else memory_bytes()
+    of_machine = int(available[1]) * 1024 if available else memory_bytes()
+    of_groups = [group.limit - group.used for group in _memory_groups(groups, mounts)]
+    return max(0, min([of_machine, *of_groups]))
+
+
+class _MemoryGroup(NamedTuple):
+    """What a control group may use of memory, and uses apart from what can be dropped at once."""
+
+    limit: int
+    used: int
+
+
+def _memory_groups(groups: Path, mounts: Path) -> Iterator[_MemoryGroup]:
+    """This process's control groups that limit memory, of version 1 or 2, with those above them.
+
+    In a container the path of a group may not exist, and its own files lie where groups are
+    mounted.
+    """
+    if not groups.exists():  # not Linux
+        return
+    for line in groups.read_text(encoding="utf-8").splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = mounts / controllers
+        path = top / name.lstrip("/")
+        for folder in (path, *path.parents):
+            found = _read_group(folder, _VERSION_1 if controllers else _VERSION_2)
+            if found:
+                yield found
+            if folder == top:
+                break
+
+
+class _GroupFiles(NamedTuple):
+    """Where a control group says what it may use and uses, and what of that are cached files."""
+
+    limit: str
+    used: str
+    cached: tuple[str, str]  # in memory.stat
+
+
+_VERSION_1 = _GroupFiles(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)
+_VERSION_2 = _GroupFiles("memory.max", "memory.current", ("inactive_file", "active_file"))
+
+
+def _read_group(folder: Path, files: _GroupFiles) -> _MemoryGroup | None:
+    """What a control group allows; None where there is none or it has no limit."""
+    try:
+        limit, used = (
+            int((folder / name).read_text("ascii")) for name in (files.limit, files.used)
+        )
+        lines = (folder / "memory.stat").read_text("ascii").splitlines()
+    except (OSError, ValueError):
+        return None
+    stat = dict(line.split(maxsplit=1) for line in lines)
+    return _MemoryGroup(limit, used - sum(int(stat.get(name, 0)) for name in files.cached))
 
 
 def environment() -> dict[str, Any]:

@@ -313,5 +313,5 @@ def test_pages_without_room_are_refused(make_engine: Callable[..., Engine]) -> N
 def test_memory_fraction_bounds_weights_and_pages(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(kv_cache_bytes=None, mem_fraction_static=0.002, skip_self_check=True)
     info = engine.info()
-    limit = platform_of(engine.device).memory_bytes(engine.device) * 0.002
+    limit = platform_of(engine.device).memory_of(engine.device).total * 0.002
     assert 0.9 * limit < info["weight_bytes"] + info["pages"]["bytes"] <= limit

@@ -93,8 +93,9 @@ def test_an_unknown_platform_is_refused() -> None:
 
 def test_memory_is_the_devices_own_or_the_hosts() -> None:
     device: Any = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 7})
-    assert PLATFORMS["gpu"].memory_bytes(device) == 7
-    assert PLATFORMS["cpu"].memory_bytes(device) == machine.memory_bytes()
+    assert PLATFORMS["gpu"].memory_of(device) == (7, 7)
+    total, available = PLATFORMS["cpu"].memory_of(device)
+    assert total == machine.memory_limit_bytes() > available
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from itemwise.config import EngineConfig
 from itemwise.engine.cpu_level import CpuLevel, choose_level
 from itemwise.errors import ConfigError
-from itemwise.machine import memory_bytes
+from itemwise.machine import available_memory_bytes, memory_limit_bytes
 from itemwise.models.config import ModelConfig
 from itemwise.ops.build_cpu import Kernels
 from itemwise.ops.step.arrays import StepShape
@@ -27,6 +27,18 @@ GRANULE_TOKENS = 32
 BLOCK_TOKENS = 512  # context tokens of one product
 VECTOR_LANES = 128  # of a TPU, see `ops/pallas_tpu.py`
 logger = logging.getLogger("itemwise.engine")
+
+
+class Memory(NamedTuple):
+    """Memory of a device in bytes.
+
+    Attributes:
+        total: all of it.
+        available: what other programs leave of it now.
+    """
+
+    total: int
+    available: int
 
 
 @dataclass(frozen=True)
@@ -84,12 +96,12 @@ class Platform:
         served = fits and all(size.bit_count() == 1 for size in sizes)
         return "gpu" if served and dtypes.activations != np.float32 else None
 
-    def memory_bytes(self, device: jax.Device) -> int:
-        """Memory of a device: the accelerator's own, or the host's."""
+    def memory_of(self, device: jax.Device) -> Memory:
+        """Memory of a device: the accelerator's own, or what the host lets this process use."""
         stats = device.memory_stats() if self.memory == "device" else None
         if stats and "bytes_limit" in stats:
-            return int(stats["bytes_limit"])
-        return memory_bytes()
+            return Memory(int(stats["bytes_limit"]), int(stats["bytes_limit"]))
+        return Memory(memory_limit_bytes(), available_memory_bytes())
 
 
 PLATFORMS = {

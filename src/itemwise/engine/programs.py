@@ -19,6 +19,7 @@ import numpy as np
 
 from itemwise.engine.compile_cache import compile_whole, compiling_into
 from itemwise.engine.lowering import LABEL_COLUMNS, Lowering, ProgramSpec, join
+from itemwise.engine.memory import release_zeros
 from itemwise.engine.step_packer import StepBatch
 from itemwise.models.decoder import Pool, Weights
 from itemwise.ops.packed.base import PackedArrays, PackedShape
@@ -36,6 +37,7 @@ class Programs:
         use_small_steps: called with the fingerprint; whether to compile steps smaller than the
             largest.
         cache: folder that keeps compiled programs, or None.
+        pages_at_start: whether the pool takes all its memory at once; else as pages are written.
 
     Attributes:
         shapes: sizes of the steps that were compiled, ascending.
@@ -51,6 +53,7 @@ class Programs:
         weights: Weights,
         use_small_steps: Callable[[str], bool] = lambda _: True,
         cache: Path | None = None,
+        pages_at_start: bool = True,
     ) -> None:
         self.num_pages = spec.num_pages
         self.fingerprint = ""
@@ -59,6 +62,7 @@ class Programs:
         self._options = spec.platform.compiler_options
         self._lowering = Lowering(spec)
         self._cache = cache
+        self._pages_at_start = pages_at_start
         with compiling_into(cache):
             self._pages = self._new_pages()
         with compiling_into(cache, strict=True):
@@ -103,10 +107,13 @@ class Programs:
         self._steps = {self.shape: self._steps[self.shape]}
 
     def _new_pages(self) -> Pool:
-        pages: Pool = jax.tree.map(
-            lambda page: jnp.zeros(page.shape, page.dtype, device=page.sharding),
-            self._lowering.pages(),
-        )
+        def zeros(page: jax.ShapeDtypeStruct) -> jax.Array:
+            array = jnp.zeros(page.shape, page.dtype, device=page.sharding).block_until_ready()
+            if not self._pages_at_start:
+                release_zeros(array)
+            return array
+
+        pages: Pool = jax.tree.map(zeros, self._lowering.pages())
         return pages
 
     def reset_pages(self) -> None:

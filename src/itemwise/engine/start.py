@@ -18,7 +18,7 @@ from itemwise.checkpoint.read import read_config
 from itemwise.config import EngineConfig, xla_environment
 from itemwise.engine.compile_cache import cache_folder
 from itemwise.engine.lowering import ProgramSpec
-from itemwise.engine.memory import PagePlan, plan_pages
+from itemwise.engine.memory import PagePlan, plan_pages, release_unused
 from itemwise.engine.platform import (
     Platform,
     choose_kernel,
@@ -108,8 +108,8 @@ def load(folder: Path, config: EngineConfig, on_progress: ProgressFn) -> Parts:
     shapes = step_shapes(config, platform, max_seq_len)
     if config.skip_self_check:
         shapes = shapes[-1:]  # nothing would have compared small steps with large ones
-    total_bytes = platform.memory_bytes(devices[0])
-    plan = plan_pages(config, model, dtypes, platform, total_bytes, config.tp_size)
+    memory = platform.memory_of(devices[0])
+    plan = plan_pages(config, model, dtypes, platform, memory, config.tp_size)
     weights = load_weights(
         folder,
         model,
@@ -128,7 +128,9 @@ def load(folder: Path, config: EngineConfig, on_progress: ProgressFn) -> Parts:
         weights,
         use_small_steps=lambda fingerprint: _may_use_small_steps(verdicts.find(fingerprint)),
         cache=cache,
+        pages_at_start=plan.taken_at_start,
     )
+    release_unused()
     compiled = time.perf_counter()
     return Parts(
         model=model,

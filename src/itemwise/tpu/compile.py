@@ -21,7 +21,7 @@ from jax.experimental import topologies
 from itemwise.config import EngineConfig
 from itemwise.engine.lowering import Lowering, ProgramSpec
 from itemwise.engine.memory import plan_pages, weights_bytes
-from itemwise.engine.platform import PLATFORMS, choose_kernel, step_shapes
+from itemwise.engine.platform import PLATFORMS, Memory, choose_kernel, step_shapes
 from itemwise.errors import ConfigError
 from itemwise.models.config import ModelConfig
 from itemwise.models.sharding import make_mesh
@@ -149,7 +149,8 @@ def compile_for_tpu(
     config, platform = EngineConfig(), PLATFORMS["tpu"]
     (shape,) = step_shapes(config, platform, model.max_position_embeddings)
     dtypes = platform.dtypes(dtype)
-    plan = plan_pages(config, model, dtypes, platform, chip.hbm_bytes, tp_size)
+    memory = Memory(chip.hbm_bytes, chip.hbm_bytes)
+    plan = plan_pages(config, model, dtypes, platform, memory, tp_size)
     cut = replace(model, num_layers=min(layers or model.num_layers, model.num_layers))
     kernel = choose_kernel(platform, config, model, dtypes)
     spec = ProgramSpec(cut, shape, plan.num_pages, dtypes, platform, kernel, mesh, devices[0])
