@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import platform
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ from itemwise.machine import (
     instructions,
     memory_bytes,
     memory_limit_bytes,
+    release_memory,
 )
 
 
@@ -83,3 +86,17 @@ def test_without_linux_what_the_kind_always_has(
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert instructions(tmp_path / "none") == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+
+    kept = [bytearray(100_000) for _ in range(1000)]  # too small for pages of their own
+    last = bytearray(100_000)  # above them on the heap
+    before = resident()
+    kept.clear()
+    release_memory()
+    assert before - resident() > 50_000_000
+    assert len(last) == 100_000

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from itemwise.engine import scheduler as scheduling
 from itemwise.engine.scheduler import (
     MIN_RETRY_AFTER_S,
     STRETCH,
@@ -70,6 +71,20 @@ def held(core: FakeCore, scheduler: Scheduler, tokens: int = 1) -> Job:
     job = scheduler.submit(request(0, tokens))
     assert core.in_step.wait(WAIT_S)
     return job
+
+
+def test_memory_is_released_once_the_engine_is_idle(
+    core: FakeCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Semaphore(0)
+    monkeypatch.setattr(scheduling, "IDLE_S", 0.02)
+    monkeypatch.setattr(scheduling, "release_memory", released.release)
+    scheduler = Scheduler(core, QueueLimits(max_requests=3, max_tokens=100))
+    for number in (1, 2):
+        assert released.acquire(timeout=WAIT_S)
+        assert not released.acquire(timeout=0.1), "again, though nothing ran"
+        assert outcome_of(scheduler.submit(request(number))) == number
+    assert scheduler.drain(WAIT_S)
 
 
 def test_waiting_requests_share_the_next_step(core: FakeCore, scheduler: Scheduler) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import math
@@ -159,15 +158,6 @@ def release_zeros(array: jax.Array) -> None:
         length = (start + shard.data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
         if length > 0:
             libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
-
-
-def release_unused() -> None:
-    """Gives memory back to the system that compiling and reading weights have left unused.
-
-    The GNU C library else keeps it: hundreds of MiB.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def weights_bytes(

@@ -20,12 +20,14 @@ from itemwise.errors import (
     QueueFullError,
     ShuttingDownError,
 )
+from itemwise.machine import release_memory
 from itemwise.types import OpenRequest, ScoreRequest, ScoreResult, StepOutcome, StepStats
 
 MIN_RETRY_AFTER_S = 1.0
 STRETCH = 10.0
 LAST_STEP_S = 1.0  # given to the step that still runs when a drain's time is over
 OPEN_STEPS = 4  # steps that open requests should fill; more would only hold pages
+IDLE_S = 10.0  # without work, after which memory that is not used goes back to the system
 FIRST_TOKENS_PER_S = 10_000.0  # believed until the first step was measured
 _RECENT = 0.05  # weight of the latest step in the running means
 logger = logging.getLogger("itemwise.scheduler")
@@ -325,10 +327,17 @@ class Scheduler:
 
     def _wait_for_work(self, under_way: bool) -> bool:
         """Whether there is something to do; False once there will be no more."""
-        with self._changed:
-            while not (self._waiting or self._open or under_way or self._draining):
-                self._changed.wait()
+
+        def has_work() -> bool:
             return bool(self._waiting or self._open or under_way)
+
+        with self._changed:
+            ended = self._changed.wait_for(lambda: has_work() or self._draining, IDLE_S)
+        if not ended:
+            release_memory()
+        with self._changed:
+            self._changed.wait_for(lambda: has_work() or self._draining)
+            return has_work()
 
     def _drop_ended(self) -> None:
         """Lets go of requests that were cancelled, or whose time is over."""

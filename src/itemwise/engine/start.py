@@ -18,7 +18,7 @@ from itemwise.checkpoint.read import read_config
 from itemwise.config import EngineConfig, xla_environment
 from itemwise.engine.compile_cache import cache_folder
 from itemwise.engine.lowering import ProgramSpec
-from itemwise.engine.memory import PagePlan, plan_pages, release_unused
+from itemwise.engine.memory import PagePlan, plan_pages
 from itemwise.engine.platform import (
     Platform,
     choose_kernel,
@@ -29,7 +29,7 @@ from itemwise.engine.programs import Programs
 from itemwise.engine.selfcheck import SelfCheck, is_finite, recall, remember, run_self_check
 from itemwise.engine.weights import load_weights
 from itemwise.errors import ConfigError, SelfCheckError
-from itemwise.machine import processor
+from itemwise.machine import processor, release_memory
 from itemwise.models.config import ModelConfig
 from itemwise.models.sharding import make_mesh
 from itemwise.progress import ProgressFn
@@ -130,7 +130,7 @@ def load(folder: Path, config: EngineConfig, on_progress: ProgressFn) -> Parts:
         cache=cache,
         pages_at_start=plan.taken_at_start,
     )
-    release_unused()
+    release_memory()
     compiled = time.perf_counter()
     return Parts(
         model=model,
