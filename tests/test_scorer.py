@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from itemwise import RankedItem, RequestError, Scorer
+from itemwise import CheckpointError, RankedItem, RequestError, Scorer
+from itemwise.checkpoint.locate import locate
+from itemwise.config import DEMO_MODEL
 from itemwise.request.template import PromptTemplate
+from itemwise.request.tokenizer import Tokenizer
 
 QUERY = "desk lamps"
 ITEMS = ["Tea kettle", "Brass lamp for the desk", "Desk with drawers", "Lamps for any desk"]
@@ -71,3 +76,16 @@ def test_prepare_takes_a_mapping_or_keywords(scorer: Scorer) -> None:
     assert scorer.prepare({**fields, "model": "of a body"}) == expected
     with pytest.raises(TypeError, match="`apply_softmax_`"):
         scorer.prepare(**fields, apply_softmax_=True)
+
+
+def test_tokenizer_of_another_folder_takes_the_place_of_the_own_one(
+    make_checkpoint: Callable[[str], Path], small: dict[str, Any]
+) -> None:
+    folder = str(make_checkpoint("tiny-qwen3"))
+    with pytest.raises(CheckpointError, match="has no tokenizer.json, expected the folder or"):
+        Scorer.from_pretrained(folder, tokenizer_path=folder, **small)
+    other = Scorer.from_pretrained(folder, tokenizer_path=DEMO_MODEL, **small)
+    demo = Tokenizer.from_folder(locate(DEMO_MODEL))
+    assert demo is not None
+    assert other.tokenizer is not None
+    assert other.tokenizer.encode(QUERY) == demo.encode(QUERY)

@@ -22,6 +22,7 @@ from itemwise.types import Algorithm, CpuLevelName
 
 DType = Literal["auto", "bfloat16", "float32"]
 LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 AttentionBackend = Literal["auto", "fa", "native"]
 Quantization = Literal["none", "int8"]
 MaskSetting = Literal["auto", "dense", "segment"]
@@ -397,6 +398,10 @@ class ServerConfig(CheckedConfig):
         LogFormat,
         Setting("text for people, json for log collectors: one object per line."),
     ] = "text"
+    log_level: Annotated[
+        LogLevel,
+        Setting("Least serious messages to log; requests are logged at info."),
+    ] = "info"
     disable_access_log: Annotated[
         bool,
         Setting("Do not log a line for each request."),
@@ -425,3 +430,31 @@ class ServerConfig(CheckedConfig):
         if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.model_path):
             return self.model_path
         return os.path.basename(os.path.abspath(os.path.expanduser(self.model_path))) or "default"
+
+
+@dataclass(frozen=True)
+class SourceConfig(CheckedConfig):
+    """Where the parts of a model come from, beside its path."""
+
+    tokenizer_path: Annotated[
+        str | None,
+        Setting(
+            "Folder or Hugging Face Hub id of a tokenizer, to use instead of the model's own.",
+            unset="the model's",
+        ),
+    ] = None
+    revision: Annotated[
+        str | None,
+        Setting(
+            "Branch, tag or commit of the model on the Hugging Face Hub. Name a commit to get the "
+            "same files at every start.",
+            unset="the main branch",
+        ),
+    ] = None
+    download_dir: Annotated[
+        str | None,
+        Setting(
+            "Folder to keep models from the Hugging Face Hub in.",
+            unset="the Hub's own cache",
+        ),
+    ] = None

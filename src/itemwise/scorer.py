@@ -11,11 +11,11 @@ import numpy as np
 from itemwise.checkpoint.locate import locate
 from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine.engine import Engine
-from itemwise.errors import RequestError
+from itemwise.errors import CheckpointError, RequestError
 from itemwise.progress import ProgressFn, silent
 from itemwise.request.check import REQUEST_FIELDS, RequestLimits, check_request
 from itemwise.request.template import PromptTemplate
-from itemwise.request.tokenizer import Tokenizer
+from itemwise.request.tokenizer import TOKENIZER_FILE, Tokenizer
 from itemwise.types import RankedItem, ScoreRequest, ScoreResult
 
 
@@ -51,6 +51,9 @@ class Scorer:
         model: str | Path = DEMO_MODEL,
         *,
         prompt_template: str | Path | None = None,
+        tokenizer_path: str | None = None,
+        revision: str | None = None,
+        download_dir: str | None = None,
         on_progress: ProgressFn = silent,
         **engine: Any,
     ) -> Scorer:
@@ -62,6 +65,10 @@ class Scorer:
                 search query.
             prompt_template: file with a template, to use instead of the checkpoint's own
                 `prompt_template.json`.
+            tokenizer_path: a folder or a Hub id whose tokenizer is used instead of the
+                checkpoint's own.
+            revision: branch, tag or commit of the model on the Hub.
+            download_dir: where models from the Hub are kept; by default the Hub's own cache.
             on_progress: called during long work with (what, done, total).
             **engine: fields of `EngineConfig`.
 
@@ -71,8 +78,11 @@ class Scorer:
             SelfCheckError: scores change with batch composition on this device, or are not finite.
         """
         config = EngineConfig(**engine)
-        folder = locate(str(model))
-        tokenizer = Tokenizer.from_folder(folder)
+        folder = locate(str(model), revision=revision, download_dir=download_dir)
+        if tokenizer_path is None:
+            tokenizer = Tokenizer.from_folder(folder)
+        else:
+            tokenizer = _tokenizer_of(tokenizer_path, download_dir)
         if prompt_template is None:
             template = PromptTemplate.from_folder(folder)
         else:
@@ -182,3 +192,12 @@ class Scorer:
     def info(self) -> dict[str, Any]:
         """What runs, as JSON values: model, settings, device, self-check and counters."""
         return self.engine.info()
+
+
+def _tokenizer_of(model: str, download_dir: str | None) -> Tokenizer:
+    tokenizer = Tokenizer.from_folder(locate(model, download_dir=download_dir, weights=False))
+    if tokenizer is None:
+        raise CheckpointError(
+            f"`{model}` has no {TOKENIZER_FILE}, expected the folder or the Hub id of a tokenizer"
+        )
+    return tokenizer

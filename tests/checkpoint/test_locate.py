@@ -63,13 +63,35 @@ def test_locate_downloads_neither_pickle_nor_code(
     assert kept == files
 
 
+def test_locate_asks_for_a_revision_and_downloads_to_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def download(repo_id: str, **options: Any) -> str:
+        asked.append(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setenv("HOME", "/home/someone")
+    locate("org/model", revision="v1", download_dir="~/models")
+    locate("org/model", weights=False)
+    first, second = asked
+    assert (first["revision"], first["cache_dir"]) == ("v1", Path("/home/someone/models"))
+    assert (second["revision"], second["cache_dir"]) == (None, None)
+    assert "*.safetensors" in first["allow_patterns"]
+    assert "*.safetensors" not in second["allow_patterns"]
+    assert "*.json" in second["allow_patterns"]
+
+
 def hub_error(kind: str) -> Exception:
     from huggingface_hub import errors
 
-    # `__new__` alone: these two want the response of an HTTP library that differs by version.
+    # `__new__` alone: these want the response of an HTTP library that differs by version.
     return {
         "gated": errors.GatedRepoError.__new__(errors.GatedRepoError),
         "absent": errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError),
+        "revision": errors.RevisionNotFoundError.__new__(errors.RevisionNotFoundError),
         "offline": errors.LocalEntryNotFoundError("offline mode is on"),
         "network": OSError("cable cut"),
     }[kind]
@@ -80,6 +102,7 @@ def hub_error(kind: str) -> Exception:
     [
         ("gated", "accept them on https://huggingface.co/org/model"),
         ("absent", "check the spelling"),
+        ("revision", "no revision `v9` of it: give a branch, a tag"),
         ("offline", r"\(offline mode is on\): check the network"),
         ("network", r"\(cable cut\): check the network"),
     ],
@@ -92,4 +115,4 @@ def test_locate_says_what_to_do_when_the_hub_fails(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(CheckpointError, match=f"`org/model` is not a local folder.*{advice}"):
-        locate("org/model")
+        locate("org/model", revision="v9")

@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from itemwise import __version__
 from itemwise.cli.app import app
 from itemwise.cli.options import CompatibilityOptions, numbers
-from itemwise.config import EngineConfig, ServerConfig
+from itemwise.config import EngineConfig, ServerConfig, SourceConfig
 from itemwise.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,7 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.config: ServerConfig | None = None
         self.engine: dict[str, Any] = {}
+        self.source = SourceConfig()
         self.prompt_template: Path | None = None
         monkeypatch.setattr("itemwise.server.process.serve", self._serve)
         monkeypatch.setattr("itemwise.scorer.Scorer.from_pretrained", self._load)
@@ -45,7 +47,8 @@ class Server:
 
     def _load(self, model: str, prompt_template: Path | None, **engine: Any) -> None:
         self.prompt_template = prompt_template
-        self.engine = engine
+        parts = {field.name: engine.pop(field.name) for field in fields(SourceConfig)}
+        self.source, self.engine = SourceConfig(**parts), engine
 
 
 @pytest.fixture
@@ -132,9 +135,16 @@ def test_prompt_template_is_passed_on(server: Server) -> None:
     assert server.prompt_template == Path("t.json")
 
 
+def test_parts_of_a_model_and_the_log_level_are_passed_on(server: Server) -> None:
+    line = "--revision v1 --download-dir /models --tokenizer-path org/t --log-level warning"
+    invoke(f"serve {line}")
+    assert server.source == SourceConfig("org/t", "v1", "/models")
+    assert server.config == ServerConfig(log_level="warning")
+
+
 def test_every_option_has_a_twin_and_a_help_text() -> None:
     text = invoke("serve --help")
-    groups = (ServerConfig, EngineConfig, CompatibilityOptions)
+    groups = (ServerConfig, EngineConfig, SourceConfig, CompatibilityOptions)
     names = [name for group in groups for name in group.__dataclass_fields__]
     for name in names:
         assert re.search(rf"--{name.replace('_', '-')}\b", text), name

@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -254,3 +256,22 @@ def test_json_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     line = json.loads(JsonFormatter().format(caplog.records[1]))
     assert line["request_id"] == "id-2"
     assert "planted" in line["exception"]
+
+
+@pytest.mark.parametrize(
+    ("level", "logged"), [("debug", "diwe"), ("info", "iwe"), ("warning", "we"), ("error", "e")]
+)
+def test_log_level_is_the_least_serious_that_is_logged(level: str, logged: str) -> None:
+    # In a process of its own, whose log it may set up.
+    code = f"""
+import logging
+from itemwise.server.logs import set_up_logs
+set_up_logs("json", "{level}")
+ours = logging.getLogger("itemwise.test")
+for log in ours.debug, ours.info, ours.warning, ours.error:
+    log(log.__name__[0])
+logging.getLogger("jax").info("noise")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = map(json.loads, done.stderr.splitlines())
+    assert "".join(line["message"] for line in lines) == logged

@@ -9,10 +9,22 @@ from itemwise.config import DEMO_MODEL
 from itemwise.errors import CheckpointError, brief
 
 
-def locate(model: str) -> Path:
+def locate(
+    model: str,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    weights: bool = True,
+) -> Path:
     """The folder of a model: `model` itself, or a download from the Hugging Face Hub.
 
     `itemwise/demo` is the folder of the demo model, which is part of the package.
+
+    Args:
+        model: a folder, or a Hub id.
+        revision: branch, tag or commit on the Hub; by default the main branch. A folder has none.
+        download_dir: where downloads are kept; by default the Hub's own cache.
+        weights: False if only the tokenizer and its like are needed.
 
     Raises:
         CheckpointError: `model` is neither a folder nor a Hub id, or cannot be downloaded.
@@ -31,7 +43,8 @@ def locate(model: str) -> Path:
             f"`{model}` does not exist, expected a model folder or a Hugging Face Hub id like "
             "Qwen/Qwen3-0.6B: check the path"
         )
-    return _download(model)
+    patterns = ["*.json", "*.jinja", *(["*.safetensors"] if weights else [])]
+    return _download(model, revision, download_dir, patterns)
 
 
 def _is_hub_id(model: str) -> bool:
@@ -39,16 +52,24 @@ def _is_hub_id(model: str) -> bool:
     return bool(re.fullmatch(f"{part}(/{part})?", model)) and ".." not in model
 
 
-def _download(model: str) -> Path:
+def _download(
+    model: str, revision: str | None, download_dir: str | None, patterns: list[str]
+) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     start = f"`{model}` is not a local folder, and the Hugging Face Hub "
     try:
         # No pickle and no code is downloaded; subfolders hold other formats of the same weights.
         folder = snapshot_download(
             model,
-            allow_patterns=["*.safetensors", "*.json", "*.jinja"],
+            revision=revision,
+            cache_dir=download_dir and Path(download_dir).expanduser(),
+            allow_patterns=patterns,
             ignore_patterns=["*/*"],
         )
     except GatedRepoError as error:
@@ -60,6 +81,10 @@ def _download(model: str) -> Path:
         raise CheckpointError(
             f"{start}has no such model: check the spelling, or log in with `hf auth login` if it "
             "is private"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"{start}has no revision `{revision}` of it: give a branch, a tag or a full commit"
         ) from error
     except Exception as error:  # any failure of the network, the proxy or the disk
         raise CheckpointError(

@@ -20,7 +20,7 @@ from itemwise.cli.options import (
 )
 from itemwise.cli.tpu import tpu_compile
 from itemwise.cli.validation import add_validation_commands
-from itemwise.config import DEMO_MODEL, EngineConfig, ServerConfig
+from itemwise.config import DEMO_MODEL, EngineConfig, ServerConfig, SourceConfig
 from itemwise.errors import ItemwiseError
 
 app = typer.Typer(
@@ -73,6 +73,7 @@ def _root(
 def serve(
     server: ServerConfig,
     engine: EngineConfig,
+    source: SourceConfig,
     ignored: CompatibilityOptions,
     prompt_template: PromptTemplate = None,
 ) -> None:
@@ -91,7 +92,7 @@ def serve(
         from itemwise.scorer import Scorer
 
         return Scorer.from_pretrained(
-            server.model_path, prompt_template=prompt_template, **asdict(engine)
+            server.model_path, prompt_template=prompt_template, **asdict(source), **asdict(engine)
         )
 
     raise typer.Exit(run_server(server, load))
@@ -172,6 +173,7 @@ def score(
     request: RequestOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     prompt_template: PromptTemplate = None,
+    source: SourceConfig,
     engine: EngineConfig,
 ) -> None:
     """Score the items of one request and print them.
@@ -182,7 +184,7 @@ def score(
     from itemwise.cli.output import print_scores
 
     fields = request.fields()
-    settings = {**asdict(engine), "prompt_template": prompt_template}
+    settings = {**asdict(engine), **asdict(source), "prompt_template": prompt_template}
     print_scores(model, settings, fields, as_json=as_json)
 
 
@@ -213,6 +215,7 @@ def rank(
         bool, typer.Option("--json", help="Print a JSON list of index, text and score.")
     ] = False,
     prompt_template: PromptTemplate = None,
+    source: SourceConfig,
     engine: EngineConfig,
 ) -> None:
     """Rank items by how well they match a query, best first.
@@ -225,7 +228,7 @@ def rank(
     texts = [*(items or []), *(read_lines(items_file) if items_file else [])]
     if not texts:
         fail("there are no items; give texts or --items-file")
-    settings = {**asdict(engine), "prompt_template": prompt_template}
+    settings = {**asdict(engine), **asdict(source), "prompt_template": prompt_template}
     print_ranking(model, settings, query, texts, top_n, as_json=as_json)
 
 

@@ -7,7 +7,7 @@ import time
 
 import orjson
 
-from itemwise.config import LogFormat
+from itemwise.config import LogFormat, LogLevel
 from itemwise.server.record import Record
 
 access_logger = logging.getLogger("itemwise.access")
@@ -37,16 +37,17 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def set_up_logs(log_format: LogFormat) -> None:
-    """Sends logs to stderr."""
+def set_up_logs(log_format: LogFormat, log_level: LogLevel = "info") -> None:
+    """Sends logs of a level and above to stderr."""
     handler = logging.StreamHandler()
     if log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for noisy in ("uvicorn", "jax"):  # at INFO, jax logs the backends that it did not find
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
+    # At INFO, jax logs the backends that it did not find; at DEBUG, each step of a compilation.
+    for noisy in ("uvicorn", "jax"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.root.level))
 
 
 def log_access(record: Record) -> None:

@@ -46,7 +46,7 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
         ConfigError: the server cannot listen on the address.
         ItemwiseError: the scorer could not be loaded, or its device was lost.
     """
-    set_up_logs(config.log_format)
+    set_up_logs(config.log_format, config.log_level)
     started = time.perf_counter()
     listener = listen(config.host, config.port)
 
