@@ -11,13 +11,8 @@ import typer
 
 from itemwise import __version__
 from itemwise.cli.bench import bench_app
-from itemwise.cli.options import (
-    CompatibilityOptions,
-    PromptTemplate,
-    expand_options,
-    fail,
-    option,
-)
+from itemwise.cli.command_line import NOTICE, ServeCommand
+from itemwise.cli.options import PromptTemplate, expand_options, fail, option
 from itemwise.cli.tpu import tpu_compile
 from itemwise.cli.validation import add_validation_commands
 from itemwise.config import DEMO_MODEL, EngineConfig, ServerConfig, SourceConfig
@@ -68,23 +63,23 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(cls=ServeCommand)
 @expand_options
 def serve(
+    context: typer.Context,
     server: ServerConfig,
     engine: EngineConfig,
     source: SourceConfig,
-    ignored: CompatibilityOptions,
     prompt_template: PromptTemplate = None,
 ) -> None:
     """Serve a model over HTTP: POST /v1/score, documentation at /docs.
 
     The defaults are fast and exact; only --model-path is needed. /health answers 200 once the model
-    is loaded, compiled and self-checked. SGLang's flags for scoring keep their names.
+    is loaded, compiled and self-checked. Command lines of SGLang, sglang-jax and vLLM work as they
+    are; docs/migrating.md lists what becomes of their flags.
     """
-    note = ignored.note()
-    if note:
-        typer.echo(note, err=True)
+    if context.meta[NOTICE]:
+        typer.echo(context.meta[NOTICE], err=True)
     from itemwise.server.process import serve as run_server
     from itemwise.server.service import AnyScorer
 

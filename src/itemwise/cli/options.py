@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import typer
 
+from itemwise.cli.command_line import PROBLEMS
 from itemwise.config import Setting
 from itemwise.errors import ConfigError
 
@@ -60,37 +61,6 @@ PromptTemplate = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class CompatibilityOptions:
-    """Flags of other servers that are accepted without effect."""
-
-    trust_remote_code: Annotated[
-        bool,
-        option(
-            "trust-remote-code",
-            "No effect: Itemwise never runs code from a model's repository.",
-        ),
-    ] = False
-    chunked_prefill_size: Annotated[
-        int | None,
-        option(
-            "chunked-prefill-size",
-            "No effect: queries are always computed in chunks of one page.",
-        ),
-    ] = None
-
-    def note(self) -> str | None:
-        """One line that names the flags in use, or None."""
-        given = [
-            f"--{field.name.replace('_', '-')}"
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) not in (None, False)
-        ]
-        if not given:
-            return None
-        return f"Accepted for compatibility, without effect: {', '.join(given)}."
-
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -98,7 +68,8 @@ def expand_options(command: _Command) -> _Command:
     """Lets a command take whole groups of options.
 
     A parameter whose type is a dataclass becomes one option per field of it; the command gets
-    the dataclass built from them. One ConfigError has the problems of all groups.
+    the dataclass built from them. One ConfigError has the problems of all groups, and those that
+    a `ServeCommand` found.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {
@@ -114,15 +85,19 @@ def expand_options(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def expanded(**values: Any) -> Any:
-        built, problems = {}, []
+        context = values.get("context")
+        built, problems = {}, list(context.meta.get(PROBLEMS, ())) if context else []
         for name, group in groups.items():
             fields = {field.name: values.pop(field.name) for field in dataclasses.fields(group)}
             try:
                 built[name] = group(**fields)
             except ConfigError as error:
                 problems.append(str(error))
+        if len(problems) > 1:
+            lines = "".join(f"\n  {problem}" for problem in problems)
+            raise ConfigError(f"the command line has {len(problems)} problems:{lines}")
         if problems:
-            raise ConfigError("; ".join(problems))
+            raise ConfigError(problems[0])
         return command(**values, **built)
 
     signature = inspect.Signature(parameters)

@@ -217,3 +217,8 @@ def step_shapes(
         if tokens < largest.tokens
     ]
     return *smaller, largest
+
+
+def default_platform() -> str:
+    """JAX's name for the kind of device that an engine runs on: `cpu`, `gpu` or `tpu`."""
+    return jax.default_backend()
