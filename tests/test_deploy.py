@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import threading
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,14 +84,26 @@ def flags() -> str:
     return CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
 
 
-def test_manifests_use_flags_and_paths_that_exist(flags: str) -> None:
-    parts = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "itemwise.yaml").read_text()))
-    assert [part["kind"] for part in parts] == ["Deployment", "Service", "PodDisruptionBudget"]
-    pod = parts[0]["spec"]["template"]["spec"]
+def manifests() -> dict[str, Any]:
+    """The parts of the Kubernetes manifest by kind."""
+    text = (DEPLOY / "kubernetes" / "itemwise.yaml").read_text()
+    return {part["kind"]: part for part in yaml.safe_load_all(text)}
+
+
+def pod_and_container() -> tuple[dict[str, Any], dict[str, Any]]:
+    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
+    return pod, container
+
+
+def test_manifests_use_flags_and_paths_that_exist(flags: str) -> None:
+    assert [*manifests()] == ["Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"]
+    pod, container = pod_and_container()
     assert pod["enableServiceLinks"] is False  # a Service `itemwise` would set ITEMWISE_PORT
     for argument in container["args"]:
         assert argument.split("=")[0] in flags
+    for variable in container["env"]:
+        assert variable["name"] in flags
     probes = {k: v["httpGet"]["path"] for k, v in container.items() if k.endswith("Probe")}
     assert probes == {
         "startupProbe": "/health",
@@ -98,6 +113,66 @@ def test_manifests_use_flags_and_paths_that_exist(flags: str) -> None:
     drain = next(int(a.split("=")[1]) for a in container["args"] if "drain" in a)
     wait = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] >= wait + drain + EXIT_S
+
+
+def test_probes_and_policy_use_the_port_of_the_image() -> None:
+    _, container = pod_and_container()
+    (port,) = container["ports"]
+    assert port == {"name": "http", "containerPort": ServerConfig().port}
+    assert all(v["httpGet"]["port"] == "http" for k, v in container.items() if k.endswith("Probe"))
+    (exposed,) = manifests()["Service"]["spec"]["ports"]
+    assert exposed["targetPort"] == "http"
+    (rule,) = manifests()["NetworkPolicy"]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": "http"}]
+    image = (DEPLOY / "Dockerfile").read_text()
+    for pattern in (r"^EXPOSE (\d+)", r"127\.0\.0\.1:(\d+)/health", r"ITEMWISE_PORT=(\d+)"):
+        assert re.findall(pattern, image, re.M) == [str(ServerConfig().port)]
+
+
+def test_pod_meets_the_restricted_standard() -> None:
+    """What the `restricted` Pod Security Standard asks for, and two things more."""
+    pod, container = pod_and_container()
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"persistentVolumeClaim", "emptyDir", "configMap", "secret", "projected"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    assert pod["automountServiceAccountToken"] is False
+    writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+    assert writable == {"/cache", "/tmp"}
+
+
+def test_manifests_pin_the_image_and_require_the_key() -> None:
+    _, container = pod_and_container()
+    name, _, tag = container["image"].partition(":")
+    assert name == "itemwise"
+    assert tag not in ("", "latest")
+    (key,) = [v for v in container["env"] if v["name"] == "ITEMWISE_API_KEY"]
+    assert key["valueFrom"]["secretKeyRef"] == {"name": "itemwise", "key": "api-key"}
+
+
+def test_a_node_with_the_only_replica_can_be_drained() -> None:
+    budget = manifests()["PodDisruptionBudget"]["spec"]
+    assert budget["maxUnavailable"] >= 1
+    assert "minAvailable" not in budget
+
+
+def test_all_selectors_find_the_pod() -> None:
+    parts = manifests()
+    labels = parts["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert parts["Service"]["spec"]["selector"] == labels
+    for kind, field in (
+        ("Deployment", "selector"),
+        ("PodDisruptionBudget", "selector"),
+        ("NetworkPolicy", "podSelector"),
+    ):
+        assert parts[kind]["spec"][field]["matchLabels"] == labels
 
 
 def test_unit_and_image_use_flags_that_exist(flags: str) -> None:
@@ -129,3 +204,73 @@ def test_image_copies_files_that_exist() -> None:
     for source in sources:
         assert (ROOT / source).exists()
         assert f"!{source}" in ignored
+
+
+def test_image_is_pinned_and_runs_as_a_number() -> None:
+    image = (DEPLOY / "Dockerfile").read_text()
+    (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", image, re.M)
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
+    assert {line.split()[0] for line in re.findall(r"^FROM (.*)$", image, re.M)} == {
+        "${PYTHON_IMAGE}"
+    }
+    pod, _ = pod_and_container()
+    (user,) = re.findall(r"^USER (.*)$", image, re.M)
+    assert user == str(pod["securityContext"]["runAsUser"])
+    for command in re.findall(r"pip install ([^&]*)", image):
+        assert "--require-hashes" in command or "-c /src/constraints/" in command
+
+
+def requirements(name: str) -> dict[str, str]:
+    """Versions by package of a file in `constraints/`."""
+    text = (ROOT / "constraints" / name).read_text()
+    found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", text, re.M)
+    return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
+
+
+def test_image_installs_the_tested_versions_by_hash() -> None:
+    image, tested = requirements("image.txt"), requirements("py312.txt")
+    assert {package: tested.get(package) for package in image} == image
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in project["dependencies"]}
+    assert {re.sub(r"[-_.]+", "-", package).lower() for package in needed} <= image.keys()
+    text = (ROOT / "constraints" / "image.txt").read_text()
+    for entry in re.split(r"^(?=\w)", text, flags=re.M)[1:]:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
+
+
+def unit() -> dict[str, list[str]]:
+    """Settings of the systemd unit; one may be given several times."""
+    settings: dict[str, list[str]] = {}
+    for line in (DEPLOY / "itemwise.service").read_text().splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            settings.setdefault(name, []).append(value)
+    return settings
+
+
+def test_unit_is_confined() -> None:
+    settings = unit()
+    for name in (
+        *("DynamicUser", "NoNewPrivileges", "ProtectHome", "PrivateTmp", "PrivateDevices"),
+        *("ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups"),
+        *("LockPersonality", "RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID"),
+    ):
+        assert settings[name] == ["yes"], name
+    assert settings["ProtectSystem"] == ["strict"]
+    assert settings["CapabilityBoundingSet"] == [""]
+    assert settings["SystemCallFilter"] == ["@system-service"]
+    assert settings["RestrictAddressFamilies"] == ["AF_INET AF_INET6 AF_UNIX"]
+    assert "MemoryMax" in settings
+    cache = f"/var/cache/{settings['CacheDirectory'][0]}"
+    assert settings["Environment"] == [f"XDG_CACHE_HOME={cache}"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    text = (DEPLOY / "itemwise.service").read_text()
+    copy = tmp_path / "itemwise.service"
+    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.M))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
