@@ -126,3 +126,21 @@ def test_a_run_that_ended_early_has_a_report_too(tmp_path: Path) -> None:
     assert Tags((tmp_path / "index.html").read_text()).count["svg"] == 1
     write_report(tmp_path, early, {})
     assert "svg" not in Tags((tmp_path / "index.html").read_text()).count
+
+
+def test_summary_shows_names_of_others_as_text(tmp_path: Path) -> None:
+    result, results = bundle()
+    hostile = "<script>alert(1)</script>\n# forged | [link](http://example.com)"
+    plain = (tmp_path / "plain", {**result, "name": "m", "model": "m"})
+    forged = (tmp_path / "forged", {**result, "name": hostile, "model": hostile})
+    forged[1]["commands"] = [f"itemwise serve --model-path {hostile}"]
+    results["multi"]["notes"] = [hostile]
+    kinds = []
+    for folder, found in (plain, forged):
+        folder.mkdir()
+        write_report(folder, found, results)
+        text = (folder / "summary.md").read_text()
+        assert "<script>" not in text
+        headings = [line for line in text.splitlines() if line.startswith("#")]
+        kinds.append([line.split(" ")[0] for line in headings])
+    assert kinds[0] == kinds[1]

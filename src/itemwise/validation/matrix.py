@@ -10,7 +10,7 @@ from itemwise.errors import ItemwiseError, ResultsError
 from itemwise.machine import environment
 from itemwise.progress import ProgressFn, silent
 from itemwise.validation.files import Json, read_json, write_json, write_text
-from itemwise.validation.report import markdown_table
+from itemwise.validation.markdown import markdown_table, markdown_text
 from itemwise.validation.validate import RESULT_FILE, Settings, settings_json, slug, validate
 
 SPEED_COUNTS = ("8", "32", "128")
@@ -156,10 +156,12 @@ def markdown(matrix: Json) -> str:
     where = matrix["environment"]
     machine = where["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    lines = ["# Model matrix", ""]
-    lines += [f"{where['date']}; {machine['cpu']}, {machine['cores']} cores; {versions}; "]
-    lines[-1] += f"commit {where['git_commit'] or 'unknown'}."
-    lines += ["", "Differences are of probabilities. Speed-ups are p50 of one multi-item request "]
+    measured = (
+        f"{where['date']}; {machine['cpu']}, {machine['cores']} cores; {versions}; "
+        f"commit {where['git_commit'] or 'unknown'}."
+    )
+    lines = ["# Model matrix", "", markdown_text(measured), ""]
+    lines += ["Differences are of probabilities. Speed-ups are p50 of one multi-item request "]
     lines[-1] += "over N one-item requests to Itemwise's own serial server."
     rows = [cells(found) for found in matrix["rows"]]
     return "\n".join([*lines, "", *markdown_table([title for _, title in COLUMNS], rows), ""])

@@ -8,6 +8,7 @@ from typing import Any
 
 from itemwise.validation.charts import Chart, charts
 from itemwise.validation.files import Json, write_text
+from itemwise.validation.markdown import markdown_code, markdown_table, markdown_text
 
 PAGE_FILE = "index.html"
 SUMMARY_FILE = "summary.md"
@@ -68,8 +69,9 @@ def page(folder: Path, result: Json, results: dict[str, Json]) -> str:
 
 def summary(folder: Path, result: Json, results: dict[str, Json]) -> str:
     """The Markdown summary."""
-    lines = [f"# Validation of {result['name']}", "", _subtitle(result), ""]
-    lines += [f"**{verdict(result)}**", "", *verdict_lines(result), ""]
+    name, subtitle = markdown_text(result["name"]), markdown_text(_subtitle(result))
+    lines = [f"# Validation of {name}", "", subtitle, ""]
+    lines += [f"**{verdict(result)}**", "", *map(markdown_text, verdict_lines(result)), ""]
     rows = check_rows(result)
     if rows:
         head = ("check", "measured", "runbook's bound", "", "Itemwise's bound", "")
@@ -85,7 +87,8 @@ def summary(folder: Path, result: Json, results: dict[str, Json]) -> str:
             for r in rows
         ]
         lines += ["## Checks", "", *markdown_table(head, cells), ""]
-        lines += [f"- {row['title']}: {row['note']}" for row in rows if row["note"]] + [""]
+        notes = [f"{row['title']}: {row['note']}" for row in rows if row["note"]]
+        lines += [*(f"- {markdown_text(note)}" for note in notes), ""]
     probes = _probe_rows(results.get("multi", {}))
     if probes:
         found = [(p["what"], p["cases"], p["value"], p["verdict"]) for p in probes]
@@ -94,16 +97,9 @@ def summary(folder: Path, result: Json, results: dict[str, Json]) -> str:
     for chart in charts(results):
         if chart.name in ("speedup", "latency", "errors"):
             lines += [f"## {chart.title}", "", *markdown_table(chart.headings, chart.rows), ""]
-    facts = [(name, str(value)) for name, value in _facts(result, results)]
-    lines += ["## What was measured", "", *markdown_table(("", ""), facts), ""]
-    lines += ["## Commands", "", "```sh", *result["commands"], "```", ""]
+    lines += ["## What was measured", "", *markdown_table(("", ""), _facts(result, results)), ""]
+    lines += ["## Commands", "", *markdown_code(result["commands"], "sh"), ""]
     return "\n".join(lines)
-
-
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    table = [headings, ["---"] * len(headings), *rows]
-    return ["| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in table]
 
 
 def verdict(result: Json) -> str:
