@@ -28,6 +28,8 @@ from itemwise import __version__
 from itemwise.config import ServerConfig
 from itemwise.engine.scheduler import Job, Scheduler, Scored
 from itemwise.errors import ItemwiseError, RefusedError, RequestError
+from itemwise.server.api_page import HEADERS as API_PAGE_HEADERS
+from itemwise.server.api_page import api_page
 from itemwise.server.edge import Edge
 from itemwise.server.errors import (
     STATUS_OF_CODE,
@@ -90,6 +92,8 @@ def app_of(service: Service) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load their scripts from another host
+        redoc_url=None,
     )
     metrics = Metrics(service)
     service.on_step = metrics.on_step
@@ -181,6 +185,10 @@ def _add_information(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def server_info() -> Response:
         """Version, state, settings and counters of the server and its engine."""
         return json_response(await run_in_threadpool(_server_info, service))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(api_page(app.openapi()), media_type="text/html", headers=API_PAGE_HEADERS)
 
     @app.get("/metrics", include_in_schema=False)
     async def show_metrics() -> Response:
