@@ -238,6 +238,7 @@ def test_ways_to_write_a_flag(text: str, arguments: list[str], options: list[Opt
         ("--model-path a b", "`b`: belongs to no flag"),
         ("a b", "`a, b`: belongs to no flag"),
         ("--port --host x", "`--port`: a value is missing"),
+        ("--api-key secret other", "`--api-key`: takes one value"),
         ("--no-port 3", "unknown: --no-port (did you mean --port?)"),
         ("--enable-lora=maybe", "`--enable-lora`: 'maybe' is neither true nor false"),
     ],

@@ -129,6 +129,15 @@ class _Flag:
         """The name as tables have it: `--max_model_len` is `--max-model-len`, `--x.y` is `--x`."""
         return self.typed.partition(".")[0].replace("_", "-")
 
+    def divided(self, takes: str) -> tuple[list[str], list[str]]:
+        """Its values, if it takes nothing, `=` or `=*`; and the words that are left over."""
+        given = [*self.attached, *self.words]
+        if takes == "=*":
+            return given, []
+        is_word = bool(given) and given[0].lower() in _TRUE + _FALSE
+        num_values = 1 if takes == "=" or self.attached or is_word else 0
+        return given[:num_values], given[num_values:]
+
 
 def _split(arguments: Sequence[str]) -> list[_Flag]:
     flags = [_Flag("", [])]
@@ -166,17 +175,14 @@ class _Reader:
                 self._alone += flag.words
             return
         takes, rule = found
-        given = [*flag.attached, *flag.words]
-        is_word = bool(given) and given[0].lower() in _TRUE + _FALSE
-        if takes == "":
-            num_values = 1 if is_word or flag.attached else 0
+        values, alone = flag.divided(takes)
+        if alone and "key" in flag.name:
+            self._wrong(flag.typed, "takes one value")  # the others are secrets, too: not shown
         else:
-            num_values = len(given) if takes == "=*" else 1
-        values, alone = given[:num_values], given[num_values:]
-        self._alone += alone
+            self._alone += alone
         if takes == "=" and not values:
             self._wrong(flag.typed, "a value is missing")
-        elif takes == "" and values and not is_word:
+        elif takes == "" and values and values[0].lower() not in _TRUE + _FALSE:
             self._wrong(flag.typed, f"{values[0]!r} is neither true nor false")
         elif takes == "" and values:
             self._apply(rule, flag, [], on is (values[0].lower() in _TRUE))
