@@ -89,6 +89,17 @@ def test_device_that_is_there_is_accepted(
         assert "only gpu" in problem
 
 
+def test_machine_without_any_device_is_a_problem_like_others(
+    options: list[Option], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise RuntimeError("Unable to initialize backend 'cuda'\nmore")
+
+    monkeypatch.setattr("itemwise.engine.platform.default_platform", fail)
+    (problem,) = read(["--device", "cuda"], options).problems
+    assert "cannot use any device (Unable to initialize backend 'cuda');" in problem
+
+
 @pytest.mark.parametrize("line", LINES, ids=[line.name for line in LINES])
 @pytest.mark.parametrize("device", ["cpu", "tpu"])
 def test_command_line_gives_settings_or_one_message(

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from itemwise.errors import brief
+
 Check = Callable[[str], str | None]  # from a value to the reason why it is refused, or None
 
 
@@ -142,7 +144,10 @@ def _device(text: str) -> str | None:
     from itemwise.engine.platform import default_platform
 
     wanted = {"cuda": "gpu", "rocm": "gpu"}.get(text.split(":")[0].lower(), text.lower())
-    found = default_platform()
+    try:
+        found = default_platform()
+    except RuntimeError as error:
+        return f"JAX cannot use any device ({brief(error)}); check JAX_PLATFORMS and the drivers"
     if wanted in ("auto", found):
         return None
     return (

@@ -89,8 +89,8 @@ def _form(method: str, path: str, body: Schema | None) -> Iterator[str]:
     # Relative, so that it works below a path that a proxy removes.
     yield f'<form data-method="{escape(method.upper())}" data-path="{escape(path.lstrip("/"))}">'
     if body is not None:
-        (example, *_) = [*body.get("examples", []), {}]
-        text = escape(json.dumps(example, ensure_ascii=False))
+        examples = [*body.get("examples", []), {}]
+        text = escape(json.dumps(examples[0], ensure_ascii=False))
         yield f'<textarea rows="5" aria-label="Body" spellcheck="false">{text}</textarea>'
     yield "<button>Send</button><output></output></form>"
 
