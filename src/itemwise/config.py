@@ -139,9 +139,10 @@ class EngineConfig(CheckedConfig):
     dtype: Annotated[
         DType,
         Setting(
-            "Type of weights, activations and cached keys and values. auto is bfloat16, or "
-            "float32 for a float32 checkpoint. A CPU without bfloat16 instructions uses float32 "
-            "for everything but the weights."
+            "Type of weights, activations and cached keys and values. auto goes by the "
+            "checkpoint's tensors: bfloat16 or float32 as they are; float16 becomes float32 on a "
+            "CPU and bfloat16 elsewhere. A CPU without bfloat16 instructions uses float32 for "
+            "everything but the weights."
         ),
     ] = "auto"
     multi_item_algorithm: Annotated[

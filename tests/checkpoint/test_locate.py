@@ -9,8 +9,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from itemwise.checkpoint.headers import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from itemwise.checkpoint.locate import locate
-from itemwise.checkpoint.read import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from itemwise.errors import CheckpointError
 
 

@@ -13,13 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from itemwise.checkpoint.read import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    WEIGHTS_FILE,
-    read_config,
-    read_weights,
-)
+from itemwise.checkpoint.headers import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from itemwise.checkpoint.read import read_config, read_weights
 from itemwise.checkpoint.shapes import model_dict
 from itemwise.errors import CheckpointError, UnsupportedModelError
 from itemwise.models.config import ModelConfig
@@ -84,7 +79,7 @@ def test_read_config_names_a_damaged_file(tmp_path: Path, content: bytes, messag
 
 
 def test_read_config_names_the_file_with_a_value_of_a_wrong_kind(tmp_path: Path) -> None:
-    raw = model_dict("tiny-qwen3") | {"rope_theta": "much"}
+    raw = model_dict("tiny-qwen3") | {"rope_scaling": {"type": "default", "factor": "much"}}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="config.json` has a value of the wrong type.*much"):
         read_config(tmp_path)

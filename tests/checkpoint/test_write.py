@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from itemwise.checkpoint import write as writer
-from itemwise.checkpoint.read import CONFIG_FILE, INDEX_FILE, read_config, read_weights
+from itemwise.checkpoint.headers import CONFIG_FILE, INDEX_FILE
+from itemwise.checkpoint.read import read_config, read_weights
 from itemwise.checkpoint.shapes import model_dict
 from itemwise.checkpoint.write import write_random
 from itemwise.errors import CheckpointError, ConfigError

@@ -9,6 +9,7 @@ import pytest
 
 from itemwise.errors import UnsupportedModelError
 from itemwise.models.config import ModelConfig, RopeScaling
+from itemwise.models.config_fields import FAMILIES, unknown_arithmetic
 
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 3,
@@ -62,7 +63,7 @@ def test_from_hf_fills_in_what_older_configs_leave_out() -> None:
         del raw[name]
     config = ModelConfig.from_hf(raw)
     assert (config.num_kv_heads, config.head_dim) == (8, 8)
-    assert (config.max_position_embeddings, config.norm_eps) == (4096, 1e-6)
+    assert (config.max_position_embeddings, config.norm_eps) == (2048, 1e-6)
     assert (config.tied, config.dtype, config.rope_theta) == (False, "bfloat16", 10000.0)
 
 
@@ -155,7 +156,39 @@ def test_from_hf_agrees_with_what_transformers_writes() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "gpt2"}, "`model_type` is 'gpt2', expected one of qwen3, qwen2, llama"),
+        (
+            {"model_type": "gpt2"},
+            "`model_type` is 'gpt2', expected one of qwen3, qwen2, llama, mistral",
+        ),
+        ({"model_type": "qwen3_moe"}, "mixture-of-experts models are not supported"),
+        ({"model_type": ["qwen3"]}, "`model_type` is ['qwen3'], expected"),
+        ({"is_causal": False}, "`is_causal` is False, expected true"),
+        ({"is_causal": 0}, "`is_causal` is 0, expected true"),
+        ({"architectures": ["Qwen3ForTokenClassification"]}, "is 'Qwen3ForTokenClassification'"),
+        ({"architectures": "Qwen3ForCausalLM"}, "`architectures` is 'Qwen3ForCausalLM', expected"),
+        ({"layer_types": "full_attention"}, "`layer_types` is 'full_attention', expected a list"),
+        ({"layer_types": [{}]}, "`layer_types` is [{}], expected a list"),
+        ({"hidden_act": None}, "`hidden_act` is None, expected 'silu'"),
+        ({"rope_scaling": "linear"}, "`rope_scaling` is 'linear', expected an object"),
+        ({"rope_parameters": {"full_attention": {}}}, "`rope_parameters` differs between layers"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "`factor` is 0, expected a num"),
+        (
+            {"rope_scaling": LLAMA3_ROPE | {"high_freq_factor": 1.0}},
+            "`high_freq_factor` is 1.0, expected more than 1.0",
+        ),
+        ({"rope_theta": float("nan")}, "`rope_theta` is nan, expected a number above 0"),
+        ({"rms_norm_eps": float("nan")}, "`rms_norm_eps` is nan, expected a number from 0"),
+        ({"rms_norm_eps": -1e-6}, "`rms_norm_eps` is -1e-06, expected"),
+        ({"rms_norm_eps": "1e-6"}, "`rms_norm_eps` is '1e-6', expected"),
+        ({"tie_word_embeddings": "no"}, "`tie_word_embeddings` is 'no', expected true or false"),
+        ({"head_dim": 33}, "`head_dim` is 33, expected an even number"),
+        ({"head_dim": 0}, "`head_dim` is 0, expected an integer from 1 to"),
+        ({"num_hidden_layers": 10**9}, "is 1000000000, expected an integer from 1 to 1024"),
+        ({"num_hidden_layers": True}, "`num_hidden_layers` is True, expected an integer"),
+        ({"num_hidden_layers": 3.0}, "`num_hidden_layers` is 3.0, expected an integer"),
+        ({"vocab_size": 10**99}, "`vocab_size` is an integer of 329 bits, expected"),
+        ({"num_key_value_heads": 0}, "`num_key_value_heads` is 0, expected an integer from 1"),
+        ({"max_position_embeddings": -5}, "`max_position_embeddings` is -5, expected"),
         ({"model_type": None}, "`model_type` is None"),
         *[
             ({name: None}, f"`{name}` is missing")
@@ -168,10 +201,13 @@ def test_from_hf_agrees_with_what_transformers_writes() -> None:
             )
         ],
         (
-            {"layer_types": ["full_attention", "sliding_attention"]},
-            "`layer_types` has sliding_attention, expected full_attention alone",
+            {"layer_types": ["full_attention", "chunked_attention"]},
+            "`layer_types` has chunked_attention, expected full_attention alone",
         ),
-        ({"use_sliding_window": True}, "`use_sliding_window` is true"),
+        (
+            {"layer_types": ["sliding_attention"], "use_sliding_window": False},
+            "`layer_types` has sliding_attention without a `sliding_window` in use",
+        ),
         ({"quantization_config": {"quant_method": "awq"}}, "`quantization_config` is set"),
         ({"num_experts": 8}, "`num_experts` is set"),
         ({"num_local_experts": 8}, "`num_experts` is set"),
@@ -195,9 +231,70 @@ def test_from_hf_names_the_field_it_refuses(fields: dict[str, Any], message: str
 
 def test_from_hf_reports_all_refusals_at_once() -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        ModelConfig.from_hf(hf(hidden_act="gelu", use_sliding_window=True, vocab_size=None))
-    assert all(f"`{n}`" in str(caught.value) for n in ("hidden_act", "use_sliding_window"))
+        ModelConfig.from_hf(hf(hidden_act="gelu", is_causal=False, vocab_size=None))
+    assert all(f"`{n}`" in str(caught.value) for n in ("hidden_act", "is_causal"))
     assert "`vocab_size` is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "window", "longest"),
+    [
+        ("mistral", {}, 4096, 4096),  # transformers' default
+        ("mistral", {"sliding_window": None}, None, 4096),
+        ("mistral", {"sliding_window": 100}, 100, 100),
+        ("mistral", {"sliding_window": 10000}, 10000, 4096),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, 4096, 4096),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 3}, None, 4096),
+        ("qwen2", {"use_sliding_window": True}, None, 4096),  # from layer 28 on
+        ("qwen3", {"sliding_window": 100, "max_window_layers": 0}, None, 4096),
+        (
+            "qwen3",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 100,
+                "max_window_layers": 3,
+                "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+            },
+            100,
+            100,
+        ),
+        ("llama", {"sliding_window": 100, "use_sliding_window": True}, None, 4096),
+    ],
+)
+def test_from_hf_reads_windows(
+    family: str, fields: dict[str, Any], window: int | None, longest: int
+) -> None:
+    config = ModelConfig.from_hf(hf(family, **fields))
+    assert (config.window_tokens, config.max_seq_len) == (window, longest)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"architectures": ["Qwen3ForCausalLM"]}, None),
+        ({"architectures": ["Qwen3Model"]}, None),
+        ({"architectures": None, "num_labels": 3}, None),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, 2),  # transformers' default
+        ({"architectures": ["Qwen3ForSequenceClassification"], "num_labels": 1}, 1),
+        ({"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "a"}}, 1),
+    ],
+)
+def test_from_hf_counts_the_labels_of_a_head(fields: dict[str, Any], expected: int | None) -> None:
+    config = ModelConfig.from_hf(hf(**fields))
+    assert (config.num_labels, config.num_outputs) == (expected, expected or 1000)
+
+
+def test_unknown_fields_that_look_arithmetic_are_named() -> None:
+    raw = hf(logit_softcap=30.0, embedding_multiplier=2.0, attn_scale=None, use_bidirection=False)
+    raw |= {"favourite_colour": "red", "pretraining_tp": 2, "attention_dropout": 0.1}
+    assert unknown_arithmetic(raw) == ["embedding_multiplier", "logit_softcap"]
+
+
+def test_no_field_of_real_configs_is_unknown() -> None:
+    transformers = pytest.importorskip("transformers")
+    for family in FAMILIES:
+        raw = transformers.AutoConfig.for_model(family).to_dict()
+        assert unknown_arithmetic(raw) == []
 
 
 @pytest.mark.parametrize(

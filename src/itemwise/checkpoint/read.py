@@ -6,32 +6,39 @@ one at a time, so memory never holds a second copy of a model.
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes  # also registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from safetensors import SafetensorError, safe_open
 
+from itemwise.checkpoint.headers import (
+    CONFIG_FILE,
+    EMBEDDING,
+    HEAD,
+    Tensor,
+    listed,
+    opened,
+    read_headers,
+    read_json,
+)
 from itemwise.errors import CheckpointError, UnsupportedModelError, brief
 from itemwise.models.config import ModelConfig
+from itemwise.models.config_fields import unknown_arithmetic
 from itemwise.progress import ProgressFn, silent
 from itemwise.types import WeightSpec
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 READABLE_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_MAX_LISTED = 10
+_COMPARED_ROWS = 4096  # of two matrices at a time: limits memory
 _READERS = 8  # tensors read at a time: limits memory on machines with many cores
+logger = logging.getLogger("itemwise.checkpoint")
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -41,7 +48,10 @@ def read_config(folder: Path) -> ModelConfig:
         CheckpointError: the file is missing or damaged.
         UnsupportedModelError: the model is of an unsupported kind.
     """
-    raw = _read_json(folder / CONFIG_FILE)
+    return _parse(folder, read_json(folder / CONFIG_FILE))
+
+
+def _parse(folder: Path, raw: Mapping[str, Any]) -> ModelConfig:
     try:
         return ModelConfig.from_hf(raw)
     except UnsupportedModelError:
@@ -53,30 +63,61 @@ def read_config(folder: Path) -> ModelConfig:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"`{path}` is missing: give the folder that contains it, or download the model again"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"`{path}` cannot be read as JSON ({brief(error)}): download it again"
-        ) from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(
-            f"`{path}` is a JSON {type(raw).__name__}, expected an object: download it again"
+def read_model(folder: Path) -> ModelConfig:
+    """The model as its `config.json` states it and as its tensors correct it.
+
+    An output matrix that differs from the embedding is used, even if the config says that the two
+    are one, as transformers does. `dtype` is the widest type of the matrices.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        UnsupportedModelError: the model is of an unsupported kind.
+    """
+    raw = read_json(folder / CONFIG_FILE)
+    model = _parse(folder, raw)
+    found = read_headers(folder)
+    if model.tied and _has_own_head(found):
+        logger.warning(
+            "`%s` says `tie_word_embeddings`, but `%s` differs from the embedding; using it.",
+            CONFIG_FILE,
+            HEAD,
         )
-    return raw
+        model = replace(model, tied=False)
+    odd = unknown_arithmetic(raw)
+    if odd:
+        logger.warning(
+            "`%s` has fields that are not known and may change scores: %s. Compare some scores "
+            "with another implementation.",
+            CONFIG_FILE,
+            listed([f"`{name}`" for name in odd]),
+        )
+    return replace(model, dtype=_widest_dtype(found) or model.dtype)
 
 
-class _Tensor(NamedTuple):
-    """A tensor's entry in a file's header."""
+def _widest_dtype(found: Mapping[str, Tensor]) -> str | None:
+    """The type that holds the values of every matrix; None if none is readable."""
+    kinds = {tensor.dtype for tensor in found.values() if len(tensor.shape) == 2}
+    if "F32" in kinds or {"F16", "BF16"} <= kinds:
+        return "float32"
+    if "F16" in kinds:
+        return "float16"
+    return "bfloat16" if "BF16" in kinds else None
 
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
+
+def _has_own_head(found: Mapping[str, Tensor]) -> bool:
+    """Whether there is an output matrix with other values than the embedding."""
+    if HEAD not in found or EMBEDDING not in found:
+        return False
+    head, embedding = found[HEAD], found[EMBEDDING]
+    if head.shape != embedding.shape or len(head.shape) != 2:
+        return True
+    with opened(head) as one, opened(embedding) as other:
+        whole, rows = (one.get_slice(head.name), other.get_slice(embedding.name)), head.shape[0]
+        for start in range(0, rows, _COMPARED_ROWS):
+            end = min(start + _COMPARED_ROWS, rows)  # a slice must not reach beyond
+            if not np.array_equal(*(tensor[start:end] for tensor in whole)):
+                return True
+    return False
 
 
 def read_weights(
@@ -100,11 +141,12 @@ def read_weights(
         CheckpointError: with all problems of the files or, if there are none, of the tensors.
     """
     leaves = list(spec_leaves(specs))
-    found = _read_headers(folder)
+    found = read_headers(folder)
     _check_tensors(folder, leaves, found)
+    _note_rounding([found[spec.name] for spec in leaves], np.dtype(dtype))
 
     def load(spec: WeightSpec) -> Any:
-        return put(_read_tensor(found[spec.name], spec.name, np.dtype(dtype)), spec)
+        return put(_read_tensor(found[spec.name], np.dtype(dtype)), spec)
 
     loaded: list[Any] = []
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _READERS)) as pool:
@@ -113,6 +155,21 @@ def read_weights(
             on_progress("weights", len(loaded), len(leaves))
     in_order = iter(loaded)
     return _map_leaves(lambda _: next(in_order), specs)
+
+
+def _note_rounding(tensors: Sequence[Tensor], dtype: np.dtype[Any]) -> None:
+    """Says so if values lose precision on their way to memory."""
+    kinds = sorted({tensor.dtype for tensor in tensors} - {"BF16"})
+    if dtype != ml_dtypes.bfloat16 or not kinds:
+        return
+    names = " and ".join(np.dtype(READABLE_DTYPES[kind]).name for kind in kinds)
+    logger.warning(
+        "Rounding %d of %d tensors from %s to bfloat16. `--dtype float32` keeps their values, in "
+        "twice the memory.",
+        sum(tensor.dtype in kinds for tensor in tensors),
+        len(tensors),
+        names,
+    )
 
 
 def spec_leaves(tree: Any) -> Iterator[WeightSpec]:
@@ -139,106 +196,13 @@ def _map_leaves(function: Callable[[WeightSpec], Any], tree: Any) -> Any:
     return children if isinstance(tree, list) else tuple(children)
 
 
-def _read_tensor(tensor: _Tensor, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _read_tensor(tensor: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
     # The file is opened again for each tensor: an open map keeps everything it read in memory.
-    try:
-        with safe_open(tensor.file, framework="numpy") as file:
-            return np.array(file.get_tensor(name), dtype=dtype, order="C", copy=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"`{tensor.file}` changed while it was read: try again") from error
+    with opened(tensor) as file:
+        return np.array(file.get_tensor(tensor.name), dtype=dtype, order="C", copy=True)
 
 
-def _read_headers(folder: Path) -> dict[str, _Tensor]:
-    """Every tensor of the folder's files, by name. An index, if there is one, chooses the file."""
-    if (folder / WEIGHTS_FILE).exists():
-        return _read_header(folder / WEIGHTS_FILE)
-    if not (folder / INDEX_FILE).exists():
-        raise CheckpointError(_no_weights(folder))
-    index = _read_index(folder / INDEX_FILE)
-    shards: dict[str, dict[str, _Tensor]] = {}
-    problems = []
-    for shard in sorted(set(index.values())):
-        try:
-            shards[shard] = _read_header(folder / shard)
-        except CheckpointError as error:
-            problems.append(str(error))
-    if problems:
-        raise CheckpointError("\n".join(problems))
-    strays = [
-        f"`{name}` in `{shard}`" for name, shard in index.items() if name not in shards[shard]
-    ]
-    if strays:
-        raise CheckpointError(
-            f"`{folder / INDEX_FILE}` lists tensors that are missing in their shards: "
-            f"{_listed(strays)}; download the index and the shards again"
-        )
-    found = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
-    return found | {name: shards[shard][name] for name, shard in index.items()}
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """The index's `weight_map`: file name by tensor name."""
-    weight_map = _read_json(path).get("weight_map")
-    if not (isinstance(weight_map, dict) and weight_map):
-        raise CheckpointError(
-            f"`{path}` has no `weight_map`, expected file names by tensor name: download it again"
-        )
-    odd = [
-        f"{shard!r}"
-        for shard in weight_map.values()
-        if not (isinstance(shard, str) and re.fullmatch(r"[^/\\]+\.safetensors", shard))
-    ]
-    if odd:
-        raise CheckpointError(
-            f"`{path}` names {_listed(odd)}, expected safetensors files in its own folder: "
-            "download it again"
-        )
-    return weight_map
-
-
-def _read_header(path: Path) -> dict[str, _Tensor]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: _Tensor(path, str(tensor.get_dtype()), tuple(tensor.get_shape()))
-                for name, tensor in slices.items()
-            }
-    except FileNotFoundError as error:
-        raise CheckpointError(f"`{path}` is missing: download it again") from error
-    except (OSError, SafetensorError) as error:
-        advice = "download it again"
-        if _is_lfs_pointer(path):
-            advice = "it is a Git LFS pointer, get the file itself with `git lfs pull`"
-        raise CheckpointError(
-            f"`{path}` is damaged or truncated ({brief(error)}): {advice}"
-        ) from error
-
-
-def _is_lfs_pointer(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(30).startswith(b"version https://git-lfs")
-    except OSError:
-        return False
-
-
-def _no_weights(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"`{folder}` is not a folder: give the folder that contains the model"
-    names = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLE_SUFFIXES)
-    if names:
-        return (
-            f"`{folder}` has weights in pickle files only ({_listed([f'`{n}`' for n in names])}), "
-            f"which can run code and are never read: convert them to `{WEIGHTS_FILE}`"
-        )
-    return (
-        f"`{folder}` has no weights, expected `{WEIGHTS_FILE}` or `{INDEX_FILE}`: give the "
-        "folder that contains them"
-    )
-
-
-def _check_tensors(folder: Path, leaves: list[WeightSpec], found: dict[str, _Tensor]) -> None:
+def _check_tensors(folder: Path, leaves: list[WeightSpec], found: dict[str, Tensor]) -> None:
     wanted = {spec.name: spec for spec in leaves}
     present = {name: tensor for name, tensor in found.items() if name in wanted}
     kinds = {
@@ -258,10 +222,15 @@ def _check_tensors(folder: Path, leaves: list[WeightSpec], found: dict[str, _Ten
         ],
     }
     problems = [
-        f"{len(names)} tensor{'s'[: len(names) > 1]} {kind}: {_listed(names)}"
+        f"{len(names)} tensor{'s'[: len(names) > 1]} {kind}: {listed(names)}"
         for kind, names in kinds.items()
         if names
     ]
+    if any(name.startswith("base_model.") for name in found):
+        problems.append(
+            "names begin with `base_model.`, as in a LoRA adapter that was not merged: save the "
+            "model after `merge_and_unload` of peft"
+        )
     if problems:
         raise CheckpointError(
             f"`{folder}` has weights that do not match its `{CONFIG_FILE}`:\n  "
@@ -273,9 +242,4 @@ def _check_tensors(folder: Path, leaves: list[WeightSpec], found: dict[str, _Ten
 
 def _is_harmless(name: str) -> bool:
     """Whether a tensor is not needed: computed here anyway, or a second copy of tied embeddings."""
-    return name.endswith(".rotary_emb.inv_freq") or name == "lm_head.weight"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return name.endswith(".rotary_emb.inv_freq") or name == HEAD

@@ -16,13 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from itemwise.checkpoint.read import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    READABLE_DTYPES,
-    WEIGHTS_FILE,
-    spec_leaves,
-)
+from itemwise.checkpoint.headers import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from itemwise.checkpoint.read import READABLE_DTYPES, spec_leaves
 from itemwise.errors import CheckpointError, ConfigError, brief
 from itemwise.progress import ProgressFn, silent
 from itemwise.types import WeightSpec

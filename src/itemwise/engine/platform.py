@@ -57,6 +57,8 @@ class Platform:
             activations at once. On CPU that is several times slower; on GPU it halves what is
             written and read.
         dot_sums: whether norms sum by a matrix product, so that steps of all sizes share bits.
+        float16_as: type in memory of weights that are float16 on disk. float32 keeps their values,
+            in twice the memory and time.
         memory: `host` is shared with other programs, `device` is the engine's own.
         repeatable: whether the compiler makes the same program of the same text at each start.
         level: how a processor runs a model; None on accelerators.
@@ -70,6 +72,7 @@ class Platform:
     compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
     round_products: bool = False
     dot_sums: bool = False
+    float16_as: Literal["float32", "bfloat16"] = "bfloat16"
     memory: Literal["host", "device"] = "device"
     repeatable: bool = False
     level: CpuLevel | None = None
@@ -114,6 +117,7 @@ PLATFORMS = {
             short_lanes=True,
             min_lane_tokens=8,
             dot_sums=True,
+            float16_as="float32",
             memory="host",
             repeatable=True,
         ),

@@ -14,7 +14,7 @@ import jax
 import jaxlib.version
 import numpy as np
 
-from itemwise.checkpoint.read import read_config
+from itemwise.checkpoint.read import read_model
 from itemwise.config import EngineConfig, xla_environment
 from itemwise.engine.compile_cache import cache_folder
 from itemwise.engine.lowering import ProgramSpec
@@ -23,6 +23,7 @@ from itemwise.engine.platform import (
     Platform,
     choose_kernel,
     choose_platform,
+    platform_of,
     step_shapes,
 )
 from itemwise.engine.programs import Programs
@@ -95,21 +96,29 @@ class Parts:
 def load(folder: Path, config: EngineConfig, on_progress: ProgressFn) -> Parts:
     """Reads a checkpoint and compiles its programs; see `Engine` for what it raises."""
     start = time.perf_counter()
-    model = read_config(folder)
+    model = read_model(folder)
     devices = _devices(config.tp_size)
     mesh = make_mesh(model, devices)
     if config.quantization != "none" and mesh is not None:
         raise ConfigError("`quantization` is int8, expected none where `tp_size` is above 1")
-    weights_dtype = _weights_dtype(config, model)
+    weights_dtype = _weights_dtype(config, model, devices[0])
     platform = choose_platform(devices[0], config, weights_dtype)
     dtypes = platform.dtypes(weights_dtype)
+    logger.info(
+        "Weights are %s on disk and %s in memory; activations are %s.",
+        model.dtype,
+        dtypes.weights.name,
+        dtypes.activations.name,
+    )
     kernel = choose_kernel(platform, config, model, dtypes)
-    max_seq_len = config.max_multi_item_seq_len or model.max_position_embeddings
-    shapes = step_shapes(config, platform, max_seq_len)
-    if config.skip_self_check:
-        shapes = shapes[-1:]  # nothing would have compared small steps with large ones
+    max_seq_len = _max_seq_len(config, model)
     memory = platform.memory_of(devices[0])
     plan = plan_pages(config, model, dtypes, platform, memory, config.tp_size)
+    # No sequence has more pages than there are, however long the model lets it be.
+    longest = min(max_seq_len, plan.num_pages * config.page_tokens)
+    shapes = step_shapes(config, platform, longest)
+    if config.skip_self_check:
+        shapes = shapes[-1:]  # nothing would have compared small steps with large ones
     weights = load_weights(
         folder,
         model,
@@ -251,8 +260,27 @@ def _devices(count: int) -> list[jax.Device]:
     return devices[:count]
 
 
-def _weights_dtype(config: EngineConfig, model: ModelConfig) -> np.dtype[Any]:
-    name = config.dtype
+def _max_seq_len(config: EngineConfig, model: ModelConfig) -> int:
+    """The model's limit, or the lower one of the settings."""
+    wanted = config.max_multi_item_seq_len or model.max_position_embeddings
+    if wanted > model.max_seq_len:
+        limit = "max_position_embeddings"
+        if model.max_seq_len == model.window_tokens:
+            limit = "sliding_window"
+        logger.warning(
+            "Sequences of up to %d tokens are wanted, but the model's `%s` is %d; using %d.",
+            wanted,
+            limit,
+            model.max_seq_len,
+            model.max_seq_len,
+        )
+    return min(wanted, model.max_seq_len)
+
+
+def _weights_dtype(config: EngineConfig, model: ModelConfig, device: jax.Device) -> np.dtype[Any]:
+    """The type in memory: by default the one on disk, as far as the device computes in it."""
+    name: str = config.dtype
     if name == "auto":
-        name = "float32" if model.dtype == "float32" else "bfloat16"
+        kept = {"float32": "float32", "float16": platform_of(device).float16_as}
+        name = kept.get(model.dtype, "bfloat16")
     return np.dtype(jax.numpy.dtype(name))

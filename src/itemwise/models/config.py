@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from itemwise.errors import UnsupportedModelError
-
-Family = Literal["qwen3", "qwen2", "llama"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
+from itemwise.models.config_fields import (
+    Family,
+    num_labels,
+    refusals,
+    rope_fields,
+    sizes,
+    window_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class ModelConfig:
         head_dim: H; need not be D / N.
         vocab_size: V.
         max_position_embeddings: longest sequence the model was made for, in tokens.
+        window_tokens: sliding window of some layers, in tokens; None where no layer has one. Up to
+            that length such a model is like any other; see `max_seq_len`.
         rope_theta: base of the rotary frequencies.
         rope_scaling: how they are stretched.
         norm_eps: added to the mean square in RMS norms.
@@ -49,6 +56,8 @@ class ModelConfig:
         out_bias: the attention output projection has a bias.
         mlp_bias: the MLP projections have biases.
         dtype: type of the weights on disk as the config states it.
+        num_labels: labels of the classification head, which takes the place of the output matrix;
+            None for a language model.
     """
 
     family: Family
@@ -60,6 +69,7 @@ class ModelConfig:
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
+    window_tokens: int | None = None
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling = RopeScaling()
     norm_eps: float = 1e-6
@@ -69,6 +79,17 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     dtype: str = "bfloat16"
+    num_labels: int | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """Rows of the output matrix, which label ids count: the vocabulary's, or the head's."""
+        return self.num_labels or self.vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest sequence that is computed as the model was made for, in tokens."""
+        return min(self.max_position_embeddings, self.window_tokens or self.max_position_embeddings)
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
@@ -78,89 +99,43 @@ class ModelConfig:
             UnsupportedModelError: the architecture or a feature in use is not served; all such
                 fields are named in one message.
         """
-        problems = _unsupported(raw)
+        problems = refusals(raw)
         if problems:
             raise UnsupportedModelError("model is not supported: " + "; ".join(problems))
         family: Family = raw["model_type"]
-        num_heads = int(raw["num_attention_heads"])
-        attention_bias = bool(raw.get("attention_bias", False))
-        rope = _rope_fields(raw)
+        found = sizes(raw)
+        attention_bias = bool(raw.get("attention_bias")) and family in ("qwen3", "llama")
+        rope = rope_fields(raw)
         return cls(
             family=family,
-            num_layers=int(raw["num_hidden_layers"]),
-            hidden_size=int(raw["hidden_size"]),
-            mlp_size=int(raw["intermediate_size"]),
-            num_heads=num_heads,
-            num_kv_heads=int(raw.get("num_key_value_heads") or num_heads),
-            head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // num_heads),
-            vocab_size=int(raw["vocab_size"]),
-            max_position_embeddings=int(raw.get("max_position_embeddings", 4096)),
+            num_layers=found["num_hidden_layers"],
+            hidden_size=found["hidden_size"],
+            mlp_size=found["intermediate_size"],
+            num_heads=found["num_attention_heads"],
+            num_kv_heads=found["num_key_value_heads"],
+            head_dim=found["head_dim"],
+            vocab_size=found["vocab_size"],
+            max_position_embeddings=found["max_position_embeddings"],
+            window_tokens=window_tokens(raw),
             rope_theta=float(rope.get("rope_theta", 10000.0)),
-            rope_scaling=_rope_scaling(rope, raw),
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            tied=bool(raw.get("tie_word_embeddings", False)),
+            rope_scaling=_rope_scaling(rope, found),
+            norm_eps=float(found.get("rms_norm_eps", 1e-6)),
+            tied=bool(raw.get("tie_word_embeddings")),
             qk_norm=family == "qwen3",
             qkv_bias=family == "qwen2" or attention_bias,
-            out_bias=family != "qwen2" and attention_bias,
-            mlp_bias=bool(raw.get("mlp_bias", False)),
+            out_bias=attention_bias,
+            mlp_bias=bool(raw.get("mlp_bias")) and family == "llama",
             dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
+            num_labels=num_labels(raw),
         )
 
 
-def _rope_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Rope settings in one place: transformers 5 nests them, transformers 4 spreads them."""
-    fields: dict[str, Any] = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
-    fields.update(raw.get("rope_scaling") or {})
-    fields.update(raw.get("rope_parameters") or {})
-    fields["rope_type"] = fields.get("rope_type") or fields.get("type") or "default"
-    return fields
-
-
-def _rope_scaling(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> RopeScaling:
-    original = rope.get("original_max_position_embeddings") or raw.get("max_position_embeddings")
+def _rope_scaling(rope: Mapping[str, Any], found: Mapping[str, Any]) -> RopeScaling:
+    original = rope.get("original_max_position_embeddings") or found["max_position_embeddings"]
     return RopeScaling(
         kind=rope["rope_type"],
         factor=float(rope.get("factor", 1.0)),
         low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
         high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
-        original_max_position_embeddings=int(original or 8192),
+        original_max_position_embeddings=int(original),
     )
-
-
-_REQUIRED = (
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "vocab_size",
-)
-
-
-def _unsupported(raw: Mapping[str, Any]) -> list[str]:
-    """Every field of a `config.json` that rules the model out, with what was expected."""
-    kind = raw.get("model_type")
-    if kind not in FAMILIES:
-        return [f"`model_type` is {kind!r}, expected one of {', '.join(FAMILIES)}"]
-    found = [f"`{name}` is missing" for name in _REQUIRED if not isinstance(raw.get(name), int)]
-    layer_types = raw.get("layer_types") or []
-    odd_layers = sorted({t for t in layer_types if t != "full_attention"})
-    if odd_layers:
-        found.append(f"`layer_types` has {', '.join(odd_layers)}, expected full_attention alone")
-    if raw.get("use_sliding_window"):
-        found.append("`use_sliding_window` is true, sliding windows are not supported")
-    if raw.get("quantization_config"):
-        found.append("`quantization_config` is set, quantised weights are not supported")
-    if raw.get("num_experts") or raw.get("num_local_experts"):
-        found.append("`num_experts` is set, mixture-of-experts models are not supported")
-    if raw.get("hidden_act", "silu") != "silu":
-        found.append(f"`hidden_act` is {raw['hidden_act']!r}, expected 'silu'")
-    rope = _rope_fields(raw)
-    if rope["rope_type"] not in ("default", "linear", "llama3"):
-        found.append(f"`rope_type` is {rope['rope_type']!r}, expected default, linear or llama3")
-    partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
-    if float(partial) != 1.0:
-        found.append(f"`partial_rotary_factor` is {partial}, expected 1.0")
-    heads, kv_heads = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
-    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % max(kv_heads, 1):
-        found.append(f"`num_key_value_heads` is {kv_heads}, expected a divisor of {heads}")
-    return found
