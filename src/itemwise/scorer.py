@@ -40,6 +40,7 @@ class Scorer:
         self.template = template
         self._limits = RequestLimits(
             vocab_size=engine.model_config.vocab_size,
+            num_head_labels=engine.model_config.num_labels,
             max_seq_len=engine.max_seq_len,
             max_items=engine.config.max_multi_item_count,
             delimiter=engine.config.multi_item_scoring_delimiter,

@@ -138,7 +138,9 @@ class ScoreRequest:
     Attributes:
         query: token ids all items share, at least one.
         items: token ids of each item; an item may be empty.
-        labels: per item, the token ids whose probability is asked for.
+        labels: per item, the token ids whose probability is asked for. A model with a
+            classification head knows no other labels than the head's: ids 0 to its number of
+            labels - 1, all of them as `(tuple(range(num_labels)),) * len(items)`.
         apply_softmax: softmax over an item's labels; else probabilities over the vocabulary.
         item_first: score `item + query` in place of `query + item`.
         temperature: divides the logits, above zero.
@@ -215,12 +217,16 @@ class ScoreResult:
         prompt_tokens: tokens of the request, the shared prefix counted once.
         cached_tokens: prefix tokens that were found in the page cache.
         timings: where the time went.
+        logits: of the labels as the model gives them, before temperature and softmax, in the form
+            of `scores`. Of a classification head, its outputs; as exact as the scores. An engine
+            always gives them.
     """
 
     scores: Float32Array | list[Float32Array]
     prompt_tokens: int
     cached_tokens: int = 0
     timings: Timings = Timings()
+    logits: Float32Array | list[Float32Array] | None = None
 
 
 @dataclass(frozen=True)

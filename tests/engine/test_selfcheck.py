@@ -47,7 +47,7 @@ class FakeScorer:
                 scores += len(requests) == 1 and len(request.query) < 10
             elif self.fault == "constant":
                 scores[:] = 1
-            results.append(ScoreResult(scores, 0))
+            results.append(ScoreResult(scores, 0, logits=scores))
         self.cached = True
         return results
 
@@ -59,6 +59,7 @@ class FakeScorer:
             self.score,
             self.forget,
             vocab_size=1000,
+            num_outputs=1000,
             page_tokens=32,
             max_tokens=500,
             step_tokens=(8, 40, 200),
@@ -100,7 +101,7 @@ def test_probe_fits_short_limits(max_tokens: int) -> None:
             longest = max(longest, len(request.query) + max(map(len, request.items)))
         return FakeScorer().score(requests)
 
-    sizes = {"vocab_size": 1000, "page_tokens": 32, "max_tokens": max_tokens}
+    sizes = {"vocab_size": 1000, "num_outputs": 1000, "page_tokens": 32, "max_tokens": max_tokens}
     run_self_check(score, lambda: None, **sizes, step_tokens=(8, 40))
     assert longest <= max_tokens
 

@@ -86,6 +86,11 @@ class Lowering:
             round_products=spec.platform.round_products and spec.kernel is not None,
         )
 
+    @property
+    def _output_axis(self) -> str | None:
+        """The axis over which the output matrix is cut; a classification head lies whole."""
+        return None if self._spec.model.num_labels else self._options.axis
+
     def pages(self) -> Any:
         """The pool as shapes, in storage form."""
         spec, model = self._spec, self._spec.model
@@ -152,7 +157,7 @@ class Lowering:
     def lower_labels(self, weights: Weights) -> jax.stages.Lowered:
         """Label logits of the step's scored rows."""
         labels = jax.ShapeDtypeStruct((self._spec.shape.max_scored_rows, LABEL_COLUMNS), jnp.int32)
-        read = functools.partial(label_logits, axis=self._options.axis)
+        read = functools.partial(label_logits, axis=self._output_axis)
         arguments = (weights, *self._whole(self._hidden(), labels))
         return self._lower(read, (WHOLE, WHOLE), WHOLE, arguments)
 
@@ -160,7 +165,7 @@ class Lowering:
         """Log-sum-exp over the vocabulary of the step's scored rows."""
         scales = jax.ShapeDtypeStruct((self._spec.shape.max_scored_rows,), jnp.float32)
         count = jax.ShapeDtypeStruct((), jnp.int32)
-        read = functools.partial(vocab_logsumexp, axis=self._options.axis)
+        read = functools.partial(vocab_logsumexp, axis=self._output_axis)
         arguments = (weights, *self._whole(self._hidden(), scales, count))
         return self._lower(read, (WHOLE,) * 3, WHOLE, arguments)
 

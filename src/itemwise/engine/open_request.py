@@ -274,4 +274,5 @@ class ExactRequest:
             num_prompt_tokens(self.request, self._config),
             self.cached_tokens,
             timings,
+            self._results.logits(),
         )

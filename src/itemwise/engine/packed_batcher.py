@@ -78,7 +78,12 @@ class PackedRequest:
         """The answer, once `done`. From any thread."""
         assert self.done
         timings = Timings(0.0, self.seconds)
-        return ScoreResult(self.results.scores(), self._prompt_tokens, timings=timings)
+        return ScoreResult(
+            self.results.scores(),
+            self._prompt_tokens,
+            timings=timings,
+            logits=self.results.logits(),
+        )
 
 
 class PackedBatcher:

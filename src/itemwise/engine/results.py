@@ -43,6 +43,10 @@ class Results:
         self._present[where] = True
         self.num_missing -= len(items)
 
+    def logits(self) -> Float32Array | list[Float32Array]:
+        """The labels' logits as they came in."""
+        return self._together if self._width is not None else self._apart
+
     def scores(self) -> Float32Array | list[Float32Array]:
         """Softmax over the labels, or the share of the vocabulary.
 

@@ -83,6 +83,7 @@ def run_self_check(
     forget: Callable[[], None],
     *,
     vocab_size: int,
+    num_outputs: int,
     page_tokens: int,
     max_tokens: int,
     step_tokens: Sequence[int],
@@ -93,6 +94,7 @@ def run_self_check(
         score: scores requests together.
         forget: empties the prefix cache.
         vocab_size: ids to draw the probe from.
+        num_outputs: labels there are: the vocabulary, or those of a classification head.
         page_tokens: tokens of a page; the probe's query fills two, and a part of a third.
         max_tokens: longest sequence allowed.
         step_tokens: token places of the steps of each size.
@@ -106,7 +108,7 @@ def run_self_check(
     query = draw(max(1, min(page_tokens * 9 // 4, max_tokens // 2)))
     room = max(1, max_tokens - len(query))
     items = [draw(min(n, room)) for n in (20, 5, 1, 33, 7)]
-    labels = tuple({0, vocab_size - 1})
+    labels = tuple({0, num_outputs - 1})
     start_of_other = draw(min(3, max_tokens - 1))
     first = draw(min(20, max_tokens - len(start_of_other)))
     other = ScoreRequest(start_of_other, (draw(1), first), (labels,) * 2)
@@ -117,7 +119,8 @@ def run_self_check(
     everything = list(range(len(items)))
 
     def run(*requests: ScoreRequest) -> list[Float32Array]:
-        return [np.asarray(result.scores) for result in score(requests)]
+        # With the logits, as all probabilities of a head with a single label are 1.
+        return [np.hstack([result.logits, result.scores]) for result in score(requests)]
 
     def filling(tokens: int) -> list[ScoreRequest]:
         """Another request of so many tokens."""

@@ -219,6 +219,7 @@ def _run(engine: Checkable, parts: Parts) -> SelfCheck:
         engine.score_exactly,
         engine.forget_prefixes,
         vocab_size=parts.model.vocab_size,
+        num_outputs=parts.model.num_outputs,
         page_tokens=page_tokens,
         max_tokens=min(parts.max_seq_len, (parts.plan.num_pages - 1) * page_tokens),
         step_tokens=[shape.tokens for shape in parts.programs.shapes],

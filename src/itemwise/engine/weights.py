@@ -71,7 +71,7 @@ def load_weights(
 
 def is_layer_matrix(spec: WeightSpec) -> bool:
     """Whether a weight is a matrix that tokens are multiplied with in each layer."""
-    return len(spec.shape) == 2 and "vocab" not in spec.axes
+    return len(spec.shape) == 2 and not {"vocab", "label"} & set(spec.axes)
 
 
 def quantize(matrix: NDArray[Any]) -> tuple[NDArray[np.int8], Float32Array]:

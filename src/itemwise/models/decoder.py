@@ -114,7 +114,13 @@ def describe_weights(config: ModelConfig) -> Weights:
         "layers": [_describe_layer(config, i) for i in range(config.num_layers)],
         "norm": WeightSpec("model.norm.weight", (config.hidden_size,), ("model",), "gain", 1.0),
     }
-    if not config.tied:
+    if config.num_labels:
+        # Scaled so that logits spread by about 1, as a reranker's do.
+        shape = (config.num_labels, config.hidden_size)
+        axes = ("label", "model")
+        scale = config.hidden_size**-0.5
+        weights["head"] = WeightSpec("score.weight", shape, axes, scale=scale)
+    elif not config.tied:
         weights["head"] = replace(embed, name="lm_head.weight")
     return weights
 
@@ -267,7 +273,7 @@ def _project(
 
 
 def output_matrix(weights: Weights) -> Float[Array, "V D"]:
-    """The matrix that turns hidden states into logits."""
+    """The matrix that turns hidden states into logits: a classifier's head, or the vocabulary's."""
     matrix: Array = weights["head"] if "head" in weights else weights["embed"]
     return matrix
 

@@ -67,12 +67,15 @@ class RequestLimits:
         max_items: maximum items of a request; None for no limit.
         delimiter: token id the engine puts between query and item, or None. It must not occur in
             either.
+        num_head_labels: labels of the model's classification head; None for a language model. A
+            request without labels asks for all of them.
     """
 
     vocab_size: int
     max_seq_len: int
     max_items: int | None = None
     delimiter: int | None = None
+    num_head_labels: int | None = None
 
 
 def check_request(
@@ -102,7 +105,9 @@ def check_request(
         if fields.get("labels") is None and fields.get("label_token_ids") is None:
             fields = {**fields, "labels": template.labels}
     query_ids, item_ids = _tokens(raw_query, raw_items, tokenizer)
-    labels = _labels(fields, len(item_ids), tokenizer, limits.vocab_size)
+    if limits.num_head_labels is not None:
+        fields = _head_fields(fields, limits.num_head_labels)
+    labels = _labels(fields, len(item_ids), tokenizer, limits)
     apply_softmax = _flag(fields, "apply_softmax")
     item_first = _flag(fields, "item_first")
     temperature = _temperature(fields.get("temperature"))
@@ -242,8 +247,26 @@ def _tokens(
     return tokens, tokenizer.encode_batch(items)  # type: ignore[arg-type]
 
 
+def _head_fields(fields: Mapping[str, Any], num_labels: int) -> Mapping[str, Any]:
+    """The fields with all of a classification head's labels, if none are asked for."""
+    if fields.get("labels") is not None:
+        raise RequestError(
+            "conflicting_labels",
+            f"`labels` is set, but the model has a classification head; leave it out for all "
+            f"{num_labels} labels of the head, or choose by `label_token_ids`, 0 to "
+            f"{num_labels - 1}",
+            "labels",
+        )
+    if fields.get("label_token_ids") is not None:
+        return fields
+    return {**fields, "label_token_ids": list(range(num_labels))}
+
+
 def _labels(
-    fields: Mapping[str, Any], num_items: int, tokenizer: TextTokenizer | None, vocab_size: int
+    fields: Mapping[str, Any],
+    num_items: int,
+    tokenizer: TextTokenizer | None,
+    limits: RequestLimits,
 ) -> tuple[tuple[int, ...], ...]:
     """Label token ids of each item, from `label_token_ids` or `labels`."""
     ids, texts = fields.get("label_token_ids"), fields.get("labels")
@@ -269,7 +292,7 @@ def _labels(
         rows, shared = _label_rows(texts, name, "invalid_labels_type", num_items)
         labels = _label_ids(rows, _label_place(name, shared), tokenizer)
     place = _label_place(name, shared)
-    _checked_tokens(labels, place, name, vocab_size)
+    _check_labels(labels, place, name, limits)
     for row, row_labels in enumerate(labels):
         if len(set(row_labels)) < len(row_labels):
             twice = Counter(row_labels).most_common(1)[0][0]
@@ -279,6 +302,28 @@ def _labels(
                 name,
             )
     return labels * num_items if shared else labels
+
+
+def _check_labels(
+    labels: tuple[tuple[int, ...], ...],
+    place: Callable[[int], str],
+    param: str,
+    limits: RequestLimits,
+) -> None:
+    """Returns if every label is one of the vocabulary, or of the classification head."""
+    most = limits.num_head_labels
+    if most is None:
+        _checked_tokens(labels, place, param, limits.vocab_size)
+        return
+    for row, ids in enumerate(labels):
+        for index, label in enumerate(ids):
+            if not 0 <= label < most:
+                raise RequestError(
+                    "token_id_exceeds_vocab" if label >= most else "token_id_negative",
+                    f"`{place(row)}[{index}]` is {_number(label)}, expected 0 to {most - 1} (the "
+                    f"model has a classification head of {most} labels)",
+                    param,
+                )
 
 
 def _label_place(name: str, shared: bool) -> Callable[[int], str]:
