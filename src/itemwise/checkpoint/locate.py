@@ -43,7 +43,7 @@ def locate(
             f"`{model}` does not exist, expected a model folder or a Hugging Face Hub id like "
             "Qwen/Qwen3-0.6B: check the path"
         )
-    patterns = ["*.json", "*.jinja", *(["*.safetensors"] if weights else [])]
+    patterns = ["*.json", "*.jinja", "merges.txt", *(["*.safetensors"] if weights else [])]
     return _download(model, revision, download_dir, patterns)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from itemwise.errors import CheckpointError, RequestError
+from itemwise.request.vocabulary import from_vocabulary_files
 
 if TYPE_CHECKING:
     import tokenizers
@@ -24,14 +25,17 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer | None:
-        """The tokenizer of a model folder, or None if the folder has no `tokenizer.json`.
+        """The tokenizer of a model folder, or None if the folder has none.
+
+        It is `tokenizer.json`, or else `vocab.json` and `merges.txt`.
 
         Raises:
             CheckpointError: the file is damaged.
         """
         path = folder / TOKENIZER_FILE
         if not path.is_file():
-            return None
+            made = from_vocabulary_files(folder)
+            return None if made is None else cls(made)
         import tokenizers
 
         try:
