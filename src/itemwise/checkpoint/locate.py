@@ -18,6 +18,7 @@ def locate(
 ) -> Path:
     """The folder of a model: `model` itself, or a download from the Hugging Face Hub.
 
+    Of a GGUF file, it is the folder that the file is converted into at the first call.
     `itemwise/demo` is the folder of the demo model, which is part of the package.
 
     Args:
@@ -34,6 +35,10 @@ def locate(
     path = Path(model).expanduser()
     if model and path.is_dir():
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        from itemwise.checkpoint.gguf_file import convert_once
+
+        return convert_once(path)
     if model and path.exists():
         raise CheckpointError(
             f"`{model}` is a file, expected the model's folder: give the folder that contains it"

@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 checkpoint_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Make checkpoints for experiments."
+    no_args_is_help=True, rich_markup_mode=None, help="Make and convert checkpoints."
 )
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
@@ -271,3 +271,29 @@ def checkpoint_random(
             on_progress=on_progress,
         )
     typer.echo(f"Wrote a random {like} to {folder}")
+
+
+@checkpoint_app.command("convert")
+def checkpoint_convert(
+    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; new or empty.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(
+            "--dtype",
+            help="Type of the weights that are quantised in the file. float32 holds their values "
+            "as they are, bfloat16 rounds them and takes half the memory.",
+        ),
+    ] = "float32",
+) -> None:
+    """Convert a GGUF file into a model folder with safetensors and a tokenizer.
+
+    By hand; serve --model-path FILE.gguf does so by itself and keeps the result. Needs the package
+    gguf: install itemwise[gguf].
+    """
+    from itemwise.checkpoint.gguf_file import convert
+    from itemwise.progress import progress
+
+    with progress() as on_progress:
+        convert(file, folder, dtype=dtype, on_progress=on_progress)
+    typer.echo(f"Wrote {folder}")
