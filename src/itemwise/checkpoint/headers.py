@@ -63,13 +63,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged or holds something else.
     """
+    check_regular(path)
+    if path.exists() and path.stat().st_size > _MAX_JSON_BYTES:
+        raise CheckpointError(
+            f"`{path}` has {path.stat().st_size} bytes, expected at most {_MAX_JSON_BYTES}: "
+            "download it again"
+        )
     try:
-        check_regular(path)
-        size = path.stat().st_size
-        if size > _MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"`{path}` has {size} bytes, expected at most {_MAX_JSON_BYTES}: download it again"
-            )
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(_no_json(path)) from error
