@@ -51,7 +51,8 @@ def test_scores_are_those_of_transformers(one_torch_thread: None) -> None:
         with torch.no_grad():
             truth = model(torch.tensor([ids])).logits[0, -1].softmax(-1)[labels].numpy()
         result = scorer().score(prompt, [""], labels=list(LABELS))
-        np.testing.assert_allclose(result.scores[0], truth, atol=1e-5, err_msg=prompt)
+        # As in other comparisons in float32: an error of a log-probability of at most 1e-4.
+        np.testing.assert_allclose(result.scores[0], truth, rtol=1e-4, err_msg=prompt)
 
 
 def test_items_score_alone_as_together() -> None:
