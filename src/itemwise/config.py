@@ -374,10 +374,22 @@ class ServerConfig(CheckedConfig):
     max_connections: Annotated[
         int,
         Setting(
-            "Maximum number of open connections, including idle ones; further ones get 503.",
+            "Maximum number of open connections. Where all are taken, a new one replaces the one "
+            "that has been idle longest; if none is idle, it gets 503, except for /live and "
+            "/health. Lowered to what the limit of open files allows.",
             AT_LEAST_1,
         ),
     ] = 1024
+    keep_alive_s: Annotated[
+        float,
+        Setting(
+            "Seconds that a connection stays open between requests. Must be longer than a load "
+            "balancer in front keeps its own idle connections, or it answers some requests with "
+            "502.",
+            Check("above 0", lambda seconds: seconds > 0),
+            alias="timeout-keep-alive",
+        ),
+    ] = 75.0
     max_timeout_s: Annotated[
         float,
         Setting(

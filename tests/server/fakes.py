@@ -18,7 +18,8 @@ from itemwise.config import ServerConfig
 from itemwise.errors import RequestError
 from itemwise.request.check import RequestLimits, check_request
 from itemwise.server.app import create_app
-from itemwise.server.connections import protocol
+from itemwise.server.connections import ConnectionLimits
+from itemwise.server.http1 import protocol
 from itemwise.server.process import listen
 from itemwise.server.service import AnyScorer
 from itemwise.types import ScoreRequest, ScoreResult, Tokens
@@ -106,11 +107,11 @@ class FakeScorer:
 
 @contextmanager
 def running_server(
-    config: ServerConfig, load: Callable[[], AnyScorer], silence_s: float = 30
+    config: ServerConfig, load: Callable[[], AnyScorer], limits: ConnectionLimits | None = None
 ) -> Iterator[str]:
     """The real app behind real HTTP, on a thread; gives its URL."""
     app = create_app(config, load)
-    http = protocol(config.max_connections, silence_s)
+    http = protocol(limits or ConnectionLimits(config.max_connections))
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, ws="none", lifespan="on", http=http)
     )

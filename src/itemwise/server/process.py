@@ -22,7 +22,8 @@ from itemwise.engine.scheduler import LAST_STEP_S
 from itemwise.errors import ConfigError, RequestError
 from itemwise.progress import say
 from itemwise.server.app import app_of
-from itemwise.server.connections import protocol
+from itemwise.server.connections import ConnectionLimits, backlog, fit_open_files
+from itemwise.server.http1 import protocol
 from itemwise.server.logs import set_up_logs
 from itemwise.server.service import AnyScorer, Service
 
@@ -62,7 +63,10 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
 
     service = Service(config, load, on_loaded, on_lost)
     url = _url(config.host, listener)
-    server = _Server(service, f"Itemwise {__version__} listening on {url}")
+    limits = ConnectionLimits(
+        *fit_open_files(config.max_connections), keep_alive_s=config.keep_alive_s
+    )
+    server = _Server(service, limits, f"Itemwise {__version__} listening on {url}")
     server.run(sockets=[listener])
     if service.failure is not None:
         raise service.failure
@@ -104,7 +108,7 @@ def listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """uvicorn, but signals drain the service first and do not decide the exit status."""
 
-    def __init__(self, service: Service, greeting: str) -> None:
+    def __init__(self, service: Service, limits: ConnectionLimits, greeting: str) -> None:
         super().__init__(
             uvicorn.Config(
                 app_of(service),
@@ -112,7 +116,8 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 server_header=False,
                 timeout_graceful_shutdown=SLOW_CLIENT_S,
-                http=protocol(service.config.max_connections),
+                backlog=backlog(limits.max_connections),
+                http=protocol(limits),
                 ws="none",
             )
         )
