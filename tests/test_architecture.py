@@ -32,6 +32,7 @@ ORDER = (
     "machine",
     "machine_code",
     "request",
+    "dialects",
     "ops",
     "models",
     "checkpoint",
@@ -48,7 +49,8 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # Rooms and files that run on the host and import no JAX themselves, so that a change of device
 # cannot reach them.
 HOST_ONLY = (
-    *("errors", "progress", "types", "config", "machine", "machine_code", "request", "checkpoint"),
+    *("errors", "progress", "types", "config", "machine", "machine_code", "request", "dialects"),
+    "checkpoint",
     *("server", "validation", "cli", "models/config"),
     *(
         "engine/step_packer",

@@ -6,6 +6,7 @@
     ├── CheckpointError       (ValueError) the model folder cannot be read
     │   └── UnsupportedModelError          the model is intact, but of an unsupported kind
     ├── QueueFullError        too many requests are waiting; try again after `retry_after_s`
+    ├── NotFiniteError        the model gives NaN or infinity for an item
     ├── DeadlineExceededError the request was not finished in time
     ├── ShuttingDownError     the server is draining
     ├── EngineLostError       the device can no longer run steps
@@ -62,6 +63,12 @@ class QueueFullError(ItemwiseError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class NotFiniteError(ItemwiseError):
+    """The model gives NaN or infinity for an item, which the message names."""
+
+    code = "score_not_finite"
 
 
 class DeadlineExceededError(ItemwiseError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,10 +13,13 @@ from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine.engine import Engine
 from itemwise.errors import CheckpointError, RequestError
 from itemwise.progress import ProgressFn, silent
-from itemwise.request.check import REQUEST_FIELDS, RequestLimits, check_request
+from itemwise.request.calls import Call, Prepared, PromptTools, ScoreCall
+from itemwise.request.check import REQUEST_FIELDS, RequestLimits
 from itemwise.request.template import PromptTemplate
 from itemwise.request.tokenizer import TOKENIZER_FILE, Tokenizer
 from itemwise.types import RankedItem, ScoreRequest, ScoreResult
+
+T = TypeVar("T")
 
 
 class Scorer:
@@ -38,13 +41,14 @@ class Scorer:
         self.engine = engine
         self.tokenizer = tokenizer
         self.template = template
-        self._limits = RequestLimits(
+        limits = RequestLimits(
             vocab_size=engine.model_config.vocab_size,
             num_head_labels=engine.model_config.num_labels,
             max_seq_len=engine.max_seq_len,
             max_items=engine.config.max_multi_item_count,
             delimiter=engine.config.multi_item_scoring_delimiter,
         )
+        self._tools = PromptTools(limits, tokenizer, template)
 
     @classmethod
     def from_pretrained(
@@ -119,6 +123,7 @@ class Scorer:
 
         Raises:
             RequestError: the request is invalid; its `code` and `param` say where.
+            NotFiniteError: the model gives NaN or infinity for an item.
         """
         fields: dict[str, Any] = {
             "query": query,
@@ -132,7 +137,7 @@ class Scorer:
             fields["labels"] = labels
         if label_token_ids is not None:
             fields["label_token_ids"] = label_token_ids
-        return self.engine.score([self.prepare(fields)], on_progress)[0]
+        return self.run_call(ScoreCall(fields), on_progress)
 
     def rank(
         self,
@@ -184,7 +189,20 @@ class Scorer:
                 f"{', '.join(REQUEST_FIELDS)}"
             )
         fields = {**(fields or {}), **named}
-        return check_request(fields, self._limits, self.tokenizer, self.template)
+        return self.prepare_call(ScoreCall(fields)).request
+
+    def prepare_call(self, call: Call[T], /) -> Prepared[T]:
+        """A checked and tokenised call, as the server's dialects make them.
+
+        Raises:
+            RequestError: the call is invalid; its `code` and `param` say where.
+        """
+        return call.prepare(self._tools)
+
+    def run_call(self, call: Call[T], on_progress: ProgressFn = silent) -> T:
+        """The result of a call; raises what `prepare_call` and its `finish` raise."""
+        prepared = self.prepare_call(call)
+        return prepared.finish(self.engine.score([prepared.request], on_progress)[0])
 
     def run(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
         """Scores prepared requests together, in shared steps."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from itemwise.config import ServerConfig
 from itemwise.errors import RequestError
-from itemwise.request.check import RequestLimits, check_request
+from itemwise.request.calls import Call, Prepared, PromptTools, ScoreCall
+from itemwise.request.check import RequestLimits
 from itemwise.server.app import create_app
 from itemwise.server.connections import ConnectionLimits
 from itemwise.server.http1 import protocol
@@ -25,6 +26,7 @@ from itemwise.server.service import AnyScorer
 from itemwise.types import ScoreRequest, ScoreResult, Tokens
 from tests.engine.fake_core import FakeCore
 
+T = TypeVar("T")
 WAIT_S = 20
 VOCAB_SIZE = 1000
 DELIMITER = 999
@@ -70,10 +72,14 @@ class FakeScorer:
         self.go = threading.Event()
         self.engine = FakeCore(self._score, step_tokens=10_000)
         self._hold_file = hold_file
-        self._limits = RequestLimits(VOCAB_SIZE, max_seq_len=64, max_items=8, delimiter=DELIMITER)
+        limits = RequestLimits(VOCAB_SIZE, max_seq_len=64, max_items=8, delimiter=DELIMITER)
+        self._tools = PromptTools(limits, WordTokenizer())
 
     def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
-        return check_request(fields, self._limits, WordTokenizer())
+        return self.prepare_call(ScoreCall(fields)).request
+
+    def prepare_call(self, call: Call[T], /) -> Prepared[T]:
+        return call.prepare(self._tools)
 
     def info(self) -> dict[str, Any]:
         return {"self_check": {"status": "passed"}, "max_seq_len": 64}

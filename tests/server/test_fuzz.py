@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from itemwise.bench.serving.client import Client, Reply, loopback_address
 from itemwise.config import ServerConfig
+from itemwise.dialects.score import ScoreBody
 from itemwise.server.errors import STATUS_OF_CODE
-from itemwise.server.schemas import ScoreBody
 from tests.server.fakes import GOOD, GOOD_SCORES, FakeScorer, get, post, running_server, wait_until
 
 # The scorer's planted faults begin with these tokens; nobody else may see a 500.

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import httpx
 import numpy as np
 
 from itemwise.config import ServerConfig
-from itemwise.request.check import RequestLimits, check_request
+from itemwise.request.calls import Call, Prepared, PromptTools, ScoreCall
+from itemwise.request.check import RequestLimits
 from itemwise.types import ScoreRequest, ScoreResult, Tokens
 from itemwise.validation.client import ScoreClient
 from itemwise.validation.evaluate import Amount, Mode, evaluate
@@ -26,6 +27,8 @@ from itemwise.validation.torch_parity import Reference
 from itemwise.validation.workloads import DEFAULT, Workload
 from tests.engine.fake_core import FakeCore
 from tests.server.fakes import running_server, wait_until
+
+T = TypeVar("T")
 
 Fault = Literal["leak", "order", "swapped", "shifted", "coarse"]
 REQUEST_S = 0.004  # each request costs as much, so that many items in one are faster
@@ -64,12 +67,14 @@ class PlantedScorer:
         self.fault = fault
         self.delimiter = delimiter
         self.engine = FakeCore(self._score, step_tokens=100_000)
-        self._limits = RequestLimits(
-            vocab_size, max_seq_len=5000, max_items=64, delimiter=delimiter
-        )
+        limits = RequestLimits(vocab_size, max_seq_len=5000, max_items=64, delimiter=delimiter)
+        self._tools = PromptTools(limits)
 
     def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
-        return check_request(fields, self._limits, None)
+        return self.prepare_call(ScoreCall(fields)).request
+
+    def prepare_call(self, call: Call[T], /) -> Prepared[T]:
+        return call.prepare(self._tools)
 
     def info(self) -> dict[str, Any]:
         config = {"multi_item_scoring_delimiter": self.delimiter}

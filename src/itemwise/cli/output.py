@@ -14,6 +14,7 @@ from rich.text import Text
 
 from itemwise.errors import RequestError
 from itemwise.progress import progress
+from itemwise.request.calls import ScoreCall
 from itemwise.request.check import REQUEST_FIELDS
 from itemwise.scorer import Scorer
 from itemwise.types import RankedItem, ScoreResult
@@ -91,7 +92,7 @@ def print_scores(
     """Scores one request and prints JSON, or a table with a row per item."""
     with progress() as on_progress:
         scorer = Scorer.from_pretrained(model, on_progress=on_progress, **settings)
-        result = scorer.engine.score([scorer.prepare(**fields)], on_progress)[0]
+        result = scorer.run_call(ScoreCall(fields), on_progress)
     scores = [row.tolist() for row in result.scores]
     if as_json:
         body = {

@@ -1,7 +1,8 @@
 """The HTTP API.
 
-`POST /v1/score` reads a bounded body, checks and tokenises it on a worker thread, and waits for the
-engine's thread; the event loop only moves bytes, so `/health` answers during scoring.
+Every wire format takes the same way: a bounded body is read, checked and tokenised on a worker
+thread, and waits for the engine's thread; the event loop only moves bytes, so `/health` answers
+during scoring. `dialects/` says which formats there are.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import orjson
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -26,13 +25,17 @@ from starlette.types import Scope
 
 from itemwise import __version__
 from itemwise.config import ServerConfig
+from itemwise.dialects.base import Dialect, ErrorBody, Exchange
+from itemwise.dialects.table import by_path, dialect_of
 from itemwise.engine.scheduler import Job, Scheduler, Scored
 from itemwise.errors import ItemwiseError, RefusedError, RequestError
 from itemwise.server.api_page import HEADERS as API_PAGE_HEADERS
 from itemwise.server.api_page import api_page
+from itemwise.request.calls import Prepared
 from itemwise.server.edge import Edge
 from itemwise.server.errors import (
     STATUS_OF_CODE,
+    choose_dialect,
     json_response,
     on_disconnect,
     on_http_exception,
@@ -42,29 +45,13 @@ from itemwise.server.errors import (
 from itemwise.server.logs import log_access
 from itemwise.server.metrics import CONTENT_TYPE, Metrics
 from itemwise.server.record import Record, record_of
-from itemwise.server.schemas import (
-    ErrorBody,
-    Health,
-    ModelList,
-    ScoreBody,
-    ScoreResponse,
-    ServerInfo,
-)
+from itemwise.server.schemas import Health, ModelList, ServerInfo
 from itemwise.server.service import AnyScorer, Service
 from itemwise.server.tracing import make_tracer
-from itemwise.types import ScoreRequest, ScoreResult
+from itemwise.types import ScoreRequest
 
 BODY_S = 60.0  # time that a client has to send its body
 INLINE_SCORES = 2000  # answers with more scores are encoded on a worker thread
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in sorted(set(STATUS_OF_CODE.values()) - {404, 405})
-}
-_SCORE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": ScoreBody.model_json_schema()}},
-    }
-}
 
 
 def create_app(config: ServerConfig, load: Callable[[], AnyScorer]) -> FastAPI:
@@ -117,7 +104,8 @@ def app_of(service: Service) -> FastAPI:
         (ClientDisconnect, on_disconnect),
     ):
         app.add_exception_handler(kind, handler)
-    _add_score(app, service)
+    for path, choices in by_path().items():
+        _add_dialects(app, service, path, choices)
     _add_information(app, service, metrics)
     return app
 
@@ -127,31 +115,47 @@ def _keyed(service: Service) -> list[Any]:
     return [Depends(HTTPBearer(auto_error=False))] if service.config.api_key else []
 
 
-def _add_score(app: FastAPI, service: Service) -> None:
+def _add_dialects(app: FastAPI, service: Service, path: str, choices: tuple[Dialect, ...]) -> None:
     config = service.config
 
     @app.post(
-        "/v1/score",
-        response_model=ScoreResponse,
-        responses=_ERRORS,
-        openapi_extra=_SCORE_BODY,
+        path,
+        summary=path,
+        description="\n\n".join(each.summary for each in choices),
         dependencies=_keyed(service),
+        **_schemas(choices),
     )
-    async def score(request: Request) -> Response:
-        """Scores every item: the next-token probabilities of the labels after `query + item`."""
+    async def answer(request: Request) -> Response:
         service.check_ready()
         record = record_of(request.scope)
         body = await _read_body(request, config.max_body_bytes)
         record.stages["read"] = record.seconds()
-        prepared, cost = await run_in_threadpool(_prepare, service, body)
+        asked = await run_in_threadpool(_prepare, service, request.scope, body)
         del body
         record.stages["tokenize"] = record.seconds() - record.stages["read"]
-        job, scheduler = service.submit(prepared, cost)
+        job, scheduler = service.submit(asked.prepared.request, asked.cost)
         scored = await _scored_or_cancelled(request, scheduler, job)
-        record.items = len(prepared.items)
-        if _has_few_scores(prepared):
-            return _answer(scored, config.model_name, record)
-        return await run_in_threadpool(_answer, scored, config.model_name, record)
+        record.items = len(job.request.items)
+        if _has_few_scores(job.request):
+            return _answer(asked, scored, config.model_name, record)
+        return await run_in_threadpool(_answer, asked, scored, config.model_name, record)
+
+
+def _schemas(choices: tuple[Dialect, ...]) -> dict[str, Any]:
+    """What the API's schema says about the bodies and answers of a path."""
+    bodies = [each.body.model_json_schema() for each in choices]
+    schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
+    answers, errors = choices[-1].answers, choices[-1].errors
+    for each in choices[:-1]:
+        answers, errors = answers | each.answers, errors | each.errors  # type: ignore[assignment]
+    statuses = sorted(set(STATUS_OF_CODE.values()) - {404, 405})
+    return {
+        "response_model": answers,
+        "responses": {status: {"model": errors} for status in statuses},
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
+        },
+    }
 
 
 def _add_information(app: FastAPI, service: Service, metrics: Metrics) -> None:
@@ -219,15 +223,25 @@ async def _read_body(request: Request, max_bytes: int) -> bytearray:
     return body
 
 
-def _prepare(service: Service, body: bytearray) -> tuple[ScoreRequest, int]:
+class _Asked(NamedTuple):
+    """What a body asks for, ready to be scored, and how many tokens that costs."""
+
+    exchange: Exchange[Any]
+    prepared: Prepared[Any]
+    cost: int
+
+
+def _prepare(service: Service, scope: Scope, body: bytearray) -> _Asked:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RequestError("invalid_json", f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise RequestError("invalid_json", "the body is JSON but not an object, expected {...}")
-    service.check_model(fields.get("model"))
-    return service.prepare(fields)
+    exchange = choose_dialect(scope, dialect_of(scope["path"], fields)).read(fields)
+    service.check_model(exchange.model)
+    prepared, cost = service.prepare(exchange.call)
+    return _Asked(exchange, prepared, cost)
 
 
 def _has_few_scores(request: ScoreRequest) -> bool:
@@ -259,35 +273,16 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _answer(scored: Scored, model: str, record: Record) -> Response:
+def _answer(asked: _Asked, scored: Scored, model: str, record: Record) -> Response:
     result = scored.result()
     record.tokens, record.cached_tokens = result.prompt_tokens, result.cached_tokens
     record.stages["queue"] = scored.queue_s
     record.stages["prefill"] = result.timings.prefill
     record.stages["extend"] = result.timings.extend
     started = time.perf_counter()
-    response = json_response(_score_response(result, model))
+    response = json_response(asked.exchange.answer(asked.prepared.finish(result), model))
     record.stages["encode"] = time.perf_counter() - started
     return response
-
-
-def _score_response(result: ScoreResult, model: str) -> dict[str, Any]:
-    scores = result.scores
-    rows = scores if isinstance(scores, list) else [scores]
-    if not all(np.isfinite(row).all() for row in rows):
-        raise ArithmeticError("scores contain NaN or infinity")
-    return {
-        "id": f"score-{uuid.uuid4().hex}",
-        "object": "scoring",
-        "created": int(time.time()),
-        "model": model,
-        "scores": scores if isinstance(scores, list) else np.ascontiguousarray(scores),
-        "usage": {
-            "prompt_tokens": result.prompt_tokens,
-            "total_tokens": result.prompt_tokens,
-            "completion_tokens": 0,
-        },
-    }
 
 
 def _server_info(service: Service) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Edge:
             refusal = error_response(
                 "invalid_api_key",
                 "the API key is missing or wrong, expected the header `Authorization: Bearer KEY`",
+                scope=scope,
                 headers={"WWW-Authenticate": "Bearer"},
             )
             await refusal(scope, receive, send)
@@ -86,6 +87,7 @@ class Edge:
             failure = error_response(
                 "internal_error",
                 f"the server failed on this request; search its log for id {record.request_id}",
+                scope=scope,
             )
             await failure(scope, receive, send)
 

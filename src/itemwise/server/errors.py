@@ -10,7 +10,10 @@ import orjson
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
+from itemwise.dialects.base import Dialect, Fault
+from itemwise.dialects.table import error_body
 from itemwise.errors import ItemwiseError, QueueFullError, RequestError
 from itemwise.server.record import record_of
 
@@ -55,6 +58,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "body_too_large": 413,
     "token_id_negative": 422,
     "token_id_exceeds_vocab": 422,
+    "score_not_finite": 422,
     "queue_full": 429,
     "client_closed_request": 499,
     "internal_error": 500,
@@ -75,6 +79,13 @@ _TYPE_OF_STATUS = {
     504: "timeout_error",
 }
 _CODE_OF_HTTP_STATUS = {404: "not_found", 405: "method_not_allowed"}
+_DIALECT = "itemwise.dialect"
+
+
+def choose_dialect(scope: Scope, dialect: Dialect) -> Dialect:
+    """The dialect, in whose shape this request's errors are written from now on."""
+    scope[_DIALECT] = dialect
+    return dialect
 
 
 def json_response(
@@ -90,18 +101,27 @@ def error_response(
     message: str,
     param: str | None = None,
     *,
+    scope: Scope | None = None,
     status: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error response in both usual formats; `code` determines the status unless it is given."""
+    """An error in the shape that clients of the request's path read.
+
+    Args:
+        code: its stable name; determines the status unless that is given.
+        message: what happened, and what to do.
+        param: the field at fault.
+        scope: of the request; None if there is none.
+        status: HTTP status.
+        headers: further headers.
+    """
     status = STATUS_OF_CODE[code] if status is None else status
-    facts = {
-        "message": message,
-        "type": _TYPE_OF_STATUS.get(status, "invalid_request_error"),
-        "param": param,
-    }
-    content = {"object": "error", **facts, "code": status, "error": {**facts, "code": code}}
-    return json_response(content, status, headers)
+    kind = _TYPE_OF_STATUS.get(status, "invalid_request_error")
+    fault = Fault(status, code, kind, message, param)
+    scope = scope or {}
+    dialect: Dialect | None = scope.get(_DIALECT)
+    body = dialect.error(fault) if dialect else error_body(scope.get("path", ""), fault)
+    return json_response(body, status, headers)
 
 
 async def on_itemwise_error(request: Request, error: Exception) -> Response:
@@ -114,7 +134,7 @@ async def on_itemwise_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     param = error.param if isinstance(error, RequestError) else None
     record_of(request.scope).code = error.code
-    return error_response(error.code, str(error), param, headers=headers)
+    return error_response(error.code, str(error), param, scope=request.scope, headers=headers)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -123,7 +143,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     code = _CODE_OF_HTTP_STATUS.get(error.status_code, "invalid_request")
     message = f"{request.method} `{request.url.path}`: {error.detail}; `/docs` lists the API"
     record_of(request.scope).code = code
-    return error_response(code, message, status=error.status_code, headers=error.headers)
+    return error_response(
+        code, message, scope=request.scope, status=error.status_code, headers=error.headers
+    )
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
@@ -131,7 +153,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     faults = [f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors()]
     record_of(request.scope).code = "invalid_request"
-    return error_response("invalid_request", "; ".join(faults))
+    return error_response("invalid_request", "; ".join(faults), scope=request.scope)
 
 
 async def on_disconnect(request: Request, _: Exception) -> Response:

@@ -22,6 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from itemwise import __version__
+from itemwise.dialects.table import by_path
 from itemwise.engine.scheduler import Scheduler
 from itemwise.server.record import STAGES, Record
 from itemwise.server.service import Service
@@ -36,7 +37,7 @@ SECONDS = (
 )
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
-_PATHS = ("/v1/score", "/v1/models", "/server_info", "/health", "/live", "/metrics")
+_PATHS = {*by_path(), "/v1/models", "/server_info", "/health", "/live", "/metrics"}
 
 
 class Metrics:

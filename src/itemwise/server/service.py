@@ -6,7 +6,7 @@ import gc
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from itemwise.config import ServerConfig
 from itemwise.engine.scheduler import Core, Job, QueueLimits, Scheduler
@@ -18,8 +18,10 @@ from itemwise.errors import (
     SelfCheckError,
     ShuttingDownError,
 )
+from itemwise.request.calls import Call, Prepared
 from itemwise.types import ScoreRequest, StepStats
 
+T = TypeVar("T")
 State = Literal["loading", "ready", "failed", "draining"]
 
 
@@ -31,6 +33,14 @@ class AnyScorer(Protocol):
 
         Raises:
             RequestError: the request is invalid.
+        """
+        ...
+
+    def prepare_call(self, call: Call[T], /) -> Prepared[T]:
+        """Checks and tokenises a call. Called from any thread.
+
+        Raises:
+            RequestError: the call is invalid.
         """
         ...
 
@@ -149,8 +159,8 @@ class Service:
             "model",
         )
 
-    def prepare(self, fields: Mapping[str, Any]) -> tuple[ScoreRequest, int]:
-        """A checked request and its cost in tokens, for `submit`.
+    def prepare(self, call: Call[T]) -> tuple[Prepared[T], int]:
+        """A call that is ready, and its cost in tokens, for `submit`.
 
         Raises what `check_ready` and the scorer raise.
 
@@ -159,14 +169,15 @@ class Service:
         """
         self.check_ready()
         assert self.scorer is not None
-        request = self.scorer.prepare(fields)
+        prepared = self.scorer.prepare_call(call)
+        request = prepared.request
         cost, most = self.scorer.engine.cost(request), self.config.max_request_tokens
         if cost > most:
             raise RequestError(
                 "too_many_tokens",
                 f"the request has {cost} tokens to compute, at most {most} are allowed; send "
                 "several requests",
-                "items",
+                prepared.items,
             )
         num_labels, most = sum(map(len, request.labels)), self.config.max_request_labels
         if num_labels > most:
@@ -174,9 +185,9 @@ class Service:
                 "too_many_labels",
                 f"the request asks for {num_labels} scores, labels summed over items; at most "
                 f"{most} are allowed; send several requests",
-                "labels" if fields.get("label_token_ids") is None else "label_token_ids",
+                prepared.labels,
             )
-        return request, cost
+        return prepared, cost
 
     def submit(self, request: ScoreRequest, cost: int) -> tuple[Job, Scheduler]:
         """Queues a request; raises what `check_ready` and `Scheduler.submit` raise."""

@@ -1,0 +1,132 @@
+"""SGLang's `POST /v1/score`: the probabilities of labels after each item.
+
+Bodies can be long lists of token ids, so `request/check.py` checks them, for speed and better
+errors; `ScoreBody` documents them.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from itemwise.dialects.base import Dialect, Exchange
+from itemwise.request.calls import ScoreCall
+from itemwise.types import ScoreResult
+
+
+class ScoreBody(BaseModel):
+    """Body of `POST /v1/score`. Fields not named here are ignored."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "query": [1957, 1437, 25975, 25],
+                    "items": [[358, 2948, 419, 1985, 13], [1096, 374, 17478, 323, 38123, 13]],
+                    "label_token_ids": [9834, 902],
+                    "apply_softmax": True,
+                }
+            ]
+        }
+    )
+
+    model: str | None = Field(None, description="Name of the model; optional.")
+    query: str | list[int] = Field(
+        description="What all items share: text, or token ids. Text gets the special tokens "
+        "that start the model's sequences."
+    )
+    items: list[str] | list[list[int]] = Field(
+        description="Candidates: texts if the query is text, otherwise lists of token ids. An "
+        "empty item is scored at the end of the query."
+    )
+    label_token_ids: list[int] | list[list[int]] | None = Field(
+        None,
+        description="Token ids to score after each item: one list for all items, or a list per "
+        "item.",
+    )
+    labels: list[str] | list[list[str]] | None = Field(
+        None, description="Texts of one token each, instead of `label_token_ids`."
+    )
+    apply_softmax: bool = Field(
+        False, description="Softmax over the labels; otherwise probabilities over the vocabulary."
+    )
+    apply_template: bool = Field(
+        False,
+        description="Put query and items, as text, into the model's prompt template; its labels "
+        "are used if none are given.",
+    )
+    item_first: bool = Field(
+        False, description="Score `item + query`; slower, because items then share nothing."
+    )
+    temperature: float = Field(1.0, gt=0, description="Divides the logits.")
+    chunk_size: int | None = Field(
+        None,
+        ge=0,
+        description="Maximum number of items in a packed sequence, instead of the server's "
+        "setting; 0 means no limit. The other algorithms ignore it.",
+    )
+    priority: int = Field(
+        0,
+        description="Requests with a lower number always run first. It never changes a score.",
+    )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds from queueing after which the request fails with 504; the server "
+        "has its own maximum.",
+    )
+
+
+class Usage(BaseModel):
+    """Tokens of a request."""
+
+    prompt_tokens: int = Field(description="Tokens of the request; the shared prefix counts once.")
+    total_tokens: int
+    completion_tokens: int = Field(0, description="Always 0: nothing is generated.")
+
+
+class ScoreResponse(BaseModel):
+    """Answer of `POST /v1/score`."""
+
+    id: str
+    object: Literal["scoring"]
+    created: int = Field(description="Unix time in seconds.")
+    model: str
+    scores: list[list[float]] = Field(
+        description="For each item, in request order, the score of each label."
+    )
+    usage: Usage
+
+
+def _read(body: Mapping[str, Any]) -> Exchange[ScoreResult]:
+    return Exchange(ScoreCall(body), _answer, body.get("model"))
+
+
+def _answer(result: ScoreResult, model: str) -> dict[str, Any]:
+    scores = result.scores
+    return {
+        "id": f"score-{uuid.uuid4().hex}",
+        "object": "scoring",
+        "created": int(time.time()),
+        "model": model,
+        "scores": scores if isinstance(scores, list) else np.ascontiguousarray(scores),
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "total_tokens": result.prompt_tokens,
+            "completion_tokens": 0,
+        },
+    }
+
+
+DIALECT = Dialect(
+    paths=("/v1/score",),
+    summary="Scores every item: the next-token probabilities of the labels after `query + item`.",
+    body=ScoreBody,
+    answers=ScoreResponse,
+    read=_read,
+)

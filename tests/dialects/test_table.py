@@ -1,0 +1,29 @@
+"""Every module of the room is registered, documented, and told apart from those on its path."""
+
+from __future__ import annotations
+
+from itemwise.dialects import score
+from itemwise.dialects.base import Fault
+from itemwise.dialects.table import by_path, dialect_of, dialects, error_body
+
+
+def test_every_path_has_one_format_for_what_others_leave() -> None:
+    for path, choices in by_path().items():
+        assert [each.takes is None for each in choices] == [False] * (len(choices) - 1) + [True], (
+            path
+        )
+
+
+def test_formats_are_found_by_their_module() -> None:
+    assert score.DIALECT in dialects()
+    assert dialect_of("/v1/score", {"query": "a", "items": ["b"]}) is score.DIALECT
+
+
+def test_paths_without_a_format_have_common_errors() -> None:
+    fault = Fault(404, "not_found", "not_found_error", "no such path")
+    body = error_body("/nowhere", fault)
+    assert (body["code"], body["error"]["code"], body["message"]) == (
+        404,
+        "not_found",
+        "no such path",
+    )
