@@ -148,12 +148,15 @@ def _query(value: Any) -> str | list[Any]:
     return query
 
 
-def _items(value: Any, max_items: int | None) -> list[str] | list[list[Any]]:
-    """The items as a list of texts or a list of lists."""
+def _items(value: Any, max_items: int | None) -> list[str] | Sequence[Sequence[Any]]:
+    """The items as a list of texts or lists of ids."""
     expected = "expected a list of texts or a list of lists of token ids"
     if value is None:
         raise RequestError("missing_items", f"`items` is missing, {expected}", "items")
-    items = None if isinstance(value, str) else _as_list(value)
+    if isinstance(value, TokenLists):
+        items: TokenLists | list[Any] | None = value
+    else:
+        items = None if isinstance(value, str) else _as_list(value)
     if items is None:
         raise RequestError("invalid_items_type", f"`items` is {_kind(value)}, {expected}", "items")
     if not items:
@@ -165,7 +168,7 @@ def _items(value: Any, max_items: int | None) -> list[str] | list[list[Any]]:
             "requests",
             "items",
         )
-    return _rows(items)
+    return items if isinstance(items, TokenLists) else _rows(items)
 
 
 def _rows(items: list[Any]) -> list[str] | list[list[Any]]:
@@ -196,7 +199,7 @@ def _usable(
     template: PromptTemplate | None,
     fields: Mapping[str, Any],
     query: str | list[Any],
-    items: list[str] | list[list[Any]],
+    items: list[str] | Sequence[Sequence[Any]],
 ) -> PromptTemplate:
     """The template, if there is one and the request can use it."""
     if template is None:
@@ -224,7 +227,9 @@ def _usable(
 
 
 def _tokens(
-    query: str | list[Any], items: list[str] | list[list[Any]], tokenizer: TextTokenizer | None
+    query: str | list[Any],
+    items: list[str] | Sequence[Sequence[Any]],
+    tokenizer: TextTokenizer | None,
 ) -> tuple[Ids, Sequence[Ids]]:
     """Token ids of query and items, which are both text or both ids."""
     if isinstance(query, str) != isinstance(items[0], str):
@@ -333,6 +338,8 @@ def _label_place(name: str, shared: bool) -> Callable[[int], str]:
 def _label_rows(value: Any, name: str, code: str, num_items: int) -> tuple[list[list[Any]], bool]:
     """Lists of labels, and whether a single list is for all items."""
     expected = "expected one list for all items or a list per item"
+    if isinstance(value, TokenLists):
+        value = [row.tolist() for row in value]
     values = None if isinstance(value, str) else _as_list(value)
     if values is None:
         raise RequestError(code, f"`{name}` is {_kind(value)}, {expected}", name)
@@ -392,7 +399,7 @@ def _integers(
     rows: Sequence[Sequence[Any]], place: Callable[[int], str], param: str
 ) -> Sequence[Ids]:
     """`rows` with every id an int; NumPy integers are converted, everything else is refused."""
-    if set(map(type, chain.from_iterable(rows))) <= {int}:
+    if isinstance(rows, TokenLists) or set(map(type, chain.from_iterable(rows))) <= {int}:
         return rows
     return [
         [_integer(value, f"{place(row)}[{index}]", param) for index, value in enumerate(ids)]
@@ -473,7 +480,7 @@ def _whole(value: Any, name: str, low: float, high: float, expected: str) -> int
 
 
 def _check_length(query: Ids, items: Sequence[Ids], limits: RequestLimits) -> None:
-    lengths = list(map(len, items))
+    lengths = items.lengths.tolist() if isinstance(items, TokenLists) else list(map(len, items))
     longest = max(lengths)
     num_delimiters = 0 if limits.delimiter is None else 1
     total = len(query) + num_delimiters + longest

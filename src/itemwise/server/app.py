@@ -12,9 +12,9 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
-import orjson
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
@@ -28,10 +28,12 @@ from itemwise.config import ServerConfig
 from itemwise.dialects.base import Dialect, ErrorBody, Exchange
 from itemwise.dialects.table import by_path, dialect_of
 from itemwise.engine.scheduler import Job, Scheduler, Scored
-from itemwise.errors import ItemwiseError, RefusedError, RequestError
+from itemwise.errors import ItemwiseError, RequestError
+from itemwise.request.calls import Prepared
+from itemwise.request.json_body import parse_body
 from itemwise.server.api_page import HEADERS as API_PAGE_HEADERS
 from itemwise.server.api_page import api_page
-from itemwise.request.calls import Prepared
+from itemwise.server.bodies import Bodies
 from itemwise.server.edge import Edge
 from itemwise.server.errors import (
     STATUS_OF_CODE,
@@ -50,7 +52,6 @@ from itemwise.server.service import AnyScorer, Service
 from itemwise.server.tracing import make_tracer
 from itemwise.types import ScoreRequest
 
-BODY_S = 60.0  # time that a client has to send its body
 INLINE_SCORES = 2000  # answers with more scores are encoded on a worker thread
 
 
@@ -105,7 +106,8 @@ def app_of(service: Service) -> FastAPI:
     ):
         app.add_exception_handler(kind, handler)
     for path, choices in by_path().items():
-        _add_dialects(app, service, path, choices)
+        _add_dialects(app, service, bodies, path, choices)
+    bodies = Bodies(service.config.max_body_bytes)
     _add_information(app, service, metrics)
     return app
 
@@ -115,7 +117,9 @@ def _keyed(service: Service) -> list[Any]:
     return [Depends(HTTPBearer(auto_error=False))] if service.config.api_key else []
 
 
-def _add_dialects(app: FastAPI, service: Service, path: str, choices: tuple[Dialect, ...]) -> None:
+def _add_dialects(
+    app: FastAPI, service: Service, bodies: Bodies, path: str, choices: tuple[Dialect, ...]
+) -> None:
     config = service.config
 
     @app.post(
@@ -128,9 +132,9 @@ def _add_dialects(app: FastAPI, service: Service, path: str, choices: tuple[Dial
     async def answer(request: Request) -> Response:
         service.check_ready()
         record = record_of(request.scope)
-        body = await _read_body(request, config.max_body_bytes)
-        record.stages["read"] = record.seconds()
-        asked = await run_in_threadpool(_prepare, service, request.scope, body)
+        async with bodies.read(request) as body:
+            record.stages["read"] = record.seconds()
+            asked = await bodies.work(partial(_prepare, service, request.scope), body)
         del body
         record.stages["tokenize"] = record.seconds() - record.stages["read"]
         job, scheduler = service.submit(asked.prepared.request, asked.cost)
@@ -199,30 +203,6 @@ def _add_information(app: FastAPI, service: Service, metrics: Metrics) -> None:
         return Response(await run_in_threadpool(metrics.text), media_type=CONTENT_TYPE)
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytearray:
-    """The request body; never holds more than `max_bytes` in memory."""
-    too_large = RefusedError(
-        "body_too_large", f"the body is longer than {max_bytes} bytes; send fewer items at a time"
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and (len(declared) > 18 or int(declared) > max_bytes):
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > max_bytes:
-                    raise too_large
-                body += chunk
-    except TimeoutError:
-        raise RefusedError(
-            "body_too_slow",
-            f"the body did not arrive within {BODY_S:g} s; send it faster, or "
-            "send fewer items at a time",
-        ) from None
-    return body
-
-
 class _Asked(NamedTuple):
     """What a body asks for, ready to be scored, and how many tokens that costs."""
 
@@ -232,10 +212,7 @@ class _Asked(NamedTuple):
 
 
 def _prepare(service: Service, scope: Scope, body: bytearray) -> _Asked:
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise RequestError("invalid_json", f"the body is not JSON: {error}") from None
+    fields = parse_body(body, service.config.max_request_labels)
     if not isinstance(fields, dict):
         raise RequestError("invalid_json", "the body is JSON but not an object, expected {...}")
     exchange = choose_dialect(scope, dialect_of(scope["path"], fields)).read(fields)

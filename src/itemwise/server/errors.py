@@ -43,6 +43,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "too_many_items": 400,
     "too_many_tokens": 400,
     "too_many_labels": 400,
+    "too_many_values": 400,
     "sequence_too_long": 400,
     "delimiter_in_input": 400,
     "no_tokenizer": 400,
