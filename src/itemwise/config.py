@@ -416,6 +416,13 @@ class ServerConfig(CheckedConfig):
         Setting("Least serious messages to log; requests are logged at info."),
     ] = "info"
     disable_access_log: Annotated[
+    strict_priority: Annotated[
+        bool,
+        Setting(
+            "Always run requests with a lower `priority` first, however long the others wait. By "
+            "default one step in four goes by age, so that urgent requests cannot starve the rest."
+        ),
+    ] = False
         bool,
         Setting("Do not log a line for each request."),
     ] = False

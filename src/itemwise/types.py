@@ -279,6 +279,11 @@ class OpenRequest(Protocol):
         ...
 
     @property
+    def waits_for_pages(self) -> bool:
+        """Whether its next rows found no pages; it gets them as others finish."""
+        ...
+
+    @property
     def cached_tokens(self) -> int:
         """Prefix tokens that were found and not computed."""
         ...

@@ -19,6 +19,7 @@ class FakeWork:
     request: ScoreRequest
     remaining_tokens: int
     cached_tokens: int = 0
+    waits_for_pages: bool = False
     answer: ScoreResult | None = None
 
     @property

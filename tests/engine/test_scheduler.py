@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
@@ -28,7 +28,7 @@ from itemwise.errors import (
     QueueFullError,
     ShuttingDownError,
 )
-from itemwise.types import ScoreRequest, ScoreResult, StepStats
+from itemwise.types import ScoreRequest, ScoreResult, StepOutcome, StepStats
 from tests.engine.fake_core import FakeCore, FakeWork
 
 WAIT_S = 10
@@ -123,6 +123,76 @@ def test_one_that_waits_for_room_is_not_overtaken(core: FakeCore, scheduler: Sch
     for job in jobs:
         outcome_of(job)
     assert core.turns == [[0], [0], [1], [2]]
+
+
+class Stream:
+    """Requests that never pause: each answer submits another one, until `victim` is done."""
+
+    def __init__(self, core: FakeCore, most: int, **fields: int) -> None:
+        self.core, self.most, self.fields = core, most, fields
+        self.count = 0
+        self.scheduler: Scheduler | None = None
+        self.victim: Job | None = None
+
+    def answer(self, asked: ScoreRequest) -> ScoreResult:
+        assert self.scheduler is not None
+        if asked.query[0] == 1 and self.count < self.most and not self.over:
+            self.count += 1
+            self.scheduler.submit(request(1, **self.fields))
+        return answer(asked)
+
+    @property
+    def over(self) -> bool:
+        return self.victim is not None and self.victim.future.done()
+
+    def run(self, victim: ScoreRequest, strict_priority: bool = False) -> None:
+        self.core._score = self.answer
+        self.core.gate.clear()
+        limits = QueueLimits(max_requests=99)
+        self.scheduler = Scheduler(self.core, limits, strict_priority=strict_priority)
+        for _ in range(3):
+            self.scheduler.submit(request(1, **self.fields))
+        self.victim = self.scheduler.submit(victim)
+        self.core.gate.set()
+        outcome_of(self.victim)
+        assert self.scheduler.drain(WAIT_S)
+
+
+def test_urgent_requests_do_not_starve_the_rest(core: FakeCore) -> None:
+    stream = Stream(core, most=50_000, tokens=8, priority=-5)
+    stream.run(request(2, tokens=80))
+    assert stream.count < stream.most, "it ran before the stream ended"
+
+
+def test_strict_priority_starves_the_rest(core: FakeCore) -> None:
+    stream = Stream(core, most=1000, tokens=8, priority=-5)
+    stream.run(request(2, tokens=80), strict_priority=True)
+    assert stream.count == stream.most
+    first = next(i for i, turn in enumerate(core.turns) if 2 in turn)
+    assert first >= stream.most
+
+
+class FewPages(FakeCore):
+    """Request 2 has its pages only while it is the only one that is open."""
+
+    def open(self, request: ScoreRequest) -> FakeWork | None:
+        work = super().open(request)
+        if work is not None and request.query[0] == 2:
+            work.waits_for_pages = True
+        return work
+
+    def step(self, works: Sequence[FakeWork]) -> StepOutcome:
+        if len(self._open) == 1:
+            self._open[0].waits_for_pages = False
+        return super().step([work for work in works if not work.waits_for_pages])
+
+
+@pytest.mark.parametrize("priority", [0, -5])
+def test_request_that_waits_for_pages_gets_them_in_the_end(priority: int) -> None:
+    core = FewPages(answer)
+    stream = Stream(core, most=50_000, tokens=3, priority=priority)
+    stream.run(request(2, tokens=16))
+    assert stream.count < stream.most, "it had its pages before the stream ended"
 
 
 def test_known_cost_is_not_computed_again(

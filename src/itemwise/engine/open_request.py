@@ -80,6 +80,7 @@ class ExactRequest:
         request: what is scored.
         alone: a step of its own for each item.
         remaining_tokens: tokens that no row was taken for yet.
+        waits_for_pages: its next item found no room for its prefix.
         cached_tokens: prefix tokens that were found and not computed.
         prefilled_at: when the last chunk of its prefix so far was computed, by `perf_counter`.
     """
@@ -88,6 +89,7 @@ class ExactRequest:
         self.request = request
         self.alone = runs_serially(request, config)
         self.remaining_tokens = num_computed_tokens(request, config)
+        self.waits_for_pages = False
         self.cached_tokens = 0
         self._config = config
         self._shared = with_delimiter(request.query, config)  # the prefix, where items share one
@@ -149,8 +151,10 @@ class ExactRequest:
             return self._rows[0]
         if self._num_given == len(self._todo):
             return None
-        if self._prefix is None and not self._open_prefix():
-            return None
+        if self._prefix is None:
+            self.waits_for_pages = not self._open_prefix()
+            if self.waits_for_pages:
+                return None
         cache, prefix = self._cache, self._prefix
         assert cache is not None
         assert prefix is not None

@@ -48,11 +48,13 @@ class PackedRequest:
         remaining_tokens: tokens still to be computed; each sequence has the whole prefix.
         cached_tokens: prefix tokens that were found and not computed: none ever are.
         results: of the items so far.
+        waits_for_pages: never; it holds none.
         seconds: time that its sequences took.
     """
 
     cached_tokens = 0
 
+    waits_for_pages = False
     def __init__(
         self, request: ScoreRequest, config: EngineConfig, max_tokens: int, row_multiple: int
     ) -> None:

@@ -26,6 +26,7 @@ from itemwise.types import OpenRequest, ScoreRequest, ScoreResult, StepOutcome, 
 MIN_RETRY_AFTER_S = 1.0
 STRETCH = 10.0
 LAST_STEP_S = 1.0  # given to the step that still runs when a drain's time is over
+FAIR_STEP = 4  # one step in so many goes by age alone, whatever the priorities
 OPEN_STEPS = 4  # steps that open requests should fill; more would only hold pages
 IDLE_S = 10.0  # without work, after which memory that is not used goes back to the system
 FIRST_TOKENS_PER_S = 10_000.0  # believed until the first step was measured
@@ -151,13 +152,18 @@ class Job:
         """Tokens still to be computed, at most."""
         return self.cost if self.work is None else int(self.work.remaining_tokens)
 
+    @property
+    def has_pages(self) -> bool:
+        """Whether it is open, and does not wait for pages of its next item."""
+        return self.work is not None and not self.work.waits_for_pages
+
 
 def urgency(
     priority: int, arrived: float, remaining_tokens: int, tokens_per_s: float
 ) -> tuple[int, float]:
-    """A key to sort by, the most urgent first.
+    """A key to sort by, the most urgent first; its second part is the age alone.
 
-    A lower `priority` always goes first. Among equals, shortest remaining work goes first, with
+    A lower `priority` goes first. Among equals, shortest remaining work goes first, with
     ageing: each is due when it arrived plus `STRETCH` times the work it has left. So a request is
     overtaken only by those that arrive within `STRETCH` times its own work, however many come; and
     a short one waits for a long one only where that is all but done.
@@ -174,6 +180,8 @@ class Scheduler:
         on_step: called with each completed step, on the scheduler's thread. The first
             exception that it raises is logged, the rest are ignored.
         on_lost: called once if the engine is lost; no request is taken after that.
+        strict_priority: a lower `priority` always goes first, however long others wait. Otherwise
+            one step in `FAIR_STEP` goes by age, and the eldest gets its pages first.
     """
 
     def __init__(
@@ -182,8 +190,12 @@ class Scheduler:
         limits: QueueLimits,
         on_step: Callable[[StepStats], None] | None = None,
         on_lost: Callable[[BaseException], None] | None = None,
+        strict_priority: bool = False,
     ) -> None:
         self._core = core
+        self._strict_priority = strict_priority
+        self._num_turns = 0
+        self._blocked: Job | None = None  # the eldest, which waits for pages: nobody takes them
         self._limits = limits
         self._on_step = on_step
         self._on_step_failed = False
@@ -355,21 +367,42 @@ class Scheduler:
 
     def _turns(self) -> list[Job]:
         """Open requests in the order of their turns; opens those whose turn has come."""
-        rate, wanted = self.tokens_per_s, OPEN_STEPS * self._core.step_tokens
-        with self._changed:
-            jobs = [*self._open, *self._waiting]
-        jobs.sort(
-            key=lambda job: urgency(job.request.priority, job.arrived, job.remaining_tokens, rate)
-        )
-        ahead, turns = 0, []
-        for job in jobs:
-            if job.work is None and (ahead >= wanted or not self._try_open(job)):
-                # Nothing overtakes one that waits for pages, or it might wait for ever.
+        order, eldest = self._order()
+        if self._blocked is not eldest or (eldest and eldest.has_pages):
+            self._blocked = None
+        ahead, turns, wanted = 0, [], OPEN_STEPS * self._core.step_tokens
+        for job in order:
+            if job.work is None:
+                held = self._blocked not in (None, job)
+                if held or ahead >= wanted or not self._try_open(job):
+                    # Nothing overtakes one that waits for pages, or it might wait for ever.
+                    if job is eldest and not held and ahead < wanted:
+                        self._blocked = job
+                    wanted = 0
+                    continue
+            elif not job.has_pages:
                 wanted = 0
-                continue
+                self._blocked = job if job is eldest else self._blocked
             turns.append(job)
             ahead += job.remaining_tokens
         return turns
+
+    def _order(self) -> tuple[list[Job], Job | None]:
+        """All requests by urgency, or by age where it is time for that; and the eldest."""
+        rate = self.tokens_per_s
+        with self._changed:
+            jobs = [*self._open, *self._waiting]
+        keys = {
+            id(job): urgency(job.request.priority, job.arrived, job.remaining_tokens, rate)
+            for job in jobs
+        }
+        if self._strict_priority:
+            return sorted(jobs, key=lambda job: keys[id(job)]), None
+        by_age = sorted(jobs, key=lambda job: keys[id(job)][1])
+        self._num_turns += 1
+        if self._num_turns % FAIR_STEP == 0:
+            return by_age, by_age[0] if by_age else None
+        return sorted(jobs, key=lambda job: keys[id(job)]), by_age[0] if by_age else None
 
     def _try_open(self, job: Job) -> bool:
         try:

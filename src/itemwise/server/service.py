@@ -219,7 +219,9 @@ class Service:
             gc.freeze()
             with self._lock:
                 if not self._draining:
-                    scheduler = Scheduler(scorer.engine, limits, self._report_step, self._lose)
+                    scheduler = Scheduler(
+                        scorer.engine, limits, self._report_step, self._lose, config.strict_priority
+                    )
                     self._loaded = scorer, scheduler
         except BaseException as error:  # stored here, raised again by `serve`
             self.failure = error
