@@ -27,6 +27,7 @@ AttentionBackend = Literal["auto", "fa", "native"]
 Quantization = Literal["none", "int8"]
 MaskSetting = Literal["auto", "dense", "segment"]
 CpuLevelSetting = Literal["auto", CpuLevelName]
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 DEMO_MODEL = "itemwise/demo"  # the model included in the package
 
 
@@ -80,6 +81,19 @@ def prepare_tpu_compiler() -> None:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no machine-wide lock: there is no chip to share
     }
     os.environ.update(settings)
+
+
+def check_environment() -> None:
+    """Returns if no secret is empty in the environment, where it would count as not set.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for name in ("ITEMWISE_API_KEY", "ITEMWISE_API_KEY_FILE"):
+        if os.environ.get(name) is not None and not os.environ[name].strip():
+            raise ConfigError(
+                f"{name} is set but empty, expected a key; unset it to serve without one"
+            )
 
 
 class Check(NamedTuple):
@@ -326,8 +340,16 @@ class ServerConfig(CheckedConfig):
         Setting(
             "Key that clients must send as `Authorization: Bearer KEY`. Best set through the "
             "environment, where other users cannot see it.",
-            Check("a key that is not empty", bool),
+            Check("a key that is not empty", lambda key: bool(key.strip())),
             unset="no key",
+        ),
+    ] = None
+    api_key_file: Annotated[
+        str | None,
+        Setting(
+            "File with keys, one on each line; any of them, or --api-key, lets a client in.",
+            Check("a path that is not empty", bool),
+            unset="no file",
         ),
     ] = None
     max_queued_requests: Annotated[
@@ -390,6 +412,13 @@ class ServerConfig(CheckedConfig):
             alias="timeout-keep-alive",
         ),
     ] = 75.0
+    strict_priority: Annotated[
+        bool,
+        Setting(
+            "Always run requests with a lower `priority` first, however long the others wait. By "
+            "default one step in four goes by age, so that urgent requests cannot starve the rest."
+        ),
+    ] = False
     max_timeout_s: Annotated[
         float,
         Setting(
@@ -416,13 +445,6 @@ class ServerConfig(CheckedConfig):
         Setting("Least serious messages to log; requests are logged at info."),
     ] = "info"
     disable_access_log: Annotated[
-    strict_priority: Annotated[
-        bool,
-        Setting(
-            "Always run requests with a lower `priority` first, however long the others wait. By "
-            "default one step in four goes by age, so that urgent requests cannot starve the rest."
-        ),
-    ] = False
         bool,
         Setting("Do not log a line for each request."),
     ] = False
@@ -436,9 +458,24 @@ class ServerConfig(CheckedConfig):
     ] = None
 
     @property
+    def has_key(self) -> bool:
+        """Whether clients need a key."""
+        return self.api_key is not None or self.api_key_file is not None
+
+    @property
     def model_name(self) -> str:
         """The name shown to clients."""
         return self.served_model_name or self.shown_model_path
+
+    @property
+    def public_model_name(self) -> str:
+        """The name for those without a key: empty unless it was chosen for clients, or is a Hub id.
+
+        The name of a folder may say what nobody else should read.
+        """
+        if self.served_model_name is None and not _HUB_ID.fullmatch(self.model_path):
+            return ""
+        return self.model_name
 
     @property
     def shown_model_path(self) -> str:
@@ -447,7 +484,7 @@ class ServerConfig(CheckedConfig):
         They should not learn where a model is on the server's disk. A path that looks like a Hub
         id is also shown in full.
         """
-        if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.model_path):
+        if _HUB_ID.fullmatch(self.model_path):
             return self.model_path
         return os.path.basename(os.path.abspath(os.path.expanduser(self.model_path))) or "default"
 

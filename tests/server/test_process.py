@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ import pytest
 
 from itemwise.engine.scheduler import LAST_STEP_S
 from itemwise.errors import ConfigError
-from itemwise.server.process import EXIT_S, SLOW_CLIENT_S, listen
+from itemwise.server.process import EXIT_S, REPEAT_S, SLOW_CLIENT_S, listen
 from tests.server.fakes import (
     GOOD,
     GOOD_SCORES,
@@ -103,7 +104,7 @@ def received(url: str) -> int:
     return int(count)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_finishes_what_was_taken_and_refuses_the_rest(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -172,6 +173,86 @@ def test_second_interrupt_exits_at_once(tmp_path: Path) -> None:
         assert isinstance(runs.exception(WAIT_S), httpx.TransportError)
 
 
+@pytest.mark.parametrize(
+    ("second", "wait_s", "status"),
+    [
+        (signal.SIGTERM, REPEAT_S + 0.2, 128 + signal.SIGTERM),
+        (signal.SIGHUP, 0.0, 128 + signal.SIGHUP),
+    ],
+)
+def test_second_signal_exits_at_once(
+    second: signal.Signals, wait_s: float, status: int, tmp_path: Path
+) -> None:
+    with held_server(tmp_path) as (made, url, _), ThreadPoolExecutor(1) as pool:
+        pool.submit(_ignore_errors, url)
+        wait_until(lambda: received(url) == 1)
+        made.send_signal(signal.SIGTERM)
+        assert line(made).startswith("Shutting down")
+        time.sleep(wait_s)
+        made.send_signal(second)
+        assert made.wait(WAIT_S) == status
+
+
+def test_signal_sent_twice_within_a_moment_is_one_signal(tmp_path: Path) -> None:
+    with held_server(tmp_path) as (made, url, hold_file), ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, url, {**GOOD, "query": [HOLD]})
+        wait_until(lambda: received(url) == 1)
+        made.send_signal(signal.SIGTERM)
+        assert line(made).startswith("Shutting down")
+        made.send_signal(signal.SIGTERM)
+        hold_file.unlink()
+        assert answer.result(WAIT_S).status_code == 200
+        assert made.wait(WAIT_S) == 0
+
+
+def _ignore_errors(url: str) -> None:
+    with contextlib.suppress(httpx.HTTPError):
+        post(url, {**GOOD, "query": [HOLD]})
+
+
+@pytest.mark.parametrize("kind", ["reader left", "full", "stalled", "closed"])
+def test_streams_that_take_no_lines_are_no_failure(kind: str, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    if kind == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writer)
+    if kind == "reader left":
+        os.close(reader)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    source = FAKE.replace("port=0", f"port={port}")
+    made = subprocess.Popen(
+        [sys.executable, "-c", source, str(tmp_path / "nothing"), "60"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "JAX_PLATFORMS": "cpu"},
+        stdout=writer,
+        stderr=writer,
+        preexec_fn=(lambda: [os.close(each) for each in range(3)]) if kind == "closed" else None,
+    )
+    os.close(writer)
+    url = f"http://127.0.0.1:{port}"
+    with made:
+        try:
+            wait_until(lambda: _is_ready(url))
+            with httpx.Client(verify=False, timeout=WAIT_S) as client:
+                for _ in range(800 if kind == "stalled" else 20):  # more than a pipe holds
+                    assert client.get(f"{url}/nowhere").status_code == 404
+            assert post(url, GOOD).json()["scores"] == GOOD_SCORES
+            made.send_signal(signal.SIGTERM)
+            assert made.wait(WAIT_S) == 0
+        finally:
+            made.kill()
+            if kind != "reader left":
+                os.close(reader)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return get(f"{url}/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def test_printed_command_scores(tmp_path: Path) -> None:
     hold_file = tmp_path / "none"
     with process("-c", FAKE, str(hold_file), "60") as made:
@@ -213,8 +294,7 @@ def test_wrong_setting_is_one_line_and_status_2(options: list[str], text: str) -
 
 
 def test_taken_port_is_a_config_error() -> None:
-    taken = listen("127.0.0.1", 0)
-    taken.listen()
+    taken = listen("127.0.0.1", 0)  # which also listens, so that of two starts one fails here
     with taken, pytest.raises(ConfigError, match="in use"):
         listen("127.0.0.1", taken.getsockname()[1])
 

@@ -15,7 +15,13 @@ from itemwise.cli.command_line import NOTICE, ServeCommand
 from itemwise.cli.options import PromptTemplate, expand_options, fail, option
 from itemwise.cli.tpu import tpu_compile
 from itemwise.cli.validation import add_validation_commands
-from itemwise.config import DEMO_MODEL, EngineConfig, ServerConfig, SourceConfig
+from itemwise.config import (
+    DEMO_MODEL,
+    EngineConfig,
+    ServerConfig,
+    SourceConfig,
+    check_environment,
+)
 from itemwise.errors import ItemwiseError
 
 app = typer.Typer(
@@ -80,6 +86,8 @@ def serve(
     """
     if context.meta[NOTICE]:
         typer.echo(context.meta[NOTICE], err=True)
+    if not server.has_key:
+        check_environment()
     from itemwise.server.process import serve as run_server
     from itemwise.server.service import AnyScorer
 

@@ -44,6 +44,7 @@ from itemwise.server.errors import (
     on_itemwise_error,
     on_validation_error,
 )
+from itemwise.server.keys import read_keys
 from itemwise.server.logs import log_access
 from itemwise.server.metrics import CONTENT_TYPE, Metrics
 from itemwise.server.record import Record, record_of
@@ -64,7 +65,8 @@ def app_of(service: Service) -> FastAPI:
     """The API of a service, which starts and drains with the app's lifespan.
 
     Raises:
-        ConfigError: traces are configured but OpenTelemetry is not installed.
+        ConfigError: traces are configured but OpenTelemetry is not installed, or the file with
+            keys cannot be read.
     """
 
     @asynccontextmanager
@@ -96,7 +98,7 @@ def app_of(service: Service) -> FastAPI:
             trace(record, scope)
 
     app.add_middleware(
-        Edge, api_key=service.config.api_key, on_start=metrics.on_start, on_end=on_end
+        Edge, api_keys=read_keys(service.config), on_start=metrics.on_start, on_end=on_end
     )
     for kind, handler in (
         (ItemwiseError, on_itemwise_error),
@@ -105,16 +107,16 @@ def app_of(service: Service) -> FastAPI:
         (ClientDisconnect, on_disconnect),
     ):
         app.add_exception_handler(kind, handler)
+    bodies = Bodies(service.config.max_body_bytes)
     for path, choices in by_path().items():
         _add_dialects(app, service, bodies, path, choices)
-    bodies = Bodies(service.config.max_body_bytes)
     _add_information(app, service, metrics)
     return app
 
 
 def _keyed(service: Service) -> list[Any]:
     # Only documents the key in the API's schema; `Edge` checks it.
-    return [Depends(HTTPBearer(auto_error=False))] if service.config.api_key else []
+    return [Depends(HTTPBearer(auto_error=False))] if service.config.has_key else []
 
 
 def _add_dialects(
@@ -264,7 +266,7 @@ def _answer(asked: _Asked, scored: Scored, model: str, record: Record) -> Respon
 
 def _server_info(service: Service) -> dict[str, Any]:
     settings = dataclasses.asdict(service.config)
-    del settings["api_key"]
+    del settings["api_key"], settings["api_key_file"]
     settings["model_path"] = service.config.shown_model_path
     scheduler, scorer = service.scheduler, service.scorer
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 import uuid
@@ -11,9 +10,14 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from itemwise.server.errors import error_response
+from itemwise.server.keys import is_known
 from itemwise.server.record import Record, attach
 
 logger = logging.getLogger("itemwise.server")
+# These need no key: probes, metrics, documentation.
+OPEN_PATHS = frozenset(
+    ("/health", "/live", "/metrics", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
+)
 _REQUEST_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
 
 
@@ -22,7 +26,7 @@ class Edge:
 
     Args:
         app: the inner layers.
-        api_key: key that some paths require, or None.
+        api_keys: any of these lets a request in, except to open paths; none if all are open.
         on_start: called with each request as it arrives.
         on_end: called with each request that was answered or cancelled.
     """
@@ -30,12 +34,12 @@ class Edge:
     def __init__(
         self,
         app: ASGIApp,
-        api_key: str | None,
+        api_keys: tuple[bytes, ...],
         on_start: Callable[[Record], None],
         on_end: Callable[[Record, Scope], None],
     ) -> None:
         self._app = app
-        self._api_key = None if api_key is None else api_key.encode()
+        self._api_keys = api_keys
         self._on_start = on_start
         self._on_end = on_end
 
@@ -92,11 +96,10 @@ class Edge:
             await failure(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
-        path = scope["path"]
-        if self._api_key is None or not (path.startswith("/v1/") or path == "/server_info"):
+        if not self._api_keys or scope["path"] in OPEN_PATHS:
             return True
         scheme, _, key = _header(scope, b"authorization").partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._api_key)
+        return scheme.lower() == b"bearer" and is_known(key.strip(), self._api_keys)
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

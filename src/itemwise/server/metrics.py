@@ -130,7 +130,7 @@ class _Snapshot(Collector):
             state.add_metric([name], float(service.state == name))
         yield state
         build = GaugeMetricFamily("itemwise_build", "Always 1.", labels=["version", "model"])
-        build.add_metric([__version__, service.config.model_name], 1)
+        build.add_metric([__version__, service.config.public_model_name], 1)
         yield build
         if service.scheduler is not None:
             yield from _of_scheduler(service.scheduler)

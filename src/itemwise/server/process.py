@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,24 +20,30 @@ from itemwise import __version__
 from itemwise.config import ServerConfig
 from itemwise.engine.scheduler import LAST_STEP_S
 from itemwise.errors import ConfigError, RequestError
-from itemwise.progress import say
 from itemwise.server.app import app_of
 from itemwise.server.connections import ConnectionLimits, backlog, fit_open_files
 from itemwise.server.http1 import protocol
+from itemwise.server.keys import is_loopback
 from itemwise.server.logs import set_up_logs
+from itemwise.server.output import Lines, keep_standard_streams
 from itemwise.server.service import AnyScorer, Service
 
 SLOW_CLIENT_S = 5  # time that clients have to receive their answers after the drain
 # Maximum time from the drain timeout to the end of the process; supervisors must allow for it.
 EXIT_S = LAST_STEP_S + SLOW_CLIENT_S + 2
-_INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
+DRAINING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+REPEAT_S = 1.0  # supervisors may send a signal to a process and to its group: that is one signal
+FLUSH_S = 0.5  # time that the last lines have to get out
+logger = logging.getLogger("itemwise.server")
 
 
 def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
     """Serves until SIGTERM or Ctrl-C and returns the exit status, 0.
 
-    After the first signal, accepted requests have `drain_timeout_s` to finish and new ones get 503;
-    the process ends at most `EXIT_S` later. A second Ctrl-C ends it at once.
+    After SIGTERM, SIGHUP or Ctrl-C, accepted requests have `drain_timeout_s` to finish and new ones
+    get 503; the process ends at most `EXIT_S` later. A second signal ends it at once.
 
     Args:
         config: of the server.
@@ -47,16 +53,26 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
         ConfigError: the server cannot listen on the address.
         ItemwiseError: the scorer could not be loaded, or its device was lost.
     """
-    set_up_logs(config.log_format, config.log_level)
+    keep_standard_streams()
+    out, log = Lines(1), Lines(2)
+    set_up_logs(config.log_format, log, config.log_level)
     started = time.perf_counter()
     listener = listen(config.host, config.port)
+    if not config.has_key and not is_loopback(config.host):
+        logger.warning(
+            "LISTENING WITHOUT AN API KEY on %s: whoever reaches port %d can use this server. Set "
+            "--api-key-file, or listen on 127.0.0.1.",
+            config.host,
+            listener.getsockname()[1],
+        )
 
     def on_loaded(service: Service) -> None:
         if service.failure is not None:
             server.should_exit = True
         elif service.scorer is not None:
             server.greeted.wait()
-            _announce_ready(service.scorer, config, url, time.perf_counter() - started)
+            for line in _ready_lines(service.scorer, config, url, time.perf_counter() - started):
+                out.write(line)
 
     def on_lost() -> None:
         server.should_exit = True  # so that the supervisor starts a new process
@@ -66,14 +82,16 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
     limits = ConnectionLimits(
         *fit_open_files(config.max_connections), keep_alive_s=config.keep_alive_s
     )
-    server = _Server(service, limits, f"Itemwise {__version__} listening on {url}")
-    server.run(sockets=[listener])
+    server = _Server(service, limits, out, f"Itemwise {__version__} listening on {url}")
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for lines in (out, log):
+            lines.flush(FLUSH_S)
     if service.failure is not None:
         raise service.failure
     if service.loading or not service.drained:
         # A thread may still be inside a compiler or a step, where a normal exit would crash.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(0)
     return 0
 
@@ -94,6 +112,7 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
+            bound.listen()  # now, as another process may have bound to it at the same moment
         except OSError:
             bound.close()
             raise
@@ -108,7 +127,9 @@ def listen(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """uvicorn, but signals drain the service first and do not decide the exit status."""
 
-    def __init__(self, service: Service, limits: ConnectionLimits, greeting: str) -> None:
+    def __init__(
+        self, service: Service, limits: ConnectionLimits, out: Lines, greeting: str
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app_of(service),
@@ -122,14 +143,16 @@ class _Server(uvicorn.Server):
             )
         )
         self.greeted = threading.Event()
+        self._out = out
         self._service = service
         self._greeting = greeting
         self._drain_task: asyncio.Task[None] | None = None
-        self._signalled = False
+        self._signal: int | None = None  # the first one, and when it came
+        self._signalled_at = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        say(self._greeting)
+        self._out.write(self._greeting)
         self.greeted.set()
 
     @contextmanager
@@ -139,7 +162,8 @@ class _Server(uvicorn.Server):
             yield
             return
         self._loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
+        # A hangup that is ignored already, as by `nohup`, stays ignored.
+        signals = [number for number in DRAINING if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self.handle_exit) for number in signals}
         try:
             yield
@@ -148,14 +172,15 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self._signalled:
-            self._signalled = True
+        now = time.monotonic()
+        if self._signal is None:
+            self._signal, self._signalled_at = sig, now
             self._loop.call_soon_threadsafe(self._begin_drain)
-        elif sig == signal.SIGINT:
-            os._exit(_INTERRUPTED)
+        elif sig != self._signal or sig == signal.SIGINT or now - self._signalled_at > REPEAT_S:
+            os._exit(128 + sig)
 
     def _begin_drain(self) -> None:
-        say(
+        self._out.write(
             "Shutting down when accepted requests are finished. Press Ctrl-C again to exit at once."
         )
         self._drain_task = asyncio.create_task(self._drain())
@@ -166,14 +191,16 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _announce_ready(scorer: AnyScorer, config: ServerConfig, url: str, seconds: float) -> None:
+def _ready_lines(
+    scorer: AnyScorer, config: ServerConfig, url: str, seconds: float
+) -> Iterator[str]:
     verdict = scorer.info().get("self_check", "unknown")
     if isinstance(verdict, dict):
         verdict = verdict.get("status", "unknown")
-    say(f"Ready after {seconds:.1f} s; self-check {verdict}. Try it:")
-    key = "" if config.api_key is None else " -H 'Authorization: Bearer '\"$ITEMWISE_API_KEY\""
+    yield f"Ready after {seconds:.1f} s; self-check {verdict}. Try it:"
+    key = " -H 'Authorization: Bearer '\"$ITEMWISE_API_KEY\"" if config.has_key else ""
     body = orjson.dumps(_example(scorer)).decode()
-    say(f"  curl {url}/v1/score{key} -d '{body}'")
+    yield f"  curl {url}/v1/score{key} -d '{body}'"
 
 
 def _example(scorer: AnyScorer) -> dict[str, object]:
