@@ -112,7 +112,7 @@ def test_other_elements_stay_as_they_are(odd: Any) -> None:
 def test_elements_are_counted_before_they_are_made() -> None:
     body = orjson.dumps({"items": [[1]] * 10, "query": [1, 2]})
     assert len(parse_body(body, 10)["items"]) == 10
-    with pytest.raises(RequestError, match="`items` has 10 elements, at most 9") as caught:
+    with pytest.raises(RequestError, match="`items` has more than 9 elements") as caught:
         parse_body(body, 9)
     assert (caught.value.code, caught.value.param) == ("too_many_items", "items")
 

@@ -72,7 +72,7 @@ class ScoreBody(BaseModel):
     )
     priority: int = Field(
         0,
-        description="Requests with a lower number always run first. It never changes a score.",
+        description="Requests with a lower number run first. It never changes a score.",
     )
     timeout_s: float | None = Field(
         None,

@@ -111,14 +111,7 @@ class _LargeObject:
                 raise _broken("a field is missing between two commas")
             return found
         (name,) = _decode(b"{" + head[0][:-1] + b"0}")
-        num_elements = end.num_commas - begin.num_commas + 1
-        if num_elements > self._max_elements:
-            raise RequestError(
-                "too_many_items",
-                f"`{name[:100]}` has {num_elements} elements, at most {self._max_elements} are "
-                "allowed; send several requests",
-                name[:100],
-            )
+        self._check_length(begin, end.num_commas)
         last = end.place - 1
         while self._body[last] in b" \t\r\n":
             last -= 1
@@ -126,6 +119,18 @@ class _LargeObject:
             raise _broken("a list does not end")
         first = begin._replace(place=head.end() - 1)
         return {name: self._list([first, *cuts, end._replace(place=last)])}
+
+    def _check_length(self, begin: _Mark, num_commas: int) -> None:
+        """Returns if a field's list is not too long, with so many commas before its end."""
+        if num_commas - begin.num_commas < self._max_elements:
+            return
+        head = _LIST_HEAD.match(self._body, begin.place + 1)
+        name = _decode(head[0].rstrip(b": \t\r\n[")) if head else "a field"
+        raise RequestError(
+            "too_many_items",
+            f"`{name[:100]}` has more than {self._max_elements} elements; send several requests",
+            name[:100] if head else None,
+        )
 
     def _list(self, cuts: list[_Mark]) -> list[Any] | TokenLists:
         """The list between the first place and the last, cut at those in between."""
@@ -175,6 +180,8 @@ class _LargeObject:
             if len(self._ends) + len(ends) > MAX_FIELDS:
                 raise _broken(f"it has more than {MAX_FIELDS} fields")
             self._ends += map(mark, ends)
+            if self._ends:
+                self._check_length(self._ends[-1], int(counts[-1]))
             self._cuts += map(mark, np.flatnonzero(between_elements)[-1:])
             depth, weight, num_commas = int(depths[-1]), int(weights[-1]), int(counts[-1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 
 import orjson
@@ -12,6 +13,7 @@ from itemwise.config import LogFormat, LogLevel
 from itemwise.server.output import Lines
 from itemwise.server.record import Record
 
+logger = logging.getLogger("itemwise.server")
 access_logger = logging.getLogger("itemwise.access")
 _PROBES = ("/health", "/live", "/metrics")
 # Characters that end a line for some reader, or steer a terminal, or are no text.
@@ -103,10 +105,20 @@ def set_up_logs(log_format: LogFormat, lines: Lines, log_level: LogLevel = "info
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    threading.excepthook = _log_lost_thread
     # At INFO, jax logs the backends that it did not find; at DEBUG, each step of a compilation.
     for noisy in ("uvicorn", "jax"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.root.level))
     logging.getLogger("asyncio").addFilter(Repeats())
+
+
+def _log_lost_thread(lost: threading.ExceptHookArgs) -> None:
+    name = lost.thread.name if lost.thread else "a thread"
+    logger.critical(
+        "%s failed",
+        name,
+        exc_info=(lost.exc_type, lost.exc_value or lost.exc_type(), lost.exc_traceback),
+    )
 
 
 def log_access(record: Record) -> None:
