@@ -15,6 +15,8 @@ import jax
 import numpy as np
 
 from itemwise.config import EngineConfig
+from itemwise.engine.label_reads import num_units, rows_of
+from itemwise.engine.lowering import LABEL_COLUMNS
 from itemwise.engine.open_request import ExactRequest, num_computed_tokens, num_pages_needed
 from itemwise.engine.pages import PageCache
 from itemwise.engine.programs import Programs
@@ -22,6 +24,7 @@ from itemwise.engine.step_packer import StepPacker
 from itemwise.errors import EngineLostError, RequestError
 from itemwise.types import Float32Array, OpenRequest, ScoreRequest, StepOutcome, StepStats
 
+MAX_LABEL_READS = 32  # calls that read labels of a step; further items wait for the next one
 MAX_FLIGHTS = 2  # steps that the device has at a time: one that runs, one that follows
 logger = logging.getLogger("itemwise.engine")
 
@@ -107,6 +110,7 @@ class Batcher:
         self._packer = self._new_packer()
         self._open: dict[int, ExactRequest] = {}  # by identity, oldest first
         self._filling: list[_Segment] = []
+        self._num_units = 0  # of labels that the step being filled reads
         self._flights: deque[_Flight] = deque()
         self._landed_at = 0.0
 
@@ -170,7 +174,7 @@ class Batcher:
         """
         outcome = StepOutcome()
         mine = [self._open[id(work)] for work in works if id(work) in self._open]
-        self._filling = []
+        self._filling, self._num_units = [], 0
         try:
             flight = self._send(mine)
             if flight is not None:
@@ -246,6 +250,8 @@ class Batcher:
         while (row := work.next_row()) is not None:
             if not (packer.fits_lane(row) if within_lane else packer.fits(row)):
                 break
+            if row.score_id is not None and not self._take_labels(work.request, row.score_id):
+                break
             packer.add(row)
             work.take_row(row)
             has_rows = True
@@ -258,6 +264,15 @@ class Batcher:
         self._filling.pop()
         if has_rows:
             self._filling.append(_Segment(work, items, has_prefix))
+
+    def _take_labels(self, request: ScoreRequest, item: int) -> bool:
+        """Whether the step may read an item's labels as well; counts them if so."""
+        units = num_units(len(request.labels[item]), LABEL_COLUMNS)
+        most = MAX_LABEL_READS * self._programs.shape.max_scored_rows
+        if self._num_units and self._num_units + units > most:
+            return False
+        self._num_units += units
+        return True
 
     def _read(
         self, hidden: jax.Array, segments: Sequence[_Segment]
@@ -279,10 +294,9 @@ class Batcher:
 
     def _land(self, flight: _Flight, outcome: StepOutcome) -> None:
         """Takes in the results of a step. Raises what the step raised."""
-        logits = logsumexps = None
+        units = logsumexps = None
         if flight.logits:
-            parts = [np.asarray(part) for part in flight.logits]
-            logits = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            units = np.concatenate([np.asarray(part) for part in flight.logits])
         if flight.logsumexp is not None:
             logsumexps = np.asarray(flight.logsumexp)
         flight.hidden.block_until_ready()
@@ -291,9 +305,11 @@ class Batcher:
             end = start + len(segment.items)
             if segment.has_prefix:
                 segment.work.prefilled_at = now
-            if logits is not None and segment.items:
+            if units is not None and segment.items:
+                labels = [segment.work.request.labels[item] for item in segment.items]
                 over_vocab = None if logsumexps is None else logsumexps[start:end]
-                self._hand_out(segment, logits[start:end], over_vocab, outcome)
+                self._hand_out(segment, rows_of(units, labels), over_vocab, outcome)
+                units = units[sum(num_units(len(ids), LABEL_COLUMNS) for ids in labels) :]
             start = end
         begun = max(flight.sent_at, self._landed_at)
         self._landed_at = now
@@ -305,7 +321,7 @@ class Batcher:
     def _hand_out(
         self,
         segment: _Segment,
-        logits: Float32Array,
+        logits: Float32Array | list[Float32Array],
         logsumexps: Float32Array | None,
         outcome: StepOutcome,
     ) -> None:

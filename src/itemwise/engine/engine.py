@@ -20,6 +20,7 @@ import jax
 from itemwise.config import EngineConfig
 from itemwise.engine.batcher import Batcher, Counters
 from itemwise.engine.compile_cache import compile_counter
+from itemwise.engine.label_reads import label_cost
 from itemwise.engine.packed_batcher import PackedBatcher
 from itemwise.engine.packed_sequence import DEFAULT_MAX_TOKENS
 from itemwise.engine.pages import PageCache
@@ -160,8 +161,9 @@ class Engine:
         return self._packed if packed and not exactly else self._exact
 
     def cost(self, request: ScoreRequest) -> int:
-        """Tokens that scoring the request computes if no page of it is known."""
-        return self._batcher_for(request).cost(request, self.config)
+        """Tokens to compute if no page of the request is known, long lists of labels counted in."""
+        tokens = self._batcher_for(request).cost(request, self.config)
+        return tokens + label_cost(request.labels)
 
     def open(self, request: ScoreRequest) -> OpenRequest | None:
         """Takes a request in for `step`; None if there are no pages for it now.

@@ -253,13 +253,16 @@ class ExactRequest:
         self._cache = cache
 
     def take_results(
-        self, items: Sequence[int], logits: Float32Array, logsumexps: Float32Array | None
+        self,
+        items: Sequence[int],
+        logits: Float32Array | Sequence[Float32Array],
+        logsumexps: Float32Array | None,
     ) -> None:
         """Takes in the results of some items.
 
         Args:
             items: places in the request.
-            logits: float32 [items, at least as many columns as labels].
+            logits: float32 [items, at least as many columns as labels], or an array of each item.
             logsumexps: float32 [items], where probabilities over the vocabulary are asked for.
         """
         self._results.take(items, logits, logsumexps)

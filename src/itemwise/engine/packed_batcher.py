@@ -9,6 +9,7 @@ import numpy as np
 
 from itemwise.config import EngineConfig
 from itemwise.engine.batcher import Counters, check_device
+from itemwise.engine.label_reads import rows_of
 from itemwise.engine.open_request import num_prompt_tokens, with_delimiter
 from itemwise.engine.packed_sequence import chunks, pack, packed_shape
 from itemwise.engine.programs import Programs
@@ -47,14 +48,14 @@ class PackedRequest:
         todo: the items of each sequence that is still to be run, as ranges of item numbers.
         remaining_tokens: tokens still to be computed; each sequence has the whole prefix.
         cached_tokens: prefix tokens that were found and not computed: none ever are.
-        results: of the items so far.
         waits_for_pages: never; it holds none.
+        results: of the items so far.
         seconds: time that its sequences took.
     """
 
     cached_tokens = 0
-
     waits_for_pages = False
+
     def __init__(
         self, request: ScoreRequest, config: EngineConfig, max_tokens: int, row_multiple: int
     ) -> None:
@@ -185,6 +186,6 @@ class PackedBatcher:
             if not request.apply_softmax:
                 scales = [1 / request.temperature] * len(here)
                 logsumexps = np.asarray(programs.vocab_logsumexp(part, scales))[: len(here)]
-            columns = programs.label_logits(part, [request.labels[i] for i in here])
-            logits = np.concatenate([np.asarray(one) for one in columns], axis=1)[: len(here)]
-            work.results.take(here, logits, logsumexps)
+            labels = [request.labels[i] for i in here]
+            units = np.concatenate(list(map(np.asarray, programs.label_logits(part, labels))))
+            work.results.take(here, rows_of(units, labels), logsumexps)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from itemwise.engine.compile_cache import compile_whole, compiling_into
+from itemwise.engine.label_reads import label_units
 from itemwise.engine.lowering import LABEL_COLUMNS, Lowering, ProgramSpec, join
 from itemwise.engine.memory import release_zeros
 from itemwise.engine.step_packer import StepBatch
@@ -146,18 +147,23 @@ class Programs:
         return hidden
 
     def label_logits(self, hidden: jax.Array, labels: list[tuple[int, ...]]) -> list[jax.Array]:
-        """Logits of each scored row's labels, in arrays [I, LABEL_COLUMNS] side by side."""
-        width = max(map(len, labels))
-        columns = -(-width // LABEL_COLUMNS) * LABEL_COLUMNS
-        table: Int32Array = np.zeros((self.shape.max_scored_rows, columns), np.int32)
-        for row, ids in enumerate(labels):
-            table[row, : len(ids)] = ids
-        return [
-            self._labels(
-                self._weights, hidden, np.ascontiguousarray(table[:, i : i + LABEL_COLUMNS])
-            )
-            for i in range(0, columns, LABEL_COLUMNS)
-        ]
+        """Logits of the rows' labels, unit after unit (`label_reads.py`), [I, columns] each."""
+        places = self.shape.max_scored_rows
+        rows, table = label_units(labels, LABEL_COLUMNS)
+        one_unit_each = len(rows) == len(labels)
+        host = None if one_unit_each else np.asarray(hidden)  # waits for the step
+        parts = []
+        for start in range(0, len(rows), places):
+            here = slice(start, start + places)
+            states = hidden
+            if host is not None:
+                spread = np.zeros_like(host)
+                spread[: len(rows[here])] = host[rows[here]]
+                states = jax.device_put(spread, hidden.sharding)
+            ids: Int32Array = np.zeros((places, LABEL_COLUMNS), np.int32)
+            ids[: len(rows[here])] = table[here]
+            parts.append(self._labels(self._weights, states, ids))
+        return parts
 
     def vocab_logsumexp(self, hidden: jax.Array, inverse_temperatures: list[float]) -> jax.Array:
         """Log-sum-exp over the vocabulary of each scored row's scaled logits, float32 [I]."""

@@ -29,15 +29,18 @@ class Results:
         return found
 
     def take(
-        self, items: Sequence[int], logits: Float32Array, logsumexps: Float32Array | None
+        self,
+        items: Sequence[int],
+        logits: Float32Array | Sequence[Float32Array],
+        logsumexps: Float32Array | None,
     ) -> None:
         """Takes in the results of some items; see `ExactRequest.take_results`."""
         where = np.asarray(items, np.intp)
         if self._width is not None:
-            self._together[where] = logits[:, : self._width]
+            self._together[where] = np.asarray(logits)[:, : self._width]
         else:
             for row, item in enumerate(items):
-                self._apart[item] = logits[row, : len(self._request.labels[item])].copy()
+                self._apart[item] = logits[row][: len(self._request.labels[item])].copy()
         if logsumexps is not None:
             self._logsumexps[where] = logsumexps
         self._present[where] = True
@@ -69,8 +72,6 @@ def probabilities(
     if not request.apply_softmax:
         return np.exp(scaled - logsumexps[:, None]).astype(np.float32)
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    total = np.zeros(len(weights))
-    for column in range(weights.shape[1]):  # a fixed order, which sum() does not promise
-        total += weights[:, column]
-    scores: Float32Array = (weights / total[:, None]).astype(np.float32)
+    total = np.cumsum(weights, axis=1)[:, -1:]  # a fixed order, which sum() does not promise
+    scores: Float32Array = (weights / total).astype(np.float32)
     return scores
