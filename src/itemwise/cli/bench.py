@@ -148,6 +148,23 @@ def bench_soak(
     raise typer.Exit(0 if fine else 1)
 
 
+@bench_app.command("attack")
+def bench_attack(
+    url: _Url = "http://127.0.0.1:30000",
+    seconds: Annotated[float, typer.Option("--seconds", help="Duration.", max=3600)] = 120.0,
+    without: Annotated[
+        str, typer.Option("--without", help="Comma-separated names of attacks to leave out.")
+    ] = "",
+    json_file: _JsonFile = None,
+) -> None:
+    """Try to stop a server of your own, and measure what small requests and probes see."""
+    from itemwise.bench.serving.attack import run_attack
+
+    names = tuple(name for name in without.split(",") if name)
+    fine = run_attack(url, seconds=seconds, without=names, out_json=json_file)
+    raise typer.Exit(0 if fine else 1)
+
+
 @bench_app.command("compare")
 @expand_options
 def bench_compare(

@@ -13,6 +13,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from typer.testing import CliRunner
 
+from itemwise.bench.serving import attack
+from itemwise.bench.serving.attack import run_attack
 from itemwise.bench.serving.client import Client, loopback_address
 from itemwise.bench.serving.load import NO_ANSWER, closed_loop, count_wrong, open_loop
 from itemwise.bench.serving.serve import run_serve
@@ -129,6 +131,32 @@ def test_soak_ends_well(url: str, tmp_path: Path) -> None:
     assert {name for name in failed if not name.startswith("memory")} == set()
     assert {"ok", "left", "invalid_items_type"} - set(report["codes"]) <= {"invalid_items_type"}
     assert report["requests"] > 5
+
+
+@pytest.mark.parametrize("fault", [None, "HEALTH_P99_S", "SMALL_P99_S", "MAX_GROWTH_BYTES"])
+def test_attack_is_measured(
+    fault: str | None, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack, "SETTLE_S", 0.0)
+    # Client and server share this process here, so no large bodies, and memory says little.
+    monkeypatch.setattr(attack, "MAX_GROWTH_BYTES", 2**40)
+    if fault is not None:
+        monkeypatch.setattr(attack, fault, -(2**40))
+    out = tmp_path / "attack.json"
+    without = ("stalled-body", "small-lists", "long-text", "tiny-chunks", "second-head", "urgent")
+    fine = run_attack(url, seconds=2, without=without, out_json=out)
+    report: dict[str, Any] = json.loads(out.read_text())
+    failed = [name for name, held in report["checks"].items() if not held]
+    assert fine is (fault is None), failed
+    assert len(failed) == (0 if fault is None else 1)
+    assert report["health"]["count"] > 5
+    assert report["small"]["count"] > 5
+    assert "nested: invalid_json" in report["codes"]
+
+
+def test_unknown_attack_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="nothing"):
+        run_attack(url, seconds=1, without=("nothing",), out_json=None)
 
 
 @pytest.mark.parametrize(
