@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from itemwise.cli.app import app
 from itemwise.config import ServerConfig, check_environment
 from itemwise.errors import ConfigError
 from itemwise.server.keys import is_known, is_loopback, read_keys
+from tests.server.fakes import FakeScorer, get, running_server
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,24 @@ def test_any_key_is_known_and_no_other() -> None:
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize("options", [["--api-key", ""], ["--api-key-file", ""], []])
+def test_command_refuses_an_empty_key(options: list[str]) -> None:
+    environment = {} if options else {"ITEMWISE_API_KEY": ""}
+    result = CliRunner().invoke(app, ["serve", "--port", "0", *options], env=environment)
+    assert isinstance(result.exception, ConfigError)
+    assert "empty" in str(result.exception)
+
+
+def test_server_takes_any_of_its_keys_and_opens_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("two\nthree\n")
+    config = ServerConfig("org/net", api_key="one", api_key_file=str(tmp_path / "keys"))
+    with running_server(config, FakeScorer) as url:
+        for key, status in (("one", 200), ("two", 200), ("three", 200), ("four", 401)):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert get(f"{url}/v1/models", headers).status_code == status
+        shown = get(f"{url}/server_info", {"Authorization": "Bearer two"}).text
+        assert str(tmp_path) not in shown
+        assert get(f"{url}/anything").status_code == 401, "what is not known to be open is closed"
+        assert get(f"{url}/health").status_code != 401

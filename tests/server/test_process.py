@@ -246,6 +246,26 @@ def test_streams_that_take_no_lines_are_no_failure(kind: str, tmp_path: Path) ->
                 os.close(reader)
 
 
+@pytest.mark.parametrize(
+    ("settings", "loud"),
+    [
+        ('host="0.0.0.0"', True),
+        ('host="0.0.0.0", api_key="x"', False),
+        ('host="127.0.0.1"', False),
+    ],
+)
+def test_listening_for_everybody_without_a_key_is_said(
+    settings: str, loud: bool, tmp_path: Path
+) -> None:
+    source = FAKE.replace("port=0", f"port=0, {settings}")
+    with process("-c", source, str(tmp_path / "nothing"), "60") as made:
+        assert "listening on" in line(made)
+        made.send_signal(signal.SIGTERM)
+        assert made.wait(WAIT_S) == 0
+        assert made.stderr is not None
+        assert ("LISTENING WITHOUT AN API KEY" in made.stderr.read()) is loud
+
+
 def _is_ready(url: str) -> bool:
     try:
         return get(f"{url}/health").status_code == 200
