@@ -220,6 +220,16 @@ def test_image_is_pinned_and_runs_as_a_number() -> None:
         assert "--require-hashes" in command or "-c /src/constraints/" in command
 
 
+def test_image_writes_where_any_user_number_may() -> None:
+    image = (DEPLOY / "Dockerfile").read_text()
+    (volume,) = re.findall(r"^VOLUME (\S+)$", image, re.M)
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        assert re.findall(rf"\b{variable}=(\S+)", image) == [volume]
+    assert f"install -d -m 1777 {volume}\n" in image
+    _, container = pod_and_container()
+    assert volume in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
 def requirements(name: str) -> dict[str, str]:
     """Versions by package of a file in `constraints/`."""
     text = (ROOT / "constraints" / name).read_text()
