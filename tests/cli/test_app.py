@@ -164,6 +164,8 @@ def test_flags_in_the_documentation_exist() -> None:
     known = {*options(get_command(app)), "--help", "--build-arg"}  # the last is docker's
     foreign = " ".join(rule.flags for rule in RULES)
     known |= {*re.findall(r"--[a-z0-9-]+", foreign)}
+    session = (ROOT / "scripts" / "gpu_session.py").read_text(encoding="utf-8")
+    known |= {*re.findall(r'"(--[a-z-]+)"', session)}
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     pages.remove(ROOT / "docs" / "migrating.md")  # shows mistakes; its tables are tested elsewhere
     unknown = {
