@@ -141,6 +141,16 @@ class CheckedConfig:
             raise ConfigError("; ".join(problems))
 
 
+def origins(text: str) -> list[str]:
+    """The origins of `--allowed-origins`, which may also be a JSON list as vLLM has it."""
+    return [part.strip(" \"'") for part in text.strip().strip("[]").split(",")]
+
+
+def has_origins(text: str) -> bool:
+    """Whether none of the origins is empty."""
+    return all(origins(text))
+
+
 @dataclass(frozen=True)
 class EngineConfig(CheckedConfig):
     """How the engine runs.
@@ -436,6 +446,26 @@ class ServerConfig(CheckedConfig):
             alias="drain-timeout",
         ),
     ] = 30.0
+    allowed_origins: Annotated[
+        str | None,
+        Setting(
+            "Origins whose pages may use the API from a browser (CORS), separated by commas, such "
+            "as http://localhost:5173; * for all.",
+            Check("origins separated by commas", has_origins),
+            alias="cors-origins",
+            unset="none",
+        ),
+    ] = None
+    root_path: Annotated[
+        str,
+        Setting(
+            "Path under which a proxy serves the API, such as /score-api, so that /docs finds it.",
+            Check(
+                "empty, or a path that begins and does not end with /",
+                lambda path: not path or (path.startswith("/") and not path.endswith("/")),
+            ),
+        ),
+    ] = ""
     log_format: Annotated[
         LogFormat,
         Setting("text for people, json for log collectors: one object per line."),

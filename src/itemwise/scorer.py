@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from itemwise.checkpoint.locate import locate
 from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine.engine import Engine
 from itemwise.errors import CheckpointError, RequestError
 from itemwise.progress import ProgressFn, silent
-from itemwise.request.calls import Call, Prepared, PromptTools, ScoreCall
+from itemwise.request.calls import Call, Prepared, ScoreCall
 from itemwise.request.check import REQUEST_FIELDS, RequestLimits
+from itemwise.request.profiles import Profile, find_profile
+from itemwise.request.ranking import RankCall
 from itemwise.request.template import PromptTemplate
 from itemwise.request.tokenizer import TOKENIZER_FILE, Tokenizer
+from itemwise.request.tools import PromptTools
 from itemwise.types import RankedItem, ScoreRequest, ScoreResult
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class Scorer:
         engine: Engine,
         tokenizer: Tokenizer | None,
         template: PromptTemplate | None = None,
+        profile: Profile | str = "it has no profile",
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
@@ -48,7 +50,7 @@ class Scorer:
             max_items=engine.config.max_multi_item_count,
             delimiter=engine.config.multi_item_scoring_delimiter,
         )
-        self._tools = PromptTools(limits, tokenizer, template)
+        self._tools = PromptTools(limits, tokenizer, template, profile)
 
     @classmethod
     def from_pretrained(
@@ -92,7 +94,10 @@ class Scorer:
             template = PromptTemplate.from_folder(folder)
         else:
             template = PromptTemplate.from_file(Path(prompt_template))
-        return cls(Engine(folder, config, on_progress), tokenizer, template)
+        engine_of_folder = Engine(folder, config, on_progress)
+        num_labels = engine_of_folder.model_config.num_labels
+        profile = find_profile(str(model), folder, num_labels, tokenizer, template)
+        return cls(engine_of_folder, tokenizer, template, profile)
 
     def score(
         self,
@@ -145,32 +150,63 @@ class Scorer:
         items: Sequence[str],
         top_n: int | None = None,
         *,
+        instruction: str | None = None,
         on_progress: ProgressFn = silent,
     ) -> list[RankedItem]:
-        """The items, best first, by the probability of the template's first label.
+        """The items, best first, as the model's profile asks and reads it.
 
-        Applies the checkpoint's prompt template and the softmax over its labels. Items with equal
-        scores keep their order.
+        They are sorted by a margin that does not saturate; equal ones keep their order.
 
         Args:
             query: text.
             items: texts.
             top_n: how many to return; None for all.
+            instruction: what counts as a match; None for the profile's own words.
             on_progress: called with (what, done, total) as items are scored.
 
         Raises:
-            RequestError: the request is invalid (`invalid_top_n`, ...), or the checkpoint has no
-                template (`no_template`).
+            RequestError: the request is invalid (`invalid_top_n`, ...), or the model cannot rank
+                (`no_profile`).
+            NotFiniteError: the model gives NaN or infinity for an item.
         """
         if top_n is not None and (isinstance(top_n, bool) or top_n < 1):
             raise RequestError("invalid_top_n", f"`top_n` is {top_n}, expected 1 or more", "top_n")
         items = list(items)
-        result = self.score(
-            query, items, apply_softmax=True, apply_template=True, on_progress=on_progress
-        )
-        scores = np.asarray(result.scores)[:, 0]
-        order = np.argsort(-scores, kind="stable")[:top_n]
-        return [RankedItem(int(i), items[i], float(scores[i])) for i in order]
+        call = RankCall(query, items, instruction, names=("query", "items"))
+        found = self.run_call(call, on_progress)
+        return [
+            RankedItem(i, items[i], float(found.scores[i]), float(found.margins[i]), found.cut[i])
+            for i in found.order(top_n)
+        ]
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_k: int | None = None,
+        return_documents: bool = False,
+    ) -> list[dict[str, Any]]:
+        """As `rank`, in the form of `CrossEncoder.rank` of sentence-transformers.
+
+        Args:
+            query: text.
+            documents: texts.
+            top_k: how many to return; None for all.
+            return_documents: whether each entry has its `text`.
+
+        Returns:
+            dicts with `corpus_id` (the place in `documents`), `score` and perhaps `text`.
+        """
+        ranking = self.rank(query, documents, top_k)
+        return [
+            {
+                "corpus_id": item.index,
+                "score": item.score,
+                **({"text": item.text} if return_documents else {}),
+            }
+            for item in ranking
+        ]
 
     def prepare(self, fields: Mapping[str, Any] | None = None, /, **named: Any) -> ScoreRequest:
         """A checked and tokenised request, from the fields of a JSON body or from keywords.
@@ -209,8 +245,13 @@ class Scorer:
         return self.engine.score(requests)
 
     def info(self) -> dict[str, Any]:
-        """What runs, as JSON values: model, settings, device, self-check and counters."""
-        return self.engine.info()
+        """What runs, as JSON values: model, profile, settings, device, self-check and counters."""
+        return {**self.engine.info(), "profile": self.profile_info()}
+
+    def profile_info(self) -> dict[str, Any]:
+        """How the model ranks and why so, as JSON values; or why it cannot."""
+        profile = self._tools.profile
+        return {"name": None, "why": profile} if isinstance(profile, str) else profile.info()
 
 
 def _tokenizer_of(model: str, download_dir: str | None) -> Tokenizer:

@@ -136,8 +136,8 @@ class ScoreRequest:
     Arrays are not copied: their owner must not write to them any more.
 
     Attributes:
-        query: token ids all items share, at least one.
-        items: token ids of each item; an item may be empty.
+        query: token ids all items share.
+        items: token ids of each item. An item may be empty, if the query is not.
         labels: per item, the token ids whose probability is asked for. A model with a
             classification head knows no other labels than the head's: ids 0 to its number of
             labels - 1, all of them as `(tuple(range(num_labels)),) * len(items)`.
@@ -220,6 +220,11 @@ class ScoreResult:
         logits: of the labels as the model gives them, before temperature and softmax, in the form
             of `scores`. Of a classification head, its outputs; as exact as the scores. An engine
             always gives them.
+        logsumexps: float32 [items], of all the model's logits divided by the temperature; None
+            with `apply_softmax`.
+        logprobs: of the labels over the whole vocabulary at temperature 1, in the form of
+            `scores`; None unless they were asked for.
+        cut_items: items that were too long and of which only the beginning was read.
     """
 
     scores: Float32Array | list[Float32Array]
@@ -227,6 +232,9 @@ class ScoreResult:
     cached_tokens: int = 0
     timings: Timings = Timings()
     logits: Float32Array | list[Float32Array] | None = None
+    logsumexps: Float32Array | None = None
+    logprobs: Float32Array | list[Float32Array] | None = None
+    cut_items: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -236,12 +244,16 @@ class RankedItem:
     Attributes:
         index: its place in the request.
         text: the item.
-        score: probability of the template's first label, 0 to 1.
+        score: as the model's profile reads it; for most, the probability of a match, 0 to 1.
+        margin: what the ranking is sorted by: log-odds or a logit, which does not saturate.
+        cut: whether the text was too long and only its beginning was read.
     """
 
     index: int
     text: str
     score: float
+    margin: float
+    cut: bool = False
 
 
 @dataclass(frozen=True)

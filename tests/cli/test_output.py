@@ -125,7 +125,7 @@ def test_rank_refuses_what_it_cannot_rank(
     assert run(*rank, "--items-file", str(tmp_path / "none")) == 2
     assert "cannot be read" in capsys.readouterr().err
     assert run(*rank, "lamp", "--model", str(make_checkpoint("tiny-qwen3"))) == 2
-    assert "prompt_template.json" in capsys.readouterr().err
+    assert "it has no tokenizer.json" in capsys.readouterr().err
     template = tmp_path / "template.json"
     template.write_text("{}")
     assert run(*rank, "lamp", "--prompt-template", str(template)) == 2

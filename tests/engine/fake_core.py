@@ -31,12 +31,18 @@ class FakeWork:
         return self.answer
 
 
+def first_token(request: ScoreRequest) -> int:
+    """The token that a request's sequences begin with."""
+    return int(request.query[0] if len(request.query) else request.items.tokens[0])
+
+
 class FakeCore:
     """Runs `step_tokens` tokens a step; `score` makes the answers, and may raise or block.
 
     Attributes:
         turns: per step, the first query token of each request that ran in it.
         closed: first query token of each request that was let go of.
+        num_forgotten: how often the prefix cache was emptied.
         gate: steps run only while it is set.
         max_open: requests there is room for.
     """
@@ -47,6 +53,7 @@ class FakeCore:
         self.step_tokens = step_tokens
         self.max_open = max_open
         self.turns: list[list[int]] = []
+        self.num_forgotten = 0
         self.closed: list[int] = []
         self.threads: set[int] = set()
         self.gate = threading.Event()
@@ -68,7 +75,11 @@ class FakeCore:
 
     def close(self, work: Any) -> None:
         self._open.remove(work)
-        self.closed.append(work.request.query[0])
+        self.closed.append(first_token(work.request))
+
+    def forget_prefixes(self) -> None:
+        self.threads.add(threading.get_ident())
+        self.num_forgotten += 1
 
     def step(self, works: Sequence[Any]) -> StepOutcome:
         self.threads.add(threading.get_ident())
@@ -84,7 +95,7 @@ class FakeCore:
                 break
             work.remaining_tokens -= taken
             room -= taken
-            turn.append(work.request.query[0])
+            turn.append(first_token(work.request))
             if work.remaining_tokens == 0:
                 self._end(work, outcome)
         self.turns.append(turn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,15 +17,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from itemwise.config import ServerConfig
 from itemwise.errors import RequestError
-from itemwise.request.calls import Call, Prepared, PromptTools, ScoreCall
+from itemwise.request.calls import Call, Prepared, ScoreCall
 from itemwise.request.check import RequestLimits
+from itemwise.request.profiles import Profile
+from itemwise.request.tools import PromptTools
 from itemwise.server.app import create_app
 from itemwise.server.connections import ConnectionLimits
 from itemwise.server.http1 import protocol
 from itemwise.server.process import listen
 from itemwise.server.service import AnyScorer
 from itemwise.types import ScoreRequest, ScoreResult, Tokens
-from tests.engine.fake_core import FakeCore
+from tests.engine.fake_core import FakeCore, first_token
 
 T = TypeVar("T")
 WAIT_S = 20
@@ -73,7 +76,9 @@ class FakeScorer:
         self.engine = FakeCore(self._score, step_tokens=10_000)
         self._hold_file = hold_file
         limits = RequestLimits(VOCAB_SIZE, max_seq_len=64, max_items=8, delimiter=DELIMITER)
-        self._tools = PromptTools(limits, WordTokenizer())
+        profile = Profile("fake", "planted", "{query}", " {item} w9", ("w7", "w8"))
+        profile = dataclasses.replace(profile, label_ids=(7, 8))
+        self._tools = PromptTools(limits, WordTokenizer(), profile=profile)
 
     def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
         return self.prepare_call(ScoreCall(fields)).request
@@ -82,10 +87,11 @@ class FakeScorer:
         return call.prepare(self._tools)
 
     def info(self) -> dict[str, Any]:
-        return {"self_check": {"status": "passed"}, "max_seq_len": 64}
+        profile = {"name": "fake", "why": "planted"}
+        return {"self_check": {"status": "passed"}, "max_seq_len": 64, "profile": profile}
 
     def _score(self, request: ScoreRequest) -> ScoreResult:
-        first = request.query[0]
+        first = first_token(request)
         if first == RAISE:
             raise RuntimeError(SECRET)
         if first == HOLD:
@@ -100,7 +106,9 @@ class FakeScorer:
             rows[-1][-1] = np.nan
         same = len({len(row) for row in rows}) == 1
         num_tokens = len(request.query) + 1 + sum(map(len, request.items))
-        return ScoreResult(np.stack(rows) if same else rows, num_tokens)
+        scores = np.stack(rows) if same else rows
+        zeros = None if request.apply_softmax else np.zeros(len(rows), np.float32)
+        return ScoreResult(scores, num_tokens, logits=scores, logsumexps=zeros)
 
     def _hold(self) -> None:
         self.holding.set()

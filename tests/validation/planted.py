@@ -16,8 +16,9 @@ import httpx
 import numpy as np
 
 from itemwise.config import ServerConfig
-from itemwise.request.calls import Call, Prepared, PromptTools, ScoreCall
+from itemwise.request.calls import Call, Prepared, ScoreCall
 from itemwise.request.check import RequestLimits
+from itemwise.request.tools import PromptTools
 from itemwise.types import ScoreRequest, ScoreResult, Tokens
 from itemwise.validation.client import ScoreClient
 from itemwise.validation.evaluate import Amount, Mode, evaluate

@@ -6,11 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
+from itemwise.errors import RequestError
 from itemwise.request.calls import Call
+from itemwise.types import ScoreResult
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+NOTHING = ScoreResult([], 0)  # of no items
+MAX_FAULTS = 5  # that an error names
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,33 @@ class Exchange(Generic[T]):
     """What a body asks for, and how the result is written.
 
     Attributes:
-        call: what is scored.
+        call: what is scored; None if there is nothing, and then the result is `NOTHING`.
         answer: the body of the answer, from the call's result and the served model's name. Arrays
             of NumPy in it become lists.
         model: name of the model that the client wants, not yet checked; None for any.
     """
 
-    call: Call[T]
+    call: Call[T] | None
     answer: Callable[[T, str], Any]
     model: Any = None
+
+
+def parse(model: type[M], body: Mapping[str, Any]) -> M:
+    """The body as `model`.
+
+    Raises:
+        RequestError: it does not fit (`invalid_request`); the message names every wrong field.
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+    places = [".".join(map(str, fault["loc"])) for fault in faults[:MAX_FAULTS]]
+    said = [f"`{where}`: {fault['msg']}" for where, fault in zip(places, faults, strict=False)]
+    if len(faults) > MAX_FAULTS:
+        said.append(f"and {len(faults) - MAX_FAULTS} more")
+    param = str(faults[0]["loc"][0]) if faults[0]["loc"] else None
+    raise RequestError("invalid_request", "; ".join(said), param)
 
 
 class ErrorDetail(BaseModel):

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from itemwise.dialects.base import Dialect, Exchange
+from itemwise.errors import RequestError
 from itemwise.request.calls import ScoreCall
 from itemwise.types import ScoreResult
 
@@ -36,13 +37,14 @@ class ScoreBody(BaseModel):
     )
 
     model: str | None = Field(None, description="Name of the model; optional.")
-    query: str | list[int] = Field(
+    query: str | list[int] | None = Field(
+        None,
         description="What all items share: text, or token ids. Text gets the special tokens "
-        "that start the model's sequences."
+        "that start the model's sequences. Without a query, items begin the sequence.",
     )
-    items: list[str] | list[list[int]] = Field(
+    items: str | list[str] | list[list[int]] = Field(
         description="Candidates: texts if the query is text, otherwise lists of token ids. An "
-        "empty item is scored at the end of the query."
+        "empty item is scored at the end of the query. A text is one item."
     )
     label_token_ids: list[int] | list[list[int]] | None = Field(
         None,
@@ -64,6 +66,18 @@ class ScoreBody(BaseModel):
         False, description="Score `item + query`; slower, because items then share nothing."
     )
     temperature: float = Field(1.0, gt=0, description="Divides the logits.")
+    truncate: bool = Field(
+        False,
+        description="Cut items that are too long, at their end, instead of refusing the request.",
+    )
+    max_tokens_per_item: int | None = Field(
+        None, ge=1, description="With `truncate`, tokens at which an item is cut."
+    )
+    return_token_logprobs: bool = Field(
+        False,
+        description="Also give the labels' log-probabilities over the vocabulary, at temperature "
+        "1, as `token_logprobs`.",
+    )
     chunk_size: int | None = Field(
         None,
         ge=0,
@@ -100,16 +114,47 @@ class ScoreResponse(BaseModel):
     scores: list[list[float]] = Field(
         description="For each item, in request order, the score of each label."
     )
+    token_logprobs: list[list[float]] | None = Field(
+        None, description="With `return_token_logprobs`, in the form of `scores`."
+    )
+    truncated_items: list[int] | None = Field(
+        None, description="Items of which only the beginning was read, if there are any."
+    )
     usage: Usage
 
 
+# Fields of SGLang's requests that would change the answer and are not served.
+REFUSED = {
+    "score_extraction_token": "scores are read at the end of each item",
+    "embed_override_token_id": "embeddings cannot be replaced",
+    "query_embed_overrides": "embeddings cannot be replaced",
+    "item_embed_overrides": "embeddings cannot be replaced",
+    "return_pooled_hidden_states": "hidden states are not returned",
+    "return_hidden_states": "hidden states are not returned",
+    "lora_path": "adapters are not supported",
+}
+
+
 def _read(body: Mapping[str, Any]) -> Exchange[ScoreResult]:
-    return Exchange(ScoreCall(body), _answer, body.get("model"))
+    for name, reason in REFUSED.items():
+        if body.get(name) not in (None, False, [], ""):
+            raise RequestError(
+                "unsupported_field", f"`{name}` is not supported: {reason}; leave it out", name
+            )
+    items, wanted = body.get("items"), body.get("return_token_logprobs")
+    if wanted not in (None, False, True):
+        raise RequestError(
+            "invalid_request", "`return_token_logprobs` is not true or false", "items"
+        )
+    if isinstance(items, str):
+        body = {**body, "items": [items]}
+    call = ScoreCall(body, may_lack_query=True, with_logprobs=bool(wanted))
+    return Exchange(None if items == [] else call, _answer, body.get("model"))
 
 
 def _answer(result: ScoreResult, model: str) -> dict[str, Any]:
     scores = result.scores
-    return {
+    body = {
         "id": f"score-{uuid.uuid4().hex}",
         "object": "scoring",
         "created": int(time.time()),
@@ -121,10 +166,15 @@ def _answer(result: ScoreResult, model: str) -> dict[str, Any]:
             "completion_tokens": 0,
         },
     }
+    if result.logprobs is not None:
+        body["token_logprobs"] = result.logprobs
+    if result.cut_items:
+        body["truncated_items"] = result.cut_items
+    return body
 
 
 DIALECT = Dialect(
-    paths=("/v1/score",),
+    paths=("/v1/score", "/score"),
     summary="Scores every item: the next-token probabilities of the labels after `query + item`.",
     body=ScoreBody,
     answers=ScoreResponse,

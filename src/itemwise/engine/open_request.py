@@ -282,4 +282,5 @@ class ExactRequest:
             self.cached_tokens,
             timings,
             self._results.logits(),
+            self._results.logsumexps(),
         )

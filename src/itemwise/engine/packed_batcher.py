@@ -86,6 +86,7 @@ class PackedRequest:
             self._prompt_tokens,
             timings=timings,
             logits=self.results.logits(),
+            logsumexps=self.results.logsumexps(),
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from itemwise.request.read_out import softmax_of_labels
 from itemwise.types import Float32Array, ScoreRequest
 
 
@@ -50,6 +51,10 @@ class Results:
         """The labels' logits as they came in."""
         return self._together if self._width is not None else self._apart
 
+    def logsumexps(self) -> Float32Array | None:
+        """Log-sum-exps of all logits, where scores are shares of the vocabulary."""
+        return None if self._request.apply_softmax else self._logsumexps
+
     def scores(self) -> Float32Array | list[Float32Array]:
         """Softmax over the labels, or the share of the vocabulary.
 
@@ -68,10 +73,7 @@ def probabilities(
     request: ScoreRequest, logits: Float32Array, logsumexps: Float32Array
 ) -> Float32Array:
     """Scores [items, labels] from label logits [items, labels] and log-sum-exps [items]."""
+    if request.apply_softmax:
+        return softmax_of_labels(logits, request.temperature)
     scaled = logits.astype(np.float64) * (1 / request.temperature)
-    if not request.apply_softmax:
-        return np.exp(scaled - logsumexps[:, None]).astype(np.float32)
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    total = np.cumsum(weights, axis=1)[:, -1:]  # a fixed order, which sum() does not promise
-    scores: Float32Array = (weights / total).astype(np.float32)
-    return scores
+    return np.exp(scaled - logsumexps[:, None]).astype(np.float32)

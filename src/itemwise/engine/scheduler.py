@@ -60,6 +60,10 @@ class Core(Protocol):
         """Runs a step filled from open requests, the most urgent first."""
         ...
 
+    def forget_prefixes(self) -> None:
+        """Empties the prefix cache, apart from what open requests use."""
+        ...
+
 
 @dataclass(frozen=True)
 class QueueLimits:
@@ -204,6 +208,7 @@ class Scheduler:
         self._open: list[Job] = []
         self._changed = threading.Condition()
         self._draining = False
+        self._forgetting: list[Future[None]] = []
         self._lost: BaseException | None = None
         self._mean_tokens = self._mean_s = 0.0
         self._received = 0
@@ -249,11 +254,14 @@ class Scheduler:
         job.future.add_done_callback(lambda _: self._count_if_cancelled(job))
         return job
 
-    def _check_room(self, cost: int) -> None:
+    def _check_open(self) -> None:
         if self._lost is not None:
             raise EngineLostError("the engine is lost")
         if self._draining:
             raise ShuttingDownError("the server is shutting down and takes no new requests")
+
+    def _check_room(self, cost: int) -> None:
+        self._check_open()
         limits, backlog = self._limits, self._backlog_tokens()
         if len(self._waiting) >= limits.max_requests:
             reason = (
@@ -279,6 +287,22 @@ class Scheduler:
                     "is returned, send fewer items or allow more time"
                 )
             )
+
+    def forget_prefixes(self) -> Future[None]:
+        """Empties the prefix cache before the next step; done once that is so.
+
+        What open requests use stays.
+
+        Raises:
+            ShuttingDownError: `drain` was called.
+            EngineLostError: the engine is lost.
+        """
+        forgotten: Future[None] = Future()
+        with self._changed:
+            self._check_open()
+            self._forgetting.append(forgotten)
+            self._changed.notify()
+        return forgotten
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Refuses what comes, and returns once all that was taken is done.
@@ -324,6 +348,8 @@ class Scheduler:
         under_way = False
         try:
             while self._wait_for_work(under_way):
+                if self._forget_if_asked(under_way):
+                    continue
                 self._drop_ended()
                 works = [job.work for job in self._turns()]
                 outcome = self._core.step(works)
@@ -341,7 +367,7 @@ class Scheduler:
         """Whether there is something to do; False once there will be no more."""
 
         def has_work() -> bool:
-            return bool(self._waiting or self._open or under_way)
+            return bool(self._waiting or self._open or under_way or self._forgetting)
 
         with self._changed:
             ended = self._changed.wait_for(lambda: has_work() or self._draining, IDLE_S)
@@ -350,6 +376,18 @@ class Scheduler:
         with self._changed:
             self._changed.wait_for(lambda: has_work() or self._draining)
             return has_work()
+
+    def _forget_if_asked(self, under_way: bool) -> bool:
+        """Empties the prefix cache if somebody asked; True if there was nothing else to do."""
+        with self._changed:
+            asked, self._forgetting = self._forgetting, []
+            alone = bool(asked) and not (self._waiting or self._open or under_way)
+        if asked:
+            self._core.forget_prefixes()
+        for forgotten in asked:
+            if forgotten.set_running_or_notify_cancel():
+                forgotten.set_result(None)
+        return alone
 
     def _drop_ended(self) -> None:
         """Lets go of requests that were cancelled, or whose time is over."""

@@ -6,6 +6,7 @@ from that of the request. All doors make the same calls, so they give the same b
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,26 +14,13 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from itemwise.errors import NotFiniteError
-from itemwise.request.check import RequestLimits, TextTokenizer, check_request
-from itemwise.request.template import PromptTemplate
+from itemwise.request.check import check_request
+from itemwise.request.leniency import cut_items, without_query
+from itemwise.request.read_out import softmax_of_labels
+from itemwise.request.tools import PromptTools
 from itemwise.types import ScoreRequest, ScoreResult
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PromptTools:
-    """What a checkpoint brings to turn raw fields and texts into a request.
-
-    Attributes:
-        limits: that a request must keep.
-        tokenizer: for text; None if the checkpoint has none.
-        template: its prompt template; None if it has none.
-    """
-
-    limits: RequestLimits
-    tokenizer: TextTokenizer | None = None
-    template: PromptTemplate | None = None
 
 
 @dataclass(frozen=True)
@@ -69,30 +57,78 @@ class ScoreCall:
     """The scores of labels after each item.
 
     Attributes:
-        fields: values by the names in `REQUEST_FIELDS`; other names are ignored.
+        fields: values by the names in `REQUEST_FIELDS`; other names are ignored. With `truncate`,
+            items are cut at their end to fit the model and `max_tokens_per_item`.
+        may_lack_query: whether items may begin the sequence if there is no query.
+        with_logprobs: whether the result has `logprobs`.
     """
 
     fields: Mapping[str, Any]
+    may_lack_query: bool = False
+    with_logprobs: bool = False
 
     def prepare(self, tools: PromptTools) -> Prepared[ScoreResult]:
         """See `Call.prepare`."""
-        request = check_request(self.fields, tools.limits, tools.tokenizer, tools.template)
-        by_id = self.fields.get("label_token_ids") is not None
-        return Prepared(request, finite, labels="label_token_ids" if by_id else "labels")
+        fields = self.fields
+        by_id = fields.get("label_token_ids") is not None
+        if self.may_lack_query and not fields.get("query"):
+            fields = without_query(fields, tools)
+        fields, cut = cut_items(fields, tools)
+        request = check_request(
+            fields,
+            tools.limits,
+            tools.tokenizer,
+            tools.template,
+            may_lack_query=self.may_lack_query,
+        )
+        scored = request
+        if self.with_logprobs:
+            # Over the vocabulary and at temperature 1; `scores` are made of the same logits.
+            scored = dataclasses.replace(request, apply_softmax=False, temperature=1.0)
+
+        def finish(result: ScoreResult) -> ScoreResult:
+            result = finite(result)
+            if self.with_logprobs:
+                result = _with_logprobs(result, request)
+            return dataclasses.replace(result, cut_items=cut) if cut else result
+
+        return Prepared(scored, finish, labels="label_token_ids" if by_id else "labels")
 
 
-def finite(result: ScoreResult) -> ScoreResult:
+def _with_logprobs(result: ScoreResult, asked: ScoreRequest) -> ScoreResult:
+    """The result with log-probabilities, and with the scores that were asked for."""
+    assert result.logits is not None
+    assert result.logsumexps is not None
+    same = not isinstance(result.logits, list)
+    logsumexps = result.logsumexps.astype(np.float64)
+    rows = [
+        (row.astype(np.float64) - logsumexp).astype(np.float32)
+        for row, logsumexp in zip(result.logits, logsumexps, strict=True)
+    ]
+    scores: Any = result.scores
+    if asked.apply_softmax:
+        scores = [softmax_of_labels(row[None], asked.temperature)[0] for row in result.logits]
+        scores = np.stack(scores) if same else scores
+    return dataclasses.replace(result, scores=scores, logprobs=np.stack(rows) if same else rows)
+
+
+def finite(result: ScoreResult, name: str = "items") -> ScoreResult:
     """The result, if every score is a number.
+
+    Args:
+        result: of a request.
+        name: what the caller calls items.
 
     Raises:
         NotFiniteError: a score is NaN or infinite; the message names the item.
     """
-    if not isinstance(result.scores, list) and np.isfinite(result.scores).all():
-        return result
-    for item, row in enumerate(result.scores):
-        if not np.isfinite(row).all():
-            raise NotFiniteError(
-                f"the model gives no number for `items[{item}]` (NaN or infinity): its arithmetic "
-                "overflows on this text; leave the item out, or use `--dtype float32`"
-            )
+    for rows in (result.scores, result.logits):
+        if rows is None or (not isinstance(rows, list) and np.isfinite(rows).all()):
+            continue
+        for item, row in enumerate(rows):
+            if not np.isfinite(row).all():
+                raise NotFiniteError(
+                    f"the model gives no number for `{name}[{item}]` (NaN or infinity): its "
+                    "arithmetic overflows on this text; leave it out, or use `--dtype float32`"
+                )
     return result

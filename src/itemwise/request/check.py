@@ -33,6 +33,8 @@ REQUEST_FIELDS = (
     "chunk_size",
     "priority",
     "timeout_s",
+    "truncate",
+    "max_tokens_per_item",
 )
 MIN_TEMPERATURE = 1e-6  # float32 logits divided by less would overflow
 MAX_TEMPERATURE = 1e6
@@ -83,6 +85,8 @@ def check_request(
     limits: RequestLimits,
     tokenizer: TextTokenizer | None,
     template: PromptTemplate | None = None,
+    *,
+    may_lack_query: bool = False,
 ) -> ScoreRequest:
     """The request in token ids, checked against the model's limits.
 
@@ -92,11 +96,12 @@ def check_request(
         limits: of the model and the server.
         tokenizer: for text; None if the checkpoint has none.
         template: for requests with `apply_template`; None if the checkpoint has none.
+        may_lack_query: take an empty list as query; then no item may be empty.
 
     Raises:
         RequestError: anything is missing, of the wrong type or out of bounds.
     """
-    raw_query = _query(fields.get("query"))
+    raw_query = _query(fields.get("query"), may_lack_query)
     raw_items = _items(fields.get("items"), limits.max_items)
     if _flag(fields, "apply_template"):
         template = _usable(template, fields, raw_query, raw_items)
@@ -114,6 +119,12 @@ def check_request(
     chunk_size = _chunk_size(fields.get("chunk_size"))
     priority = _priority(fields.get("priority"))
     timeout_s = _timeout_s(fields.get("timeout_s"))
+    if not query_ids and not all(map(len, item_ids)):
+        raise RequestError(
+            "empty_query",
+            "`query` and an item are both empty, expected at least one token to score after",
+            "query",
+        )
     _check_length(query_ids, item_ids, limits)
     vocab_size, delimiter = limits.vocab_size, limits.delimiter
     query = _checked_tokens([query_ids], lambda _: "query", "query", vocab_size, delimiter)
@@ -131,7 +142,7 @@ def check_request(
     )
 
 
-def _query(value: Any) -> str | list[Any]:
+def _query(value: Any, may_be_empty: bool) -> str | list[Any]:
     if value is None:
         raise RequestError(
             "missing_query", "`query` is missing, expected text or a list of token ids", "query"
@@ -143,7 +154,7 @@ def _query(value: Any) -> str | list[Any]:
             f"`query` is {_kind(value)}, expected text or a list of token ids",
             "query",
         )
-    if not query:
+    if not query and not may_be_empty:
         raise RequestError("empty_query", "`query` is empty, expected at least one token", "query")
     return query
 

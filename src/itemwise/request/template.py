@@ -11,21 +11,27 @@ the part with the item follows it. `prompt_template.json` in a checkpoint's fold
 
 `{query}` and `{item}` stand for the texts of a request; other braces are literal. Text that a model
 expects before the query (a system prompt, an instruction) belongs in the query's part.
+
+Rankings may need more, all optional: `instruction` is the default of a placeholder `{instruction}`
+in the query's part; `read_out`, `scale` and `activation` say how a score comes of the labels'
+logits (`request/read_out.py`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from itemwise.errors import CheckpointError
+from itemwise.request.read_out import Activation, Kind, ReadOut
 
 TEMPLATE_FILE = "prompt_template.json"
 _PARTS = ("query", "item")
-_FIELDS = (*_PARTS, "labels")
+_FIELDS = (*_PARTS, "labels", "instruction", "read_out", "scale", "activation")
 _PLACEHOLDER = re.compile(r"\{(query|item)\}")
 
 
@@ -37,15 +43,19 @@ class PromptTemplate:
         query: text that all items share, with `{query}` once.
         item: text that follows it, with `{item}` once.
         labels: texts of one token each; the probability of the first is the score in a ranking.
+        instruction: what `{instruction}` stands for if a request says nothing else.
+        read_out: how a ranking's score comes of the labels' logits.
     """
 
     query: str
     item: str
     labels: tuple[str, ...]
+    instruction: str = ""
+    read_out: ReadOut = ReadOut()
 
     def fill_query(self, query: str) -> str:
         """The text that all items share."""
-        return self.query.replace("{query}", query)
+        return self.query.replace("{instruction}", self.instruction).replace("{query}", query)
 
     def fill_item(self, item: str) -> str:
         """The text of one item, which follows that of the query."""
@@ -76,7 +86,13 @@ class PromptTemplate:
         problems = _problems(raw)
         if problems:
             raise CheckpointError(f"`{path}` is not a prompt template: {'; '.join(problems)}")
-        return cls(raw["query"], raw["item"], tuple(raw["labels"]))
+        read_out = ReadOut(
+            raw.get("read_out", "log_odds"),
+            float(raw.get("scale", 1.0)),
+            raw.get("activation", "sigmoid"),
+        )
+        labels = tuple(raw["labels"])
+        return cls(raw["query"], raw["item"], labels, raw.get("instruction", ""), read_out)
 
 
 def _problems(raw: Any) -> list[str]:
@@ -94,7 +110,24 @@ def _problems(raw: Any) -> list[str]:
             )
     labels = raw.get("labels")
     texts = labels if isinstance(labels, list) else []
-    if len(texts) < 2 or not all(isinstance(t, str) for t in texts) or len(set(texts)) < len(texts):
-        problems.append("`labels` is not a list of two or more different texts")
+    least = 1 if raw.get("read_out") == "logit" else 2
+    all_text = all(isinstance(text, str) for text in texts)
+    if len(texts) < least or not all_text or len(set(texts)) < len(texts):
+        number = "one" if least == 1 else "two"
+        problems.append(f"`labels` is not a list of {number} or more different texts")
+    problems += _read_out_problems(raw)
     problems += [f"`{name}` is not a template field" for name in raw if name not in _FIELDS]
+    return problems
+
+
+def _read_out_problems(raw: dict[str, Any]) -> list[str]:
+    problems = []
+    if not isinstance(raw.get("instruction", ""), str):
+        problems.append(f"`instruction` is {type(raw['instruction']).__name__}, expected text")
+    for name, choices in (("read_out", get_args(Kind)), ("activation", get_args(Activation))):
+        if raw.get(name, choices[0]) not in choices:
+            problems.append(f"`{name}` is {raw[name]!r}, expected one of {', '.join(choices)}")
+    scale = raw.get("scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        problems.append(f"`scale` is {scale!r}, expected a number above 0")
     return problems

@@ -8,31 +8,28 @@ during scoring. `dialects/` says which formats there are.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from itemwise import __version__
-from itemwise.config import ServerConfig
-from itemwise.dialects.base import Dialect, ErrorBody, Exchange
+from itemwise.config import ServerConfig, origins
+from itemwise.dialects.base import NOTHING, Dialect, Exchange
 from itemwise.dialects.table import by_path, dialect_of
 from itemwise.engine.scheduler import Job, Scheduler, Scored
 from itemwise.errors import ItemwiseError, RequestError
 from itemwise.request.calls import Prepared
 from itemwise.request.json_body import parse_body
-from itemwise.server.api_page import HEADERS as API_PAGE_HEADERS
-from itemwise.server.api_page import api_page
 from itemwise.server.bodies import Bodies
 from itemwise.server.edge import Edge
 from itemwise.server.errors import (
@@ -44,11 +41,11 @@ from itemwise.server.errors import (
     on_itemwise_error,
     on_validation_error,
 )
+from itemwise.server.information import add_information, keyed
 from itemwise.server.keys import read_keys
 from itemwise.server.logs import log_access
-from itemwise.server.metrics import CONTENT_TYPE, Metrics
+from itemwise.server.metrics import Metrics
 from itemwise.server.record import Record, record_of
-from itemwise.server.schemas import Health, ModelList, ServerInfo
 from itemwise.server.service import AnyScorer, Service
 from itemwise.server.tracing import make_tracer
 from itemwise.types import ScoreRequest
@@ -98,8 +95,20 @@ def app_of(service: Service) -> FastAPI:
             trace(record, scope)
 
     app.add_middleware(
-        Edge, api_keys=read_keys(service.config), on_start=metrics.on_start, on_end=on_end
+        Edge,
+        api_keys=read_keys(service.config),
+        root_path=service.config.root_path,
+        on_start=metrics.on_start,
+        on_end=on_end,
     )
+    if service.config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins(service.config.allowed_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
+        )
     for kind, handler in (
         (ItemwiseError, on_itemwise_error),
         (HTTPException, on_http_exception),
@@ -110,13 +119,8 @@ def app_of(service: Service) -> FastAPI:
     bodies = Bodies(service.config.max_body_bytes)
     for path, choices in by_path().items():
         _add_dialects(app, service, bodies, path, choices)
-    _add_information(app, service, metrics)
+    add_information(app, service, metrics)
     return app
-
-
-def _keyed(service: Service) -> list[Any]:
-    # Only documents the key in the API's schema; `Edge` checks it.
-    return [Depends(HTTPBearer(auto_error=False))] if service.config.has_key else []
 
 
 def _add_dialects(
@@ -128,7 +132,7 @@ def _add_dialects(
         path,
         summary=path,
         description="\n\n".join(each.summary for each in choices),
-        dependencies=_keyed(service),
+        dependencies=keyed(service),
         **_schemas(choices),
     )
     async def answer(request: Request) -> Response:
@@ -136,9 +140,11 @@ def _add_dialects(
         record = record_of(request.scope)
         async with bodies.read(request) as body:
             record.stages["read"] = record.seconds()
-            asked = await bodies.work(partial(_prepare, service, request.scope), body)
+            asked = await bodies.work(partial(_prepare, service, path, request.scope), body)
         del body
         record.stages["tokenize"] = record.seconds() - record.stages["read"]
+        if asked.prepared is None:
+            return json_response(asked.exchange.answer(NOTHING, config.model_name))
         job, scheduler = service.submit(asked.prepared.request, asked.cost)
         scored = await _scored_or_cancelled(request, scheduler, job)
         record.items = len(job.request.items)
@@ -164,61 +170,22 @@ def _schemas(choices: tuple[Dialect, ...]) -> dict[str, Any]:
     }
 
 
-def _add_information(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    config, started, keyed = service.config, int(time.time()), _keyed(service)
-
-    @app.get("/health", response_model=Health, responses={503: {"model": ErrorBody}})
-    async def health() -> Response:
-        """200 once the model is loaded, compiled and self-checked; 503 otherwise."""
-        service.check_ready()
-        return json_response({"status": "ok"})
-
-    @app.get("/live", response_model=Health, responses={503: {"model": ErrorBody}})
-    async def live() -> Response:
-        """503 if only a restart can help, otherwise 200, even while it loads or drains."""
-        if service.state == "failed":
-            service.check_ready()
-        return json_response({"status": "ok"})
-
-    @app.get("/v1/models", response_model=ModelList, dependencies=keyed)
-    async def models() -> Response:
-        """The one model that is served."""
-        card = {
-            "id": config.model_name,
-            "object": "model",
-            "created": started,
-            "owned_by": "itemwise",
-        }
-        return json_response({"object": "list", "data": [card]})
-
-    @app.get("/server_info", response_model=ServerInfo, dependencies=keyed)
-    async def server_info() -> Response:
-        """Version, state, settings and counters of the server and its engine."""
-        return json_response(await run_in_threadpool(_server_info, service))
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return Response(api_page(app.openapi()), media_type="text/html", headers=API_PAGE_HEADERS)
-
-    @app.get("/metrics", include_in_schema=False)
-    async def show_metrics() -> Response:
-        return Response(await run_in_threadpool(metrics.text), media_type=CONTENT_TYPE)
-
-
 class _Asked(NamedTuple):
     """What a body asks for, ready to be scored, and how many tokens that costs."""
 
     exchange: Exchange[Any]
-    prepared: Prepared[Any]
+    prepared: Prepared[Any] | None
     cost: int
 
 
-def _prepare(service: Service, scope: Scope, body: bytearray) -> _Asked:
+def _prepare(service: Service, path: str, scope: Scope, body: bytearray) -> _Asked:
     fields = parse_body(body, service.config.max_request_labels)
     if not isinstance(fields, dict):
         raise RequestError("invalid_json", "the body is JSON but not an object, expected {...}")
-    exchange = choose_dialect(scope, dialect_of(scope["path"], fields)).read(fields)
+    exchange = choose_dialect(scope, dialect_of(path, fields)).read(fields)
     service.check_model(exchange.model)
+    if exchange.call is None:
+        return _Asked(exchange, None, 0)
     prepared, cost = service.prepare(exchange.call)
     return _Asked(exchange, prepared, cost)
 
@@ -253,6 +220,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def _answer(asked: _Asked, scored: Scored, model: str, record: Record) -> Response:
+    assert asked.prepared is not None
     result = scored.result()
     record.tokens, record.cached_tokens = result.prompt_tokens, result.cached_tokens
     record.stages["queue"] = scored.queue_s
@@ -262,17 +230,3 @@ def _answer(asked: _Asked, scored: Scored, model: str, record: Record) -> Respon
     response = json_response(asked.exchange.answer(asked.prepared.finish(result), model))
     record.stages["encode"] = time.perf_counter() - started
     return response
-
-
-def _server_info(service: Service) -> dict[str, Any]:
-    settings = dataclasses.asdict(service.config)
-    del settings["api_key"], settings["api_key_file"]
-    settings["model_path"] = service.config.shown_model_path
-    scheduler, scorer = service.scheduler, service.scorer
-    return {
-        "version": __version__,
-        "state": service.state,
-        "server": settings,
-        "scheduler": dataclasses.asdict(scheduler.counters()) if scheduler else None,
-        "engine": scorer.info() if scorer else None,
-    }

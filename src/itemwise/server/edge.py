@@ -11,12 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from itemwise.server.errors import error_response
 from itemwise.server.keys import is_known
-from itemwise.server.record import Record, attach
+from itemwise.server.record import Record, attach, route_path
 
 logger = logging.getLogger("itemwise.server")
-# These need no key: probes, metrics, documentation.
+# Paths that need no API key; all others do, those that do not exist among them.
 OPEN_PATHS = frozenset(
-    ("/health", "/live", "/metrics", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
+    ("/health", "/health_generate", "/live", "/metrics", "/docs", "/openapi.json", "/redoc")
 )
 _REQUEST_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
 
@@ -26,7 +26,8 @@ class Edge:
 
     Args:
         app: the inner layers.
-        api_keys: any of these lets a request in, except to open paths; none if all are open.
+        api_keys: any of these lets a request in, except to `OPEN_PATHS`; none if all are open.
+        root_path: path under which a proxy serves the API, or empty. It may take that off.
         on_start: called with each request as it arrives.
         on_end: called with each request that was answered or cancelled.
     """
@@ -35,11 +36,13 @@ class Edge:
         self,
         app: ASGIApp,
         api_keys: tuple[bytes, ...],
+        root_path: str,
         on_start: Callable[[Record], None],
         on_end: Callable[[Record, Scope], None],
     ) -> None:
         self._app = app
         self._api_keys = api_keys
+        self._root_path = root_path
         self._on_start = on_start
         self._on_end = on_end
 
@@ -48,7 +51,10 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record(_request_id(scope), scope["method"], scope["path"])
+        if self._root_path:
+            path = self._root_path + route_path({**scope, "root_path": self._root_path})
+            scope = {**scope, "root_path": self._root_path, "path": path}
+        record = Record(_request_id(scope), scope["method"], route_path(scope))
         attach(scope, record)
         self._on_start(record)
 
@@ -69,6 +75,8 @@ class Edge:
             self._on_end(record, scope)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
+        if scope["method"] == "HEAD":  # answered as GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         if not self._may_pass(scope):
             record.code = "invalid_api_key"
             refusal = error_response(
@@ -96,7 +104,7 @@ class Edge:
             await failure(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
-        if not self._api_keys or scope["path"] in OPEN_PATHS:
+        if not self._api_keys or route_path(scope) in OPEN_PATHS:
             return True
         scheme, _, key = _header(scope, b"authorization").partition(b" ")
         return scheme.lower() == b"bearer" and is_known(key.strip(), self._api_keys)

@@ -15,7 +15,7 @@ from starlette.types import Scope
 from itemwise.dialects.base import Dialect, Fault
 from itemwise.dialects.table import error_body
 from itemwise.errors import ItemwiseError, QueueFullError, RequestError
-from itemwise.server.record import record_of
+from itemwise.server.record import record_of, route_path
 
 STATUS_OF_CODE: dict[str, int] = {
     "missing_query": 400,
@@ -48,6 +48,11 @@ STATUS_OF_CODE: dict[str, int] = {
     "delimiter_in_input": 400,
     "no_tokenizer": 400,
     "no_template": 400,
+    "invalid_truncate": 400,
+    "invalid_max_tokens_per_item": 400,
+    "unsupported_field": 400,
+    "no_profile": 400,
+    "no_instruction": 400,
     "item_first_with_template": 400,
     "model_not_found": 400,
     "invalid_json": 400,
@@ -119,9 +124,10 @@ def error_response(
     status = STATUS_OF_CODE[code] if status is None else status
     kind = _TYPE_OF_STATUS.get(status, "invalid_request_error")
     fault = Fault(status, code, kind, message, param)
-    scope = scope or {}
-    dialect: Dialect | None = scope.get(_DIALECT)
-    body = dialect.error(fault) if dialect else error_body(scope.get("path", ""), fault)
+    dialect: Dialect | None = scope.get(_DIALECT) if scope else None
+    body = (
+        dialect.error(fault) if dialect else error_body(route_path(scope) if scope else "", fault)
+    )
     return json_response(body, status, headers)
 
 

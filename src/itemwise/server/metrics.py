@@ -37,7 +37,11 @@ SECONDS = (
 )
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
-_PATHS = {*by_path(), "/v1/models", "/server_info", "/health", "/live", "/metrics"}
+_PATHS = {
+    *by_path(),
+    *("/health", "/health_generate", "/live", "/metrics", "/v1/models", "/flush_cache"),
+    *("/server_info", "/get_server_info", "/model_info", "/get_model_info"),
+}
 
 
 class Metrics:

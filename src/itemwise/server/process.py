@@ -194,7 +194,12 @@ class _Server(uvicorn.Server):
 def _ready_lines(
     scorer: AnyScorer, config: ServerConfig, url: str, seconds: float
 ) -> Iterator[str]:
-    verdict = scorer.info().get("self_check", "unknown")
+    info = scorer.info()
+    profile = info.get("profile")
+    if isinstance(profile, dict):
+        name, why = profile["name"], profile["why"]
+        yield f"Rankings: profile {name}, as {why}." if name else f"Rankings: none, as {why}."
+    verdict = info.get("self_check", "unknown")
     if isinstance(verdict, dict):
         verdict = verdict.get("status", "unknown")
     yield f"Ready after {seconds:.1f} s; self-check {verdict}. Try it:"

@@ -18,7 +18,7 @@ class Record:
     Attributes:
         request_id: its id.
         method: HTTP method.
-        path: path, as the client wrote it.
+        path: path, as the client wrote it, without `--root-path`.
         started: when its headers were read, by `perf_counter`.
         status: HTTP status, 0 until one is sent.
         code: stable name of the error, `ok` if there was none.
@@ -58,3 +58,9 @@ def record_of(scope: Scope) -> Record:
     """The record of a request."""
     found = scope.get(_KEY)
     return found if isinstance(found, Record) else Record("", "", "")
+
+
+def route_path(scope: Scope) -> str:
+    """The path without `--root-path`, whether or not a proxy has taken that off already."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if root and path.startswith(root + "/") else path

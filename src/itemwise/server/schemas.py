@@ -20,13 +20,33 @@ class ModelCard(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    profile: dict[str, Any] | None = Field(
+        None, description="How the model is asked and read in rankings, and why so; once loaded."
+    )
+
+
+class NamedModel(BaseModel):
+    """A model, in the format of TypeSafe's API."""
+
+    name: str
+    description: str
+    release_date: str = Field(description="When the server started.")
 
 
 class ModelList(BaseModel):
-    """Answer of `GET /v1/models`."""
+    """Answer of `GET /v1/models`: the same model in two formats."""
 
     object: Literal["list"]
     data: list[ModelCard]
+    models: list[NamedModel]
+
+
+class ModelInfo(BaseModel):
+    """Answer of `GET /model_info`."""
+
+    model_path: str
+    tokenizer_path: str
+    is_generation: bool
 
 
 class ServerInfo(BaseModel):
@@ -39,3 +59,6 @@ class ServerInfo(BaseModel):
     engine: dict[str, Any] | None = Field(
         description="The model, device, settings and counters, once loaded."
     )
+    model_path: str = Field(description="As far as clients may see it.")
+    served_model_name: str
+    internal_states: list[dict[str, Any]] = Field(description="Always empty.")

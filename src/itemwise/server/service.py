@@ -141,12 +141,12 @@ class Service:
                 raise RefusedError("not_ready", "the model is still loading; try again later")
 
     def check_model(self, name: Any) -> None:
-        """Returns if `name` is this server's model, or None.
+        """Returns if `name` is this server's model, empty, or None.
 
         Raises:
             RequestError: it is not.
         """
-        if name is None or name in self.names:
+        if name is None or name == "" or name in self.names:
             return
         shown = {self.config.model_name, self.config.shown_model_path}
         would_do = ", ".join(

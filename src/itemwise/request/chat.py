@@ -1,0 +1,92 @@
+"""Chat templates: messages to the text that a chat model was trained on."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from itemwise.errors import CheckpointError, brief
+
+# Templates that ask for today's date get this one, which Llama 3's template has as its default:
+# scores must not change overnight.
+_DATE = datetime.date(2024, 7, 26)
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template and the special tokens that it may name.
+
+    Attributes:
+        source: jinja2.
+        tokens: `bos_token` and such, as text.
+    """
+
+    source: str
+    tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ChatTemplate | None:
+        """The template in `chat_template.jinja` or `tokenizer_config.json`; None without one.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        config_file, own_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+        try:
+            text = config_file.read_text(encoding="utf-8") if config_file.is_file() else "{}"
+            config = json.loads(text)
+            source = config.get("chat_template")
+            if own_file.is_file():
+                source = own_file.read_text(encoding="utf-8")
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else brief(error)
+            raise CheckpointError(f"the chat template cannot be read ({reason})") from error
+        if isinstance(source, list):  # several by name
+            named = {each.get("name"): each.get("template") for each in source}
+            source = named.get("default")
+        if not isinstance(source, str):
+            return None
+        tokens = {name: _text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+        return cls(source, {name: text for name, text in tokens.items() if text is not None})
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
+        """The prompt before the model's turn, cut in two just before `{item}`.
+
+        Raises:
+            CheckpointError: the template fails on these messages, or loses a part of them.
+        """
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals.update(
+            raise_exception=_refuse, strftime_now=lambda form: _DATE.strftime(form)
+        )
+        environment.filters["tojson"] = json.dumps
+        try:
+            text = environment.from_string(self.source).render(
+                messages=list(messages),
+                add_generation_prompt=True,
+                enable_thinking=False,
+                **self.tokens,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the chat template fails ({brief(error)})") from error
+        head, placeholder, rest = text.partition("{item}")
+        if head.count("{query}") != 1 or "{item}" in rest or not placeholder:
+            raise CheckpointError("the chat template loses or repeats a part of a message")
+        return head, placeholder + rest
+
+
+def _text(token: Any) -> str | None:
+    """A special token as text; tokenizer configs write some as objects."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)

@@ -1,0 +1,83 @@
+"""Requests that are taken although a strict reader would refuse them: no query, long items.
+
+Nothing here guesses: the request's own fields ask for it, or there is only one meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from itemwise.errors import RequestError
+from itemwise.request.tools import PromptTools
+
+
+def without_query(fields: Mapping[str, Any], tools: PromptTools) -> Mapping[str, Any]:
+    """The fields of a request whose items begin the sequence.
+
+    Texts get the special tokens that start the model's sequences; token ids are taken as they are.
+    """
+    items = fields.get("items")
+    texts = isinstance(items, list) and items and all(isinstance(item, str) for item in items)
+    if not texts or tools.tokenizer is None or fields.get("apply_template"):
+        return {**fields, "query": []}
+    return {**fields, "query": [], "items": [tools.tokenizer.encode(item) for item in items]}
+
+
+def cut_items(
+    fields: Mapping[str, Any], tools: PromptTools
+) -> tuple[Mapping[str, Any], tuple[int, ...]]:
+    """The fields with items cut that are too long, and which those are; only with `truncate`.
+
+    Raises:
+        RequestError: `truncate` or `max_tokens_per_item` is of the wrong type.
+    """
+    wanted, most = fields.get("truncate"), fields.get("max_tokens_per_item")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise RequestError("invalid_truncate", "`truncate` is not true or false", "truncate")
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise RequestError(
+            "invalid_max_tokens_per_item",
+            "`max_tokens_per_item` is not an integer of 1 or more",
+            "max_tokens_per_item",
+        )
+    items, query = fields.get("items"), fields.get("query")
+    if not wanted or not isinstance(items, Sequence) or isinstance(items, str):
+        return fields, ()
+    tail = ""
+    if (
+        fields.get("apply_template") is True
+        and tools.template is not None
+        and isinstance(query, str)
+    ):
+        query, tail = tools.template.fill_query(query), tools.template.fill_item("")
+    room = tools.limits.max_seq_len - (tools.limits.delimiter is not None)
+    room -= _num_tokens(query, tools, starts=True) + _num_tokens(tail, tools)
+    most = room if most is None else min(room, most)
+    if most < 1:
+        return fields, ()  # the query alone is too long, which is found later
+    kept = [_cut(item, most, tools) for item in items]
+    cut = tuple(i for i, (a, b) in enumerate(zip(items, kept, strict=True)) if a is not b)
+    return {**fields, "items": kept}, cut
+
+
+def _num_tokens(text: Any, tools: PromptTools, *, starts: bool = False) -> int:
+    if not isinstance(text, str):
+        return len(text) if isinstance(text, Sequence) else 0
+    if not text or tools.tokenizer is None:
+        return 0
+    return len(tools.tokenizer.encode(text) if starts else tools.tokenizer.encode_batch([text])[0])
+
+
+def _cut(item: Any, most: int, tools: PromptTools) -> Any:
+    """The longest beginning of an item that has at most `most` tokens; itself if it fits."""
+    if not isinstance(item, str):
+        fits = not isinstance(item, Sequence) or len(item) <= most
+        return item if fits else item[:most]
+    if tools.tokenizer is None or _num_tokens(item, tools) <= most:
+        return item
+    low, high = 0, len(item)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _num_tokens(item[:middle], tools) <= most else (low, middle)
+    return item[:low]

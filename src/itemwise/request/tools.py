@@ -1,0 +1,26 @@
+"""What a checkpoint brings to turn texts into requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from itemwise.request.check import RequestLimits, TextTokenizer
+from itemwise.request.profiles import Profile
+from itemwise.request.template import PromptTemplate
+
+
+@dataclass(frozen=True)
+class PromptTools:
+    """What a checkpoint brings to turn raw fields and texts into a request.
+
+    Attributes:
+        limits: that a request must keep.
+        tokenizer: for text; None if the checkpoint has none.
+        template: its prompt template; None if it has none.
+        profile: how it ranks; or the reason why it cannot.
+    """
+
+    limits: RequestLimits
+    tokenizer: TextTokenizer | None = None
+    template: PromptTemplate | None = None
+    profile: Profile | str = "it has no profile"
