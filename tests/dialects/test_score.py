@@ -122,3 +122,4 @@ def test_pairs_may_have_different_queries() -> None:
 def test_generative_scoring_gives_the_first_label() -> None:
     answer = ask("/generative_scoring", {**GOOD, "apply_softmax": False})
     assert [row["score"] for row in answer["data"]] == [row[0] for row in GOOD_SCORES]
+    assert ask("/generative_scoring", {**GOOD, "items": []})["data"] == []

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from itemwise.dialects.base import Dialect, Exchange
 from itemwise.dialects.pairs import PairsAnswer, score_list
-from itemwise.request.calls import ScoreCall
+from itemwise.dialects.score import read_call
 from itemwise.types import ScoreResult
 
 
@@ -37,7 +37,7 @@ def _read(body: Mapping[str, Any]) -> Exchange[ScoreResult]:
         first = [float(str(row[0])) for row in result.scores]  # in the digits of a float32
         return score_list(first, result.prompt_tokens, model)
 
-    return Exchange(ScoreCall(fields), answer, body.get("model"))
+    return Exchange(read_call(fields), answer, body.get("model"))
 
 
 DIALECT = Dialect(

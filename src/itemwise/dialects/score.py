@@ -135,21 +135,26 @@ REFUSED = {
 }
 
 
-def _read(body: Mapping[str, Any]) -> Exchange[ScoreResult]:
+def read_call(body: Mapping[str, Any]) -> ScoreCall | None:
+    """The call that a body is; None if it has no items."""
     for name, reason in REFUSED.items():
         if body.get(name) not in (None, False, [], ""):
             raise RequestError(
                 "unsupported_field", f"`{name}` is not supported: {reason}; leave it out", name
             )
     items, wanted = body.get("items"), body.get("return_token_logprobs")
-    if wanted not in (None, False, True):
-        raise RequestError(
-            "invalid_request", "`return_token_logprobs` is not true or false", "items"
-        )
+    if wanted is not None and not isinstance(wanted, bool):
+        name = "return_token_logprobs"
+        raise RequestError("invalid_request", f"`{name}` is not true or false", name)
+    if items == []:
+        return None
     if isinstance(items, str):
         body = {**body, "items": [items]}
-    call = ScoreCall(body, may_lack_query=True, with_logprobs=bool(wanted))
-    return Exchange(None if items == [] else call, _answer, body.get("model"))
+    return ScoreCall(body, may_lack_query=True, with_logprobs=bool(wanted))
+
+
+def _read(body: Mapping[str, Any]) -> Exchange[ScoreResult]:
+    return Exchange(read_call(body), _answer, body.get("model"))
 
 
 def _answer(result: ScoreResult, model: str) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from itemwise.errors import RequestError
+from itemwise.request.check import TextTokenizer
 from itemwise.request.tools import PromptTools
+
+MAX_TOKEN_CHARS = 64  # longer tokens are runs of spaces and the like
 
 
 def without_query(fields: Mapping[str, Any], tools: PromptTools) -> Mapping[str, Any]:
@@ -18,10 +21,10 @@ def without_query(fields: Mapping[str, Any], tools: PromptTools) -> Mapping[str,
     Texts get the special tokens that start the model's sequences; token ids are taken as they are.
     """
     items = fields.get("items")
-    texts = isinstance(items, list) and items and all(isinstance(item, str) for item in items)
-    if not texts or tools.tokenizer is None or fields.get("apply_template"):
-        return {**fields, "query": []}
-    return {**fields, "query": [], "items": [tools.tokenizer.encode(item) for item in items]}
+    by_text = isinstance(items, list) and all(isinstance(item, str) for item in items)
+    if by_text and tools.tokenizer is not None and not fields.get("apply_template"):
+        return {**fields, "query": [], "items": list(map(tools.tokenizer.encode, items or []))}
+    return {**fields, "query": []}
 
 
 def cut_items(
@@ -56,9 +59,27 @@ def cut_items(
     most = room if most is None else min(room, most)
     if most < 1:
         return fields, ()  # the query alone is too long, which is found later
+    if not all(isinstance(item, str | Sequence) for item in items):
+        return fields, ()  # found later, too
     kept = [_cut(item, most, tools) for item in items]
-    cut = tuple(i for i, (a, b) in enumerate(zip(items, kept, strict=True)) if a is not b)
+    cut = tuple(i for i, (a, b) in enumerate(zip(items, kept, strict=True)) if len(a) > len(b))
     return {**fields, "items": kept}, cut
+
+
+def cut_text(text: str, most: int, tokenizer: TextTokenizer) -> str:
+    """The longest beginning of a text that has at most `most` tokens; itself if it fits."""
+
+    def fits(number: int) -> bool:
+        (ids,) = tokenizer.encode_batch([text[:number]])
+        return len(ids) <= most
+
+    low, high = 0, min(len(text), most * MAX_TOKEN_CHARS)
+    if fits(high):
+        return text[:high]
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return text[:low]
 
 
 def _num_tokens(text: Any, tools: PromptTools, *, starts: bool = False) -> int:
@@ -70,14 +91,7 @@ def _num_tokens(text: Any, tools: PromptTools, *, starts: bool = False) -> int:
 
 
 def _cut(item: Any, most: int, tools: PromptTools) -> Any:
-    """The longest beginning of an item that has at most `most` tokens; itself if it fits."""
-    if not isinstance(item, str):
-        fits = not isinstance(item, Sequence) or len(item) <= most
-        return item if fits else item[:most]
-    if tools.tokenizer is None or _num_tokens(item, tools) <= most:
-        return item
-    low, high = 0, len(item)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _num_tokens(item[:middle], tools) <= most else (low, middle)
-    return item[:low]
+    """An item with at most `most` tokens; itself if it fits, or if it is neither text nor ids."""
+    if isinstance(item, str):
+        return item if tools.tokenizer is None else cut_text(item, most, tools.tokenizer)
+    return item[:most] if isinstance(item, Sequence) and len(item) > most else item

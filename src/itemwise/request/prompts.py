@@ -79,7 +79,39 @@ def encode_prompts(
         RequestError: a prompt is too long (`sequence_too_long`).
     """
     start = _text(shared)
-    prompts, was_cut = [], []
+    kept, was_cut = _kept(tokenizer, start, items, max_tokens, cut, names)
+    prompts = [tokenizer.encode(start + _text(item)) for item in kept]
+    num_shared = _num_shared(tokenizer, start, prompts)
+    rest = [ids[num_shared:] for ids in prompts]
+    return EncodedPrompts(prompts[0][:num_shared], rest, was_cut)
+
+
+def encode_parts(
+    tokenizer: TextTokenizer,
+    shared: Prompt,
+    items: Sequence[Prompt],
+    *,
+    max_tokens: int | None,
+    cut: int | None = None,
+    names: Names = NAMES,
+) -> EncodedPrompts:
+    """Like `encode_prompts`, with `shared` and each item tokenised as texts of their own."""
+    start = _text(shared)
+    kept, was_cut = _kept(tokenizer, start, items, max_tokens, cut, names)
+    rest = tokenizer.encode_batch([_text(item) for item in kept])
+    return EncodedPrompts(tokenizer.encode(start), rest, was_cut)
+
+
+def _kept(
+    tokenizer: TextTokenizer,
+    start: str,
+    items: Sequence[Prompt],
+    max_tokens: int | None,
+    cut: int | None,
+    names: Names,
+) -> tuple[list[Prompt], list[bool]]:
+    """The items, short enough, and which were cut."""
+    found, was_cut = [], []
     for index, item in enumerate(items):
         kept = item if cut is None else _fitting(tokenizer, start, item, cut, max_tokens)
         ids = tokenizer.encode(start + _text(kept))
@@ -90,11 +122,9 @@ def encode_prompts(
                 f"{max_tokens} are allowed; shorten one of them",
                 names.items,
             )
-        prompts.append(ids)
+        found.append(kept)
         was_cut.append(kept is not item)
-    num_shared = _num_shared(tokenizer, start, prompts)
-    rest = [ids[num_shared:] for ids in prompts]
-    return EncodedPrompts(prompts[0][:num_shared], rest, was_cut)
+    return found, was_cut
 
 
 def _text(segments: Sequence[Segment]) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 
 from itemwise.errors import RequestError
 from itemwise.request.calls import Prepared, finite
-from itemwise.request.check import TextTokenizer
+from itemwise.request.leniency import cut_text
 from itemwise.request.profiles import Profile
-from itemwise.request.prompts import EncodedPrompts, Names, encode_prompts
+from itemwise.request.prompts import EncodedPrompts, Names, encode_parts, encode_prompts
 from itemwise.request.read_out import Float64Array
 from itemwise.request.tools import PromptTools
 from itemwise.types import ScoreRequest, ScoreResult
@@ -122,7 +122,9 @@ class RankCall:
         """The prompts in tokens, and which documents were cut."""
         tokenizer = tools.tokenizer
         assert tokenizer is not None
-        documents = [_cut(text, self.max_document_tokens, tokenizer) for text in self.documents]
+        documents: Sequence[str] = self.documents
+        if (most := self.max_document_tokens) is not None:
+            documents = [cut_text(text, most, tokenizer) for text in documents]
         queries = [self.query] if isinstance(self.query, str) else self.query
         asked = [profile.query_segments(query, self.instruction) for query in queries]
         # With several queries, what all prompts share is the template's text before them.
@@ -132,17 +134,20 @@ class RankCall:
             (*heads[index % len(heads)], *profile.item_segments(document))
             for index, document in enumerate(documents)
         ]
-        most = tools.limits.max_seq_len
-        prompts = encode_prompts(
+        limits = tools.limits
+        most = min(self.max_prompt_tokens or limits.max_seq_len, limits.max_seq_len)
+        # Nothing merges across a delimiter.
+        encode = encode_prompts if limits.delimiter is None else encode_parts
+        prompts = encode(
             tokenizer,
             asked[0][:num_shared],
             items,
-            max_tokens=min(self.max_prompt_tokens or most, most),
+            max_tokens=most - (limits.delimiter is not None),
             cut=max(i for i, segment in enumerate(items[0]) if not segment.special),
             names=Names(*self.names),
         )
         pairs = zip(self.documents, documents, prompts.cut, strict=True)
-        was_cut = [text is not kept or cut for text, kept, cut in pairs]
+        was_cut = [len(kept) < len(text) or cut for text, kept, cut in pairs]
         if not self.truncate and True in was_cut:
             name = self.names[1]
             raise RequestError(
@@ -152,22 +157,6 @@ class RankCall:
                 name,
             )
         return prompts, was_cut
-
-
-def _cut(text: str, most: int | None, tokenizer: TextTokenizer) -> str:
-    """The longest beginning of a text that has at most `most` tokens; itself if it fits."""
-
-    def fits(number: int) -> bool:
-        (ids,) = tokenizer.encode_batch([text[:number]])
-        return most is None or len(ids) <= most
-
-    low, high = 0, len(text)
-    if most is None or fits(high):
-        return text
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return text[:low]
 
 
 def _check_unicode(texts: Sequence[str], name: str, code: str) -> None:

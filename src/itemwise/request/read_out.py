@@ -37,17 +37,16 @@ class ReadOut:
     activation: Activation = "sigmoid"
 
     def margins(self, logits: Sequence[Float32Array] | Float32Array) -> Float64Array:
-        """Float64 [items], from the labels' logits of each item. Each item is computed alone."""
-        return np.array([self.scale * self._margin(row.astype(np.float64)) for row in logits])
-
-    def _margin(self, logits: Float64Array) -> float:
-        if self.kind == "logit":
-            return float(logits[0])
-        others = logits[1:]
-        if len(others) == 1:
-            return float(logits[0] - others[0])
-        most = others.max()
-        return float(logits[0] - most - np.log(sum(np.exp(others - most).tolist())))
+        """Float64 [items], from float32 [items, labels]; an item's does not depend on others."""
+        table = np.asarray(logits, np.float64)
+        margins: Float64Array = table[:, 0]
+        if self.kind == "log_odds":
+            most = table[:, 1:].max(axis=1)
+            total = np.zeros(len(table))
+            for column in range(1, table.shape[1]):  # a fixed order, which sum() does not promise
+                total += np.exp(table[:, column] - most)
+            margins = margins - most - np.log(total)
+        return self.scale * margins
 
     def scores(self, margins: Float64Array) -> Float64Array:
         """Float64 [items], what clients see."""
