@@ -78,7 +78,8 @@ def test_models_name_the_profile_in_use(url: str) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", named["release_date"])
     for name in ("org/fake-model", "default"):
         assert get(f"{url}/v1/models/{name}").json() == body["data"][0]
-    assert get(f"{url}/v1/models/other").json()["error"]["code"] == "model_not_found"
+    unknown = get(f"{url}/v1/models/other")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_cache_is_emptied_on_the_thread_of_the_engine(url: str, scorer: FakeScorer) -> None:

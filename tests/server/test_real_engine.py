@@ -10,7 +10,8 @@ import pytest
 
 from itemwise.config import ServerConfig
 from itemwise.scorer import Scorer
-from tests.server.fakes import get, post, running_server, samples, wait_until
+from itemwise.types import RankedItem
+from tests.server.fakes import get, post, running_server, samples, send, wait_until
 
 TEXT: dict[str, Any] = {"query": "desk lamps", "items": ["Tea kettle", "Brass lamp for the desk"]}
 REQUESTS: list[dict[str, Any]] = [
@@ -33,7 +34,12 @@ def expected(scorer: Scorer) -> list[list[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def url(scorer: Scorer, expected: list[list[bytes]]) -> Iterator[str]:
+def ranking(scorer: Scorer) -> list[RankedItem]:
+    return scorer.rank(TEXT["query"], TEXT["items"])
+
+
+@pytest.fixture(scope="module")
+def url(scorer: Scorer, expected: list[list[bytes]], ranking: list[RankedItem]) -> Iterator[str]:
     with running_server(ServerConfig(), lambda: scorer) as made:
         wait_until(lambda: get(f"{made}/health").status_code == 200)
         yield made
@@ -46,6 +52,36 @@ def test_text_over_http_has_the_bits_of_the_scorer(url: str, expected: list[list
         body = response.json()
         assert [np.array(row, np.float32).tobytes() for row in body["scores"]] == rows
         assert body["model"] == "itemwise/demo"
+
+
+def test_rankings_over_http_have_the_bits_of_the_scorer(
+    url: str, ranking: list[RankedItem]
+) -> None:
+    body = {"query": TEXT["query"], "documents": TEXT["items"]}
+    results = send("POST", f"{url}/v2/rerank", json=body).json()["results"]
+    expected = [{"index": item.index, "relevance_score": item.score} for item in ranking]
+    assert results == expected
+    texts = send("POST", f"{url}/rerank", json={"query": TEXT["query"], "texts": TEXT["items"]})
+    assert [row["score"] for row in texts.json()] == [item.score for item in ranking]
+    pairs = {"text_1": TEXT["query"], "text_2": TEXT["items"], "activation": False}
+    margins = {row["index"]: row["score"] for row in post(url, pairs).json()["data"]}
+    assert margins == {item.index: item.margin for item in ranking}
+
+
+def test_log_probabilities_are_the_logs_of_shares_of_the_vocabulary(url: str) -> None:
+    fields = {**TEXT, "labels": [" yes", " no"]}
+    shares = post(url, fields).json()["scores"]
+    both = post(url, {**fields, "apply_softmax": True, "return_token_logprobs": True}).json()
+    assert np.allclose(np.exp(both["token_logprobs"]), shares, rtol=1e-5)
+    assert both["scores"] == post(url, {**fields, "apply_softmax": True}).json()["scores"]
+
+
+def test_items_without_a_query_have_the_same_scores_in_any_company(url: str) -> None:
+    items, labels = [[259, 1095], [796] * 40, [7]], [315, 286]
+    fields = {"query": [], "label_token_ids": labels, "apply_softmax": True}
+    together = post(url, {**fields, "items": items}).json()["scores"]
+    for item, row in zip(items, together, strict=True):
+        assert post(url, {**fields, "items": [item]}).json()["scores"] == [row]
 
 
 def test_first_request_of_the_readme_ranks_the_lamp_first(url: str) -> None:

@@ -214,8 +214,17 @@ def rank(
     top_n: Annotated[
         int | None, typer.Option("--top-n", help="How many to print.", show_default="all", min=1)
     ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            "--instruction",
+            help="What counts as a match, for models whose prompt has a place for it.",
+            show_default="the model's own words",
+        ),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON list of index, text and score.")
+        bool,
+        typer.Option("--json", help="Print a JSON list of index, text, score, margin and cut."),
     ] = False,
     prompt_template: PromptTemplate = None,
     source: SourceConfig,
@@ -223,7 +232,7 @@ def rank(
 ) -> None:
     """Rank items by how well they match a query, best first.
 
-    The score is the probability of the first label of the model's prompt template. For example:
+    The model is asked and read by its profile, or by its prompt template. For example:
     itemwise rank --query "desk lamp" "Brass lamp for the desk" "Desk with drawers" "Tea kettle"
     """
     from itemwise.cli.output import print_ranking, read_lines
@@ -232,7 +241,9 @@ def rank(
     if not texts:
         fail("there are no items; give texts or --items-file")
     settings = {**asdict(engine), **asdict(source), "prompt_template": prompt_template}
-    print_ranking(model, settings, query, texts, top_n, as_json=as_json)
+    print_ranking(
+        model, settings, query, texts, as_json=as_json, top_n=top_n, instruction=instruction
+    )
 
 
 @checkpoint_app.command("random")

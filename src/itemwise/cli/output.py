@@ -60,14 +60,14 @@ def print_ranking(
     settings: dict[str, Any],
     query: str,
     items: list[str],
-    top_n: int | None,
     *,
     as_json: bool,
+    **how: Any,
 ) -> None:
-    """Ranks texts and prints JSON, or a table with a bar per item."""
+    """Ranks texts as `Scorer.rank` does with `how`; prints JSON, or a table with bars."""
     with progress() as on_progress:
         scorer = Scorer.from_pretrained(model, on_progress=on_progress, **settings)
-        ranking = scorer.rank(query, items, top_n, on_progress=on_progress)
+        ranking = scorer.rank(query, items, **how, on_progress=on_progress)
     if as_json:
         sys.stdout.write(orjson.dumps(ranking).decode() + "\n")
         return
@@ -81,7 +81,8 @@ def ranking_table(query: str, ranking: list[RankedItem]) -> Table:
     table.add_column("score", justify="right")
     table.add_column("", width=BAR_WIDTH)
     for item in ranking:
-        bar = Bar(1.0, 0.0, item.score, width=BAR_WIDTH, color="green")
+        length = min(max(item.score, 0.0), 1.0)  # a profile may have scores beyond these
+        bar = Bar(1.0, 0.0, length, width=BAR_WIDTH, color="green")
         table.add_row(Text(item.text), f"{item.score:.3f}", bar)
     return table
 

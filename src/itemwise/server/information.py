@@ -15,9 +15,10 @@ from starlette.concurrency import run_in_threadpool
 
 from itemwise import __version__
 from itemwise.dialects.base import ErrorBody
+from itemwise.errors import RequestError
 from itemwise.server.api_page import HEADERS as API_PAGE_HEADERS
 from itemwise.server.api_page import api_page
-from itemwise.server.errors import json_response
+from itemwise.server.errors import error_response, json_response
 from itemwise.server.metrics import CONTENT_TYPE, Metrics
 from itemwise.server.schemas import Health, ModelCard, ModelInfo, ModelList, ServerInfo
 from itemwise.server.service import Service
@@ -85,7 +86,10 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", response_model=ModelCard, dependencies=keyed(service))
     async def model(name: str) -> Response:
         """The model, by any of its names."""
-        service.check_model(name)
+        try:
+            service.check_model(name)
+        except RequestError as error:
+            return error_response(error.code, str(error), error.param, status=404)
         return json_response(await run_in_threadpool(card))
 
     @app.get("/get_model_info", include_in_schema=False)
