@@ -32,7 +32,10 @@ HAS_COMPILERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 LIBTPU := $(if $(HAS_COMPILERS),$(VENV)/.libtpu-installed)
 CUDA := $(if $(HAS_COMPILERS),$(VENV)/.cuda-installed)
 
-.PHONY: help setup demo smollm2 test test-all tpu-matrix check clean
+# Clients of other servers, apart from other packages, with whose pins theirs clash.
+CLIENTS := $(VENV)/.clients-installed
+
+.PHONY: help setup demo smollm2 test test-all clients tpu-matrix check clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -50,8 +53,10 @@ smollm2: $(MODEL)/config.json  ## Get a small trained model (93 MB) to try thing
 test: $(VENV)/.dev-installed  ## Run all tests but those marked slow or real; ARGS goes to pytest
 	@$(call run-tests, or slow or real)
 
-test-all: $(VENV)/.dev-installed $(LIBTPU) $(CUDA) $(MODEL)/config.json  ## Run every test
+test-all: $(VENV)/.dev-installed $(LIBTPU) $(CUDA) $(CLIENTS) $(MODEL)/config.json  ## Run every test
 	@$(run-tests)
+
+clients: $(CLIENTS)  ## Install clients of other servers, for their tests
 
 tpu-matrix: $(VENV)/.dev-installed $(LIBTPU)  ## Compile every supported shape for every TPU
 	@ITEMWISE_TPU_MATRIX=1 $(BIN)/python -m pytest tests/tpu/test_compile.py $(ARGS)
@@ -93,6 +98,14 @@ $(VENV)/.cuda-installed: $(CONSTRAINTS) | $(BIN)/python
 	@rm -rf $(VENV)/cuda
 	@$(PIP) install --no-deps -c $(CONSTRAINTS) --target $(VENV)/cuda \
 		jax-cuda12-pjrt jax-cuda12-plugin nvidia-cuda-nvcc-cu12
+	@touch $@
+
+$(VENV)/.clients-installed: constraints/clients.txt | $(BIN)/python
+	@echo "Installing clients of other servers into $(VENV)/clients"
+	@$(BIN)/python -m venv --clear $(VENV)/clients
+	@$(VENV)/clients/bin/python -m pip --disable-pip-version-check -qq install \
+		-c constraints/clients.txt cohere infinity-client jina-haystack litellm \
+		llama-index-postprocessor-tei-rerank openai voyageai
 	@touch $@
 
 $(VENV)/.dev-installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python

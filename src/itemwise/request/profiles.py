@@ -72,11 +72,13 @@ class Profile:
         instruction = self.instruction if instruction is None else instruction
         if instruction:
             instruction = self.instruction_form.replace("{instruction}", instruction)
-        return self._segments(self.query, {"{instruction}": instruction, "{query}": query})
+        shared = self.query + self.item.partition("{item}")[0]
+        return self._segments(shared, {"{instruction}": instruction, "{query}": query})
 
     def item_segments(self, document: str) -> tuple[Segment, ...]:
         """The document and what follows it."""
-        return self._segments(self.item, {"{item}": document})
+        _, place, after = self.item.partition("{item}")
+        return self._segments(place + after, {"{item}": document})
 
     def _segments(self, template: str, texts: Mapping[str, str]) -> tuple[Segment, ...]:
         parts = []
