@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from itemwise.errors import CheckpointError, brief
 # Templates that ask for today's date get this one, which Llama 3's template has as its default:
 # scores must not change overnight.
 _DATE = datetime.date(2024, 7, 26)
+# Marks of what a model wrote, for training.
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,15 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.globals.update(
             raise_exception=_refuse, strftime_now=lambda form: _DATE.strftime(form)
         )
         environment.filters["tojson"] = json.dumps
         try:
-            text = environment.from_string(self.source).render(
+            text = environment.from_string(_GENERATION.sub("", self.source)).render(
                 messages=list(messages),
                 add_generation_prompt=True,
                 enable_thinking=False,
