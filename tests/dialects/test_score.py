@@ -49,6 +49,11 @@ def test_log_probabilities_come_beside_scores() -> None:
     assert answer["token_logprobs"] == both["token_logprobs"]
 
 
+def test_log_probabilities_have_no_temperature() -> None:
+    fields = {**GOOD, "temperature": 2.0, "return_token_logprobs": True}
+    assert refused("/v1/score", fields).code == "invalid_temperature"
+
+
 def test_log_probabilities_of_labels_per_item() -> None:
     fields = {**GOOD, "label_token_ids": [[7], [8, 9], [7]], "return_token_logprobs": True}
     answer = ask("/v1/score", fields)

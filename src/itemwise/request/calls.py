@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from itemwise.errors import NotFiniteError
+from itemwise.errors import NotFiniteError, RequestError
 from itemwise.request.check import check_request
 from itemwise.request.leniency import cut_items, without_query
 from itemwise.request.read_out import softmax_of_labels
@@ -83,6 +83,13 @@ class ScoreCall:
         )
         scored = request
         if self.with_logprobs:
+            if not request.apply_softmax and request.temperature != 1:
+                raise RequestError(
+                    "invalid_temperature",
+                    f"`temperature` is {request.temperature:g}, expected 1 where log-probabilities "
+                    "are asked for without `apply_softmax`: they have no temperature",
+                    "temperature",
+                )
             # Over the vocabulary and at temperature 1; `scores` are made of the same logits.
             scored = dataclasses.replace(request, apply_softmax=False, temperature=1.0)
 
