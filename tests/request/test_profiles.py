@@ -37,7 +37,7 @@ class OneTokenEach:
         return self._labels.index(text)
 
 
-ALL = OneTokenEach("yes", "no", "1", "0", "Yes", "No", " yes", " no")
+ALL: Any = OneTokenEach("yes", "no", "1", "0", "Yes", "No", " yes", " no")
 
 
 def folder(tmp_path: Path, name: str, architecture: str, chat: str | None = None) -> Path:

@@ -15,7 +15,7 @@ from itemwise.request.ranking import RankCall, Ranking
 from itemwise.request.read_out import softmax_of_labels
 from itemwise.request.tools import PromptTools
 from itemwise.types import ScoreResult
-from tests.server.fakes import WordTokenizer
+from tests.server.fakes import word_tokenizer
 
 PROFILE = Profile(
     "test", "planted", "w90 {query} w91", " {item} w92", ("w7", "w8"), label_ids=(7, 8)
@@ -24,7 +24,7 @@ LIMITS = RequestLimits(1000, max_seq_len=64)
 
 
 def prepared(call: RankCall, limits: RequestLimits = LIMITS) -> Prepared[Ranking]:
-    return call.prepare(PromptTools(limits, WordTokenizer(), profile=PROFILE))
+    return call.prepare(PromptTools(limits, word_tokenizer(), profile=PROFILE))
 
 
 def ranked(rows: list[list[float]]) -> Ranking:

@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 
 import httpx
 import numpy as np
+import tokenizers
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
+from tokenizers import models, pre_tokenizers, processors
 
 from itemwise.config import ServerConfig
-from itemwise.errors import RequestError
 from itemwise.request.calls import Call, Prepared, ScoreCall
 from itemwise.request.check import RequestLimits
 from itemwise.request.profiles import Profile
+from itemwise.request.tokenizer import Tokenizer
 from itemwise.request.tools import PromptTools
 from itemwise.server.app import create_app
 from itemwise.server.connections import ConnectionLimits
@@ -48,23 +50,15 @@ GOOD: dict[str, Any] = {"query": [1, 2], "items": [[3], [], [4, 5]], "label_toke
 GOOD_SCORES = [[fake_score([1, 2], item, label) for label in (7, 8)] for item in ([3], [], [4, 5])]
 
 
-class WordTokenizer:
-    """A token is a word of the form w12; anything else is token 1."""
-
-    def encode(self, text: str) -> list[int]:
-        return [0, *self._ids(text)] if text.strip() else []
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self._ids(text) for text in texts]
-
-    def label_id(self, text: str) -> int:
-        ids = self._ids(text)
-        if len(ids) != 1:
-            raise RequestError("label_not_one_token", f"the text makes {len(ids)} tokens")
-        return ids[0]
-
-    def _ids(self, text: str) -> list[int]:
-        return [int(w[1:]) if w[:1] == "w" and w[1:].isdigit() else 1 for w in text.split()]
+def word_tokenizer() -> Tokenizer:
+    """A token is a word of the form w12; anything else is token 1. Sequences begin with token 0."""
+    vocabulary = {f"w{number}": number for number in range(VOCAB_SIZE)}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="w1"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single="w0 $A", special_tokens=[("w0", 0)]
+    )
+    return Tokenizer(backend)
 
 
 class FakeScorer:
@@ -78,7 +72,7 @@ class FakeScorer:
         limits = RequestLimits(VOCAB_SIZE, max_seq_len=64, max_items=8, delimiter=DELIMITER)
         profile = Profile("fake", "planted", "{query}", " {item} w9", ("w7", "w8"))
         profile = dataclasses.replace(profile, label_ids=(7, 8))
-        self._tools = PromptTools(limits, WordTokenizer(), profile=profile)
+        self._tools = PromptTools(limits, word_tokenizer(), profile=profile)
 
     def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
         return self.prepare_call(ScoreCall(fields)).request

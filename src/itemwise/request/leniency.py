@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from itemwise.errors import RequestError
-from itemwise.request.check import TextTokenizer
+from itemwise.request.tokenizer import Tokenizer
 from itemwise.request.tools import PromptTools
 
 MAX_TOKEN_CHARS = 64  # longer tokens are runs of spaces and the like
@@ -66,7 +66,7 @@ def cut_items(
     return {**fields, "items": kept}, cut
 
 
-def cut_text(text: str, most: int, tokenizer: TextTokenizer) -> str:
+def cut_text(text: str, most: int, tokenizer: Tokenizer) -> str:
     """The longest beginning of a text that has at most `most` tokens; itself if it fits."""
 
     def fits(number: int) -> bool:

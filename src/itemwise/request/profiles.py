@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from itemwise.errors import CheckpointError, RequestError
 from itemwise.request.chat import ChatTemplate
-from itemwise.request.check import TextTokenizer
 from itemwise.request.prompts import Segment
 from itemwise.request.read_out import ReadOut
 from itemwise.request.template import PromptTemplate
+from itemwise.request.tokenizer import Tokenizer
 
 _PLACEHOLDER = re.compile(r"(\{instruction\}|\{query\}|\{item\})")
 _WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
@@ -126,7 +126,7 @@ def find_profile(
     model: str,
     folder: Path,
     num_head_labels: int | None,
-    tokenizer: TextTokenizer | None,
+    tokenizer: Tokenizer | None,
     template: PromptTemplate | None,
 ) -> Profile | str:
     """The profile of a model folder; or the reason why it cannot rank.
@@ -167,7 +167,7 @@ def _candidates(checkpoint: Checkpoint, template: PromptTemplate | None) -> Sequ
     return _of_language_model(checkpoint)
 
 
-def _first_that_fits(found: Sequence[Profile], tokenizer: TextTokenizer) -> Profile | str:
+def _first_that_fits(found: Sequence[Profile], tokenizer: Tokenizer) -> Profile | str:
     """The first profile all of whose labels are tokens; or the reason why there is none."""
     problem = ""
     for profile in found:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from itemwise.errors import RequestError
-from itemwise.request.check import TextTokenizer
+from itemwise.request.tokenizer import Tokenizer
 
 # How a text may go on: what comes next can change the last tokens of what is there.
 _PROBES = ("a", " a", "1", ".", "\n", "é")
@@ -56,7 +56,7 @@ class EncodedPrompts:
 
 
 def encode_prompts(
-    tokenizer: TextTokenizer,
+    tokenizer: Tokenizer,
     shared: Prompt,
     items: Sequence[Prompt],
     *,
@@ -87,7 +87,7 @@ def encode_prompts(
 
 
 def encode_parts(
-    tokenizer: TextTokenizer,
+    tokenizer: Tokenizer,
     shared: Prompt,
     items: Sequence[Prompt],
     *,
@@ -103,7 +103,7 @@ def encode_parts(
 
 
 def _kept(
-    tokenizer: TextTokenizer,
+    tokenizer: Tokenizer,
     start: str,
     items: Sequence[Prompt],
     max_tokens: int | None,
@@ -132,7 +132,7 @@ def _text(segments: Sequence[Segment]) -> str:
 
 
 def _fitting(
-    tokenizer: TextTokenizer, start: str, item: Prompt, place: int, max_tokens: int | None
+    tokenizer: Tokenizer, start: str, item: Prompt, place: int, max_tokens: int | None
 ) -> Prompt:
     """The item, one segment of it cut until the prompt keeps the limit."""
 
@@ -152,7 +152,7 @@ def _fitting(
     return with_characters(low)
 
 
-def _num_shared(tokenizer: TextTokenizer, start: str, prompts: Sequence[Sequence[int]]) -> int:
+def _num_shared(tokenizer: Tokenizer, start: str, prompts: Sequence[Sequence[int]]) -> int:
     """Tokens of the shared text that stay whatever follows."""
     if not start:
         return 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from itemwise.request.check import RequestLimits, TextTokenizer
+from itemwise.request.check import RequestLimits
 from itemwise.request.profiles import Profile
 from itemwise.request.template import PromptTemplate
+from itemwise.request.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,6 @@ class PromptTools:
     """
 
     limits: RequestLimits
-    tokenizer: TextTokenizer | None = None
+    tokenizer: Tokenizer | None = None
     template: PromptTemplate | None = None
     profile: Profile | str = "it has no profile"
