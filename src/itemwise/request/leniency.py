@@ -47,13 +47,10 @@ def cut_items(
     items, query = fields.get("items"), fields.get("query")
     if not wanted or not isinstance(items, Sequence) or isinstance(items, str):
         return fields, ()
-    tail = ""
-    if (
-        fields.get("apply_template") is True
-        and tools.template is not None
-        and isinstance(query, str)
-    ):
-        query, tail = tools.template.fill_query(query), tools.template.fill_item("")
+    tail, template = "", tools.template if fields.get("apply_template") is True else None
+    if template is not None and isinstance(query, str):
+        query = template.query.replace("{query}", query)
+        tail = template.item.replace("{item}", "")
     room = tools.limits.max_seq_len - (tools.limits.delimiter is not None)
     room -= _num_tokens(query, tools, starts=True) + _num_tokens(tail, tools)
     most = room if most is None else min(room, most)
