@@ -11,9 +11,10 @@ import pytest
 
 from itemwise import CheckpointError, RequestError, Scorer
 from itemwise.checkpoint.locate import locate
-from itemwise.config import DEMO_MODEL
+from itemwise.config import DEMO_MODEL, Tokenize
 from itemwise.request.template import PromptTemplate
 from itemwise.request.tokenizer import Tokenizer
+from itemwise.types import ScoreRequest
 
 QUERY = "desk lamps"
 ITEMS = ["Tea kettle", "Brass lamp for the desk", "Desk with drawers", "Lamps for any desk"]
@@ -78,15 +79,74 @@ def test_equal_items_keep_their_order(scorer: Scorer) -> None:
 def test_template_is_applied_only_where_asked_for(scorer: Scorer) -> None:
     template = scorer.template
     assert template is not None
-    filled = scorer.score(
-        template.fill_query(QUERY),
-        [template.fill_item(item) for item in ITEMS],
+    filled = scorer.prepare(
+        query=template.query.replace("{query}", QUERY),
+        items=[template.item.replace("{item}", item) for item in ITEMS],
         labels=list(template.labels),
     )
-    asked = scorer.score(QUERY, ITEMS, apply_template=True)
-    plain = scorer.score(QUERY, ITEMS, labels=list(template.labels))
-    assert np.array_equal(filled.scores, asked.scores)
-    assert not np.array_equal(plain.scores, asked.scores)
+    asked = scorer.prepare(query=QUERY, items=ITEMS, apply_template=True)
+    plain = scorer.prepare(query=QUERY, items=ITEMS, labels=list(template.labels))
+    assert sequences(filled) == sequences(asked) != sequences(plain)
+    assert filled.labels == asked.labels
+
+
+def sequences(request: ScoreRequest) -> list[list[int]]:
+    return [[*request.query.tolist(), *item.tolist()] for item in request.items]
+
+
+# The query ends in a space, inside a word, where words end, and is one word.
+TEXTS = [
+    ("Passage: ", ["light is scattered", "Bread", "  x"]),
+    ("Passage: sta", ["tion near", "nd by", " and", ""]),
+    ("Does it answer? Passage:", [" Light", "\nBread", "yes", ""]),
+    ("lamp", [" desk", "shade", ""]),
+]
+
+
+@pytest.mark.parametrize(("query", "items"), TEXTS)
+@pytest.mark.parametrize("item_first", [False, True])
+def test_text_scores_have_the_same_bits_alone_and_together(
+    scorer: Scorer, query: str, items: list[str], item_first: bool
+) -> None:
+    def bits(items: list[str]) -> list[list[int]]:
+        result = scorer.score(query, items, labels=[" yes", " no"], item_first=item_first)
+        found: list[list[int]] = np.asarray(result.scores).view(np.int32).tolist()
+        return found
+
+    assert bits(items) == [bits([item])[0] for item in items] == bits(items[::-1])[::-1]
+
+
+@pytest.mark.parametrize(("query", "items"), TEXTS)
+def test_text_is_scored_as_the_tokens_of_one_text(
+    scorer: Scorer, query: str, items: list[str]
+) -> None:
+    assert scorer.tokenizer is not None
+    expected = [scorer.tokenizer.encode(query + item) for item in items]
+    request = scorer.prepare(query=query, items=items, labels=[" yes", " no"])
+    assert sequences(request) == expected
+    first = scorer.prepare(query=query, items=items, labels=[" yes"], item_first=True)
+    whole = [[*item.tolist(), *first.query.tolist()] for item in first.items]
+    assert whole == [scorer.tokenizer.encode(item + query) for item in items]
+
+
+def test_whole_texts_share_as_much_of_the_prefix_as_parts_do(scorer: Scorer) -> None:
+    query = "a quiet hotel near the station " * 20
+
+    def num_computed(tokenize: Tokenize) -> int:
+        request = scorer.prepare(
+            query=query, items=ITEMS * 10, apply_template=True, tokenize=tokenize
+        )
+        return scorer.engine.cost(request)
+
+    assert num_computed("whole") == num_computed("parts")
+
+
+def test_the_engine_says_how_texts_are_read(scorer: Scorer) -> None:
+    assert scorer.engine.config.tokenize == "whole"
+    fields: dict[str, Any] = {"query": "Passage: sta", "items": ["tion"], "labels": [" yes"]}
+    parts = scorer.prepare(fields, tokenize="parts")
+    assert scorer.prepare(fields) != parts
+    assert scorer.score("Passage: sta", ["tion"], labels=[" yes"], tokenize="parts").prompt_tokens
 
 
 def test_template_of_a_file_takes_the_place_of_the_own_one(scorer: Scorer) -> None:

@@ -28,6 +28,8 @@ Quantization = Literal["none", "int8"]
 MaskSetting = Literal["auto", "dense", "segment"]
 CpuLevelSetting = Literal["auto", CpuLevelName]
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+Tokenize = Literal["whole", "parts"]
+SpecialTokens = Literal["auto", "text", "control"]
 DEMO_MODEL = "itemwise/demo"  # the model included in the package
 
 
@@ -157,7 +159,8 @@ class EngineConfig(CheckedConfig):
 
     `dtype` and `quantization` change scores; `step_lanes`, `page_tokens`, `tp_size`,
     `attention_backend` and `cpu_level` select another compiled program and may change the last bits
-    of scores, and so may the `packed` algorithm and its settings. No other setting changes a bit.
+    of scores, and so may the `packed` algorithm and its settings. `tokenize` and `special_tokens`
+    decide which tokens a text becomes. No other setting changes a bit.
     """
 
     dtype: Annotated[
@@ -256,6 +259,22 @@ class EngineConfig(CheckedConfig):
             unset="no limit",
         ),
     ] = None
+    tokenize: Annotated[
+        Tokenize,
+        Setting(
+            "whole tokenises query and item as one text, as in training. parts tokenises each by "
+            "itself. Applies where a request does not say; a delimiter implies parts."
+        ),
+    ] = "whole"
+    special_tokens: Annotated[
+        SpecialTokens,
+        Setting(
+            "Control tokens such as <|im_end|> that texts of a request spell: text leaves them "
+            "text, control reads them as tokens. auto is text where a prompt template is applied, "
+            "and control where query and item are the whole prompt. Applies where a request does "
+            "not say."
+        ),
+    ] = "auto"
     disable_radix_cache: Annotated[
         bool,
         Setting(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from itemwise.checkpoint.locate import locate
-from itemwise.config import DEMO_MODEL, EngineConfig
+from itemwise.config import DEMO_MODEL, EngineConfig, SpecialTokens, Tokenize
 from itemwise.engine.engine import Engine
 from itemwise.errors import CheckpointError, RequestError
 from itemwise.progress import ProgressFn, silent
@@ -49,6 +49,8 @@ class Scorer:
             max_seq_len=engine.max_seq_len,
             max_items=engine.config.max_multi_item_count,
             delimiter=engine.config.multi_item_scoring_delimiter,
+            tokenize=engine.config.tokenize,
+            special_tokens=engine.config.special_tokens,
         )
         self._tools = PromptTools(limits, tokenizer, template, profile)
 
@@ -109,6 +111,8 @@ class Scorer:
         apply_softmax: bool = False,
         apply_template: bool = False,
         item_first: bool = False,
+        tokenize: Tokenize | None = None,
+        special_tokens: SpecialTokens | None = None,
         temperature: float = 1.0,
         on_progress: ProgressFn = silent,
     ) -> ScoreResult:
@@ -123,6 +127,11 @@ class Scorer:
             apply_template: put query and items, as text, into the checkpoint's prompt template;
                 its labels are used if none are given.
             item_first: score `item + query`; then items share nothing.
+            tokenize: `"whole"` tokenises query and item as one text, `"parts"` each by itself; by
+                default the engine's setting.
+            special_tokens: whether control tokens that texts spell stay `"text"` or are
+                `"control"` tokens; `"auto"` goes by `apply_template`. By default the engine's
+                setting.
             temperature: divides the logits, above zero.
             on_progress: called with (what, done, total) as items are scored.
 
@@ -136,6 +145,8 @@ class Scorer:
             "apply_softmax": apply_softmax,
             "apply_template": apply_template,
             "item_first": item_first,
+            "tokenize": tokenize,
+            "special_tokens": special_tokens,
             "temperature": temperature,
         }
         if labels is not None:
@@ -208,11 +219,18 @@ class Scorer:
             for item in ranking
         ]
 
-    def prepare(self, fields: Mapping[str, Any] | None = None, /, **named: Any) -> ScoreRequest:
+    def prepare(
+        self,
+        fields: Mapping[str, Any] | None = None,
+        between_pieces: Callable[[], None] | None = None,
+        /,
+        **named: Any,
+    ) -> ScoreRequest:
         """A checked and tokenised request, from the fields of a JSON body or from keywords.
 
         Args:
             fields: values by name; unknown names are ignored.
+            between_pieces: called between pieces of text; it raises to give up.
             **named: further values, which take precedence.
 
         Raises:
@@ -225,15 +243,21 @@ class Scorer:
                 f"{', '.join(REQUEST_FIELDS)}"
             )
         fields = {**(fields or {}), **named}
-        return self.prepare_call(ScoreCall(fields)).request
+        return self.prepare_call(ScoreCall(fields), between_pieces).request
 
-    def prepare_call(self, call: Call[T], /) -> Prepared[T]:
+    def prepare_call(
+        self, call: Call[T], between_pieces: Callable[[], None] | None = None, /
+    ) -> Prepared[T]:
         """A checked and tokenised call, as the server's dialects make them.
+
+        Args:
+            call: what is asked for.
+            between_pieces: called between pieces of text; it raises to give up.
 
         Raises:
             RequestError: the call is invalid; its `code` and `param` say where.
         """
-        return call.prepare(self._tools)
+        return call.prepare(self._tools.with_check(between_pieces))
 
     def run_call(self, call: Call[T], on_progress: ProgressFn = silent) -> T:
         """The result of a call; raises what `prepare_call` and its `finish` raise."""

@@ -29,7 +29,7 @@ def test_items_without_a_query_begin_the_sequence(query: Any) -> None:
     ids = ask("/v1/score", {**GOOD, "query": query, "items": [[3], [4, 5]]})
     assert ids["scores"] == [[fake_score([], i, label) for label in (7, 8)] for i in ([3], [4, 5])]
     texts = ask("/v1/score", {**TEXT, "query": query})
-    expected = [[fake_score([], [0, *item], x) for x in (7, 8)] for item in ([2], [3, 4])]
+    expected = [[fake_score([0], item, x) for x in (7, 8)] for item in ([2], [3, 4])]
     assert texts["scores"] == expected
     assert refused("/v1/score", {**GOOD, "query": query}).code == "empty_query"
 

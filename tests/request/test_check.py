@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models, processors
 
 from itemwise.errors import RequestError
 from itemwise.request.check import RequestLimits, check_request
 from itemwise.request.template import PromptTemplate
+from itemwise.request.tokenizer import Tokenizer
 from itemwise.types import ScoreRequest, TokenLists
 
 VOCAB_SIZE = 300
@@ -22,24 +26,22 @@ WITH_DELIMITER = RequestLimits(VOCAB_SIZE, max_seq_len=16, max_items=4, delimite
 GOOD: dict[str, Any] = {"query": [1, 2], "items": [[3], [], [4, 5]], "label_token_ids": [7, 8]}
 TEXT: dict[str, Any] = {"query": "ab", "items": ["c", ""], "labels": ["x", "y"]}
 TEMPLATE = PromptTemplate("<{query}>", "({item})", ("+", "-"))
+NO = 298
+CONTROL = 297
 
 
-class CharacterTokenizer:
-    """A token is a character's code; `^` opens a query, spaces are nothing."""
+def character_tokenizer() -> Tokenizer:
+    """Tokens are characters, by their code, and `no`; `^` begins sequences, `#c#` controls."""
+    codes = {**{chr(code): code for code in range(400)}, "no": NO, "#c#": CONTROL}
+    backend = tokenizers.Tokenizer(models.BPE(codes, [("n", "o")]))
+    backend.add_special_tokens(["#c#"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="^ $A", special_tokens=[("^", ord("^"))]
+    )
+    return Tokenizer(backend)
 
-    def encode(self, text: str) -> list[int]:
-        return [ord("^"), *self._ids(text)] if text.strip() else []
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self._ids(text) for text in texts]
-
-    def label_id(self, text: str) -> int:
-        if len(self._ids(text)) != 1:
-            raise RequestError("label_not_one_token", f"{text!r} is not one token", "labels")
-        return ord(text)
-
-    def _ids(self, text: str) -> list[int]:
-        return [ord(c) for c in text if c != " "]
+TOKENIZER = character_tokenizer()
 
 
 def check(
@@ -47,7 +49,7 @@ def check(
     limits: RequestLimits = LIMITS,
     template: PromptTemplate | None = TEMPLATE,
 ) -> ScoreRequest:
-    return check_request(fields, limits, CharacterTokenizer(), template)
+    return check_request(fields, limits, TOKENIZER, template)
 
 
 def fault(
@@ -68,11 +70,62 @@ def test_delimiter_is_left_to_the_engine() -> None:
     assert check(GOOD, WITH_DELIMITER) == check(GOOD)
 
 
-def test_text_is_tokenised_with_special_tokens_in_the_query_alone() -> None:
+def test_text_begins_once_and_is_shared_up_to_its_last_border() -> None:
     request = check(TEXT)
-    assert request.query.tolist() == list(b"^ab")
-    assert request.items == TokenLists.of([b"c", b""])
+    assert request.query.tolist() == list(b"^a")
+    assert request.items == TokenLists.of([b"bc", b"b"])
     assert request.labels == (tuple(b"xy"),) * 2
+
+
+def test_query_and_item_are_tokenised_as_one_text() -> None:
+    fields = {**TEXT, "query": "an", "items": ["o", "a"]}
+    assert check(fields).query.tolist() == list(b"^a")
+    assert check(fields).items == TokenLists.of([[NO], b"na"])
+
+
+def test_parts_are_tokenised_by_themselves_where_asked_for() -> None:
+    fields = {**TEXT, "query": "an", "items": ["o", ""]}
+    apart = ScoreRequest(list(b"^an"), [list(b"o"), []], (tuple(b"xy"),) * 2)
+    assert check({**fields, "tokenize": "parts"}) == apart
+    parts = replace(LIMITS, tokenize="parts")
+    assert check(fields, parts) == apart
+    assert check({**fields, "tokenize": "whole"}, parts) == check(fields) != apart
+
+
+def test_nothing_merges_across_a_delimiter() -> None:
+    fields = {**TEXT, "query": "an", "items": ["o"]}
+    request = check(fields, WITH_DELIMITER)
+    assert (request.query.tolist(), request.items) == (list(b"^an"), TokenLists.of([b"o"]))
+
+
+def test_with_the_item_first_the_item_begins_the_text() -> None:
+    fields = {**TEXT, "query": "ob", "items": ["an", ""], "item_first": True}
+    whole, apart = check(fields), check({**fields, "tokenize": "parts"})
+    assert (whole.query.tolist(), apart.query.tolist()) == ([], list(b"ob"))
+    assert whole.items == TokenLists.of([[*b"^a", NO, *b"b"], b"^ob"])
+    assert apart.items == TokenLists.of([b"^an", b"^"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits", "is_control"),
+    [
+        ({}, LIMITS, True),
+        ({"special_tokens": "text"}, LIMITS, False),
+        ({"apply_template": True}, LIMITS, False),
+        ({"apply_template": True, "special_tokens": "control"}, LIMITS, True),
+        ({}, replace(LIMITS, special_tokens="text"), False),
+        ({"apply_template": True}, replace(LIMITS, special_tokens="control"), True),
+        ({"special_tokens": "auto"}, replace(LIMITS, special_tokens="text"), True),
+    ],
+)
+def test_control_tokens_of_texts(
+    changes: dict[str, Any], limits: RequestLimits, is_control: bool
+) -> None:
+    template = PromptTemplate("#c#{query}", "{item}", ("+", "-"))
+    request = check({**TEXT, "items": ["a#c#b"], **changes}, limits, template)
+    (row,) = request.items
+    assert (CONTROL in row) is is_control
+    assert (CONTROL in request.query) is ("apply_template" in changes)
 
 
 def test_template_is_applied_where_asked_for() -> None:
@@ -155,7 +208,6 @@ FAULTS = [
     ("missing_query", {"query": None}, "query", "`query`"),
     ("empty_query", {"query": []}, "query", "`query`"),
     ("empty_query", {**TEXT, "query": ""}, "query", "`query`"),
-    ("empty_query", {**TEXT, "query": "  "}, "query", "`query`"),
     ("invalid_query_type", {"query": 3}, "query", "an integer"),
     ("invalid_query_type", {"query": {"a": 1}}, "query", "an object"),
     ("invalid_query_type", {**TEXT, "query": "a\ud800"}, "query", "character 1"),
@@ -198,6 +250,15 @@ FAULTS = [
     ("label_not_one_token", {**TEXT, "labels": [["x"], [""]]}, "labels", "`labels[1][0]`"),
     ("invalid_apply_softmax_type", {"apply_softmax": 1}, "apply_softmax", "an integer"),
     ("invalid_item_first_type", {"item_first": "yes"}, "item_first", "text"),
+    ("invalid_tokenize", {**TEXT, "tokenize": "half"}, "tokenize", "'half', expected whole or"),
+    ("invalid_special_tokens", {**TEXT, "special_tokens": True}, "special_tokens", "a boolean"),
+    ("label_not_one_token", {**TEXT, "labels": ["x" * 10**6]}, "labels", "1000000 characters"),
+    (
+        "sequence_too_long",
+        {**TEXT, "items": ["a", "a" * 10**6]},
+        "items",
+        "`items[1]` have 1000002",
+    ),
     ("invalid_temperature", {"temperature": 0}, "temperature", "is 0"),
     ("invalid_temperature", {"temperature": -1.5}, "temperature", "-1.5"),
     ("invalid_temperature", {"temperature": True}, "temperature", "a boolean"),
@@ -225,7 +286,7 @@ FAULTS = [
     ("token_id_exceeds_vocab", {"items": [[1e20]]}, "items", "`items[0][0]`"),
     ("token_id_negative", {"items": [[-1e20]]}, "items", "`items[0][0]`"),
     ("token_id_exceeds_vocab", {"label_token_ids": [[7], [8, 300], [7]]}, None, "[1][1]"),
-    ("token_id_exceeds_vocab", {**TEXT, "items": ["a", "aŁ"]}, "items", "`items[1][1]`"),
+    ("token_id_exceeds_vocab", {**TEXT, "items": ["a", "aŁ"]}, "items", "`items[1][2]`"),
 ]
 
 

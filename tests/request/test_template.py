@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from itemwise.errors import CheckpointError
+from itemwise.request.prompts import Segment
 from itemwise.request.template import TEMPLATE_FILE, PromptTemplate
 
 GOOD: dict[str, Any] = {
@@ -31,12 +32,18 @@ def write(folder: Path, content: Any) -> Path:
     return path
 
 
+def filled(template: PromptTemplate, query: str, item: str) -> str:
+    prompt = [*template.query_part(Segment(query)), *template.item_part(Segment(item))]
+    assert [segment.special for segment in prompt] == [True, False, True] * 2
+    return "".join(segment.text for segment in prompt)
+
+
 @pytest.mark.parametrize("raw", [GOOD, RERANKER])
 def test_both_parts_make_up_the_prompt(tmp_path: Path, raw: dict[str, Any]) -> None:
     write(tmp_path, raw)
     template = PromptTemplate.from_folder(tmp_path)
     assert template is not None
-    prompt = template.fill_query("red lamp") + template.fill_item("A lamp")
+    prompt = filled(template, "red lamp", "A lamp")
     assert prompt == (raw["query"] + raw["item"]).replace("{query}", "red lamp").replace(
         "{item}", "A lamp"
     )
@@ -45,8 +52,8 @@ def test_both_parts_make_up_the_prompt(tmp_path: Path, raw: dict[str, Any]) -> N
 
 def test_texts_that_look_like_placeholders_stay() -> None:
     template = PromptTemplate("{query}|", "{item}", ("a", "b"))
-    assert template.fill_query("{item} {query} {}") == "{item} {query} {}|"
-    assert template.fill_item(r"{query} \1 {item}") == r"{query} \1 {item}"
+    item = r"{query} \1 {item}"
+    assert filled(template, "{item} {query} {}", item) == "{item} {query} {}|" + item
 
 
 def test_folder_without_a_template(tmp_path: Path) -> None:

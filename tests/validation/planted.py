@@ -74,8 +74,10 @@ class PlantedScorer:
     def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
         return self.prepare_call(ScoreCall(fields)).request
 
-    def prepare_call(self, call: Call[T], /) -> Prepared[T]:
-        return call.prepare(self._tools)
+    def prepare_call(
+        self, call: Call[T], between_pieces: Callable[[], None] | None = None, /
+    ) -> Prepared[T]:
+        return call.prepare(self._tools.with_check(between_pieces))
 
     def info(self) -> dict[str, Any]:
         config = {"multi_item_scoring_delimiter": self.delimiter}

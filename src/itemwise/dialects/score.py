@@ -39,8 +39,8 @@ class ScoreBody(BaseModel):
     model: str | None = Field(None, description="Name of the model; optional.")
     query: str | list[int] | None = Field(
         None,
-        description="What all items share: text, or token ids. Text gets the special tokens "
-        "that start the model's sequences. Without a query, items begin the sequence.",
+        description="What all items share: text, or token ids. Text gets the tokens "
+        "that begin the model's sequences. Without a query, items begin the sequence.",
     )
     items: str | list[str] | list[list[int]] = Field(
         description="Candidates: texts if the query is text, otherwise lists of token ids. An "
@@ -64,6 +64,16 @@ class ScoreBody(BaseModel):
     )
     item_first: bool = Field(
         False, description="Score `item + query`; slower, because items then share nothing."
+    )
+    tokenize: Literal["whole", "parts"] | None = Field(
+        None,
+        description="Tokenise query and item as one text, or each by itself; by default as the "
+        "server is set, whole if it is not.",
+    )
+    special_tokens: Literal["auto", "text", "control"] | None = Field(
+        None,
+        description="Whether control tokens that texts spell stay text or are control tokens. "
+        "auto: text with `apply_template`, else control tokens.",
     )
     temperature: float = Field(1.0, gt=0, description="Divides the logits.")
     truncate: bool = Field(

@@ -44,9 +44,12 @@ def num_computed_tokens(
     rows = request.items.lengths
     if items is not None:
         rows = rows[np.asarray(items, np.intp)]
-    if not request.item_first:  # an empty item runs the last token of its prefix again
-        rows = np.maximum(rows, 1)
     shared = len(request.query) + (config.multi_item_scoring_delimiter is not None)
+    # A row without tokens runs the last token of its prefix again.
+    if not request.item_first:
+        rows = np.maximum(rows, 1)
+    elif not len(request.query):
+        shared += 1
     return int(rows.sum()) + shared * (len(rows) if runs_serially(request, config) else 1)
 
 

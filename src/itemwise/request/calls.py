@@ -72,7 +72,7 @@ class ScoreCall:
         fields = self.fields
         by_id = fields.get("label_token_ids") is not None
         if self.may_lack_query and not fields.get("query"):
-            fields = without_query(fields, tools)
+            fields = without_query(fields)
         fields, cut = cut_items(fields, tools)
         request = check_request(
             fields,

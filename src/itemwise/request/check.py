@@ -15,11 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, get_args
 
+from itemwise.config import SpecialTokens, Tokenize
 from itemwise.errors import RequestError
+from itemwise.request.prompts import Prompt, Segment, encode_parts, encode_prompts
 from itemwise.request.template import PromptTemplate
-from itemwise.types import Int32Array, ScoreRequest, TokenLists
+from itemwise.request.tokenizer import Tokenizer
+from itemwise.types import Int32Array, ScoreRequest, TokenLists, Tokens, token_array
 
 REQUEST_FIELDS = (
     "query",
@@ -29,6 +32,8 @@ REQUEST_FIELDS = (
     "apply_softmax",
     "apply_template",
     "item_first",
+    "tokenize",
+    "special_tokens",
     "temperature",
     "chunk_size",
     "priority",
@@ -43,22 +48,6 @@ MAX_PRIORITY = 2**31 - 1  # and -MAX_PRIORITY is the minimum
 Ids = Sequence[int]
 
 
-class TextTokenizer(Protocol):
-    """The methods of a tokenizer that text requests need."""
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids with the tokenizer's special tokens."""
-        ...
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-        ...
-
-    def label_id(self, text: str) -> int:
-        """The one token of a label; raises `RequestError` if it is not exactly one."""
-        ...
-
-
 @dataclass(frozen=True)
 class RequestLimits:
     """The limits that a request must keep.
@@ -71,6 +60,8 @@ class RequestLimits:
             either.
         num_head_labels: labels of the model's classification head; None for a language model. A
             request without labels asks for all of them.
+        tokenize: how texts become tokens where the request does not say.
+        special_tokens: what control tokens in texts are where the request does not say.
     """
 
     vocab_size: int
@@ -78,12 +69,14 @@ class RequestLimits:
     max_items: int | None = None
     delimiter: int | None = None
     num_head_labels: int | None = None
+    tokenize: Tokenize = "whole"
+    special_tokens: SpecialTokens = "auto"
 
 
 def check_request(
     fields: Mapping[str, Any],
     limits: RequestLimits,
-    tokenizer: TextTokenizer | None,
+    tokenizer: Tokenizer | None,
     template: PromptTemplate | None = None,
     *,
     may_lack_query: bool = False,
@@ -103,13 +96,27 @@ def check_request(
     """
     raw_query = _query(fields.get("query"), may_lack_query)
     raw_items = _items(fields.get("items"), limits.max_items)
-    if _flag(fields, "apply_template"):
+    if not _flag(fields, "apply_template"):
+        template = None
+    else:
         template = _usable(template, fields, raw_query, raw_items)
-        raw_query = template.fill_query(str(raw_query))
-        raw_items = [template.fill_item(str(item)) for item in raw_items]
         if fields.get("labels") is None and fields.get("label_token_ids") is None:
             fields = {**fields, "labels": template.labels}
-    query_ids, item_ids = _tokens(raw_query, raw_items, tokenizer)
+    if isinstance(raw_query, str) != isinstance(raw_items[0], str):
+        raise RequestError(
+            "mixed_input_types",
+            f"`query` is {_kind(raw_query)} but `items[0]` is {_kind(raw_items[0])}, expected all "
+            "text or all token ids",
+            "items",
+        )
+    query_ids: Tokens
+    item_ids: Sequence[Tokens]
+    if isinstance(raw_query, str):
+        texts = [str(item) for item in raw_items]
+        query_ids, item_ids = _encoded(fields, raw_query, texts, limits, template, tokenizer)
+    else:
+        query_ids = _integers((raw_query,), lambda _: "query", "query")[0]
+        item_ids = _integers(raw_items, lambda row: f"items[{row}]", "items")
     if limits.num_head_labels is not None:
         fields = _head_fields(fields, limits.num_head_labels)
     labels = _labels(fields, len(item_ids), tokenizer, limits)
@@ -119,7 +126,7 @@ def check_request(
     chunk_size = _chunk_size(fields.get("chunk_size"))
     priority = _priority(fields.get("priority"))
     timeout_s = _timeout_s(fields.get("timeout_s"))
-    if not query_ids and not all(map(len, item_ids)):
+    if not len(query_ids) and not all(map(len, item_ids)):
         raise RequestError(
             "empty_query",
             "`query` and an item are both empty, expected at least one token to score after",
@@ -237,30 +244,59 @@ def _usable(
     return template
 
 
-def _tokens(
-    query: str | list[Any],
-    items: list[str] | Sequence[Sequence[Any]],
-    tokenizer: TextTokenizer | None,
-) -> tuple[Ids, Sequence[Ids]]:
-    """Token ids of query and items, which are both text or both ids."""
-    if isinstance(query, str) != isinstance(items[0], str):
-        raise RequestError(
-            "mixed_input_types",
-            f"`query` is {_kind(query)} but `items[0]` is {_kind(items[0])}, expected all text "
-            "or all token ids",
-            "items",
-        )
-    if not isinstance(query, str):
-        ids = _integers((query,), lambda _: "query", "query")[0]
-        return ids, _integers(items, lambda row: f"items[{row}]", "items")
+def _encoded(
+    fields: Mapping[str, Any],
+    query: str,
+    items: list[str],
+    limits: RequestLimits,
+    template: PromptTemplate | None,
+    tokenizer: Tokenizer | None,
+) -> tuple[Int32Array, TokenLists]:
+    """Token ids of query and items."""
     if tokenizer is None:
         raise RequestError("no_tokenizer", _no_tokenizer("query"), "query")
-    _check_unicode([query], "invalid_query_type", "query")
-    _check_unicode(items, "invalid_items_type", "items")
-    tokens = tokenizer.encode(query)
-    if not tokens:
-        raise RequestError("empty_query", "`query` has no tokens, expected at least one", "query")
-    return tokens, tokenizer.encode_batch(items)  # type: ignore[arg-type]
+    apart = _choice(fields, "tokenize", get_args(Tokenize), limits.tokenize) == "parts"
+    reading = _choice(fields, "special_tokens", get_args(SpecialTokens), limits.special_tokens)
+    special = reading == "control" or (reading == "auto" and template is None)
+    shared: Prompt = [Segment(query, special)]
+    prompts: list[Prompt] = [[Segment(item, special)] for item in items]
+    max_tokens = limits.max_seq_len
+    if template is not None:
+        shared = template.query_part(shared[0])
+        prompts = [template.item_part(item[0]) for item in prompts]
+    item_first = _flag(fields, "item_first")
+    if apart or limits.delimiter is not None:  # nothing merges across a delimiter
+        max_tokens -= limits.delimiter is not None
+        found = encode_parts(tokenizer, shared, prompts, max_tokens=max_tokens)
+        if not item_first:
+            return found.query, found.items
+        query_ids = tokenizer.not_begun(found.query.tolist())
+        return token_array(query_ids), _rows_after(tokenizer.begin, found.items)
+    if item_first:  # the whole sequences are the items: they share nothing
+        prompts = [[*item, *shared] for item in prompts]
+        found = encode_prompts(tokenizer, (), prompts, max_tokens=max_tokens)
+        return token_array([]), _rows_after(found.query.tolist(), found.items)
+    if template is not None:  # its text in front of an item is the same for all
+        shared = [*shared, prompts[0][0]]
+        prompts = [item[1:] for item in prompts]
+    found = encode_prompts(tokenizer, shared, prompts, max_tokens=max_tokens)
+    return found.query, found.items
+
+
+def _rows_after(begin: list[int], items: TokenLists) -> TokenLists:
+    return TokenLists.of([[*begin, *item.tolist()] for item in items])
+
+
+def _choice(fields: Mapping[str, Any], name: str, choices: Sequence[str], default: str) -> str:
+    value = fields.get(name)
+    if value is None:
+        return default
+    if isinstance(value, str) and value in choices:
+        return value
+    got = repr(value[:30]) if isinstance(value, str) else _kind(value)
+    raise RequestError(
+        f"invalid_{name}", f"`{name}` is {got}, expected {' or '.join(choices)}", name
+    )
 
 
 def _head_fields(fields: Mapping[str, Any], num_labels: int) -> Mapping[str, Any]:
@@ -281,7 +317,7 @@ def _head_fields(fields: Mapping[str, Any], num_labels: int) -> Mapping[str, Any
 def _labels(
     fields: Mapping[str, Any],
     num_items: int,
-    tokenizer: TextTokenizer | None,
+    tokenizer: Tokenizer | None,
     limits: RequestLimits,
 ) -> tuple[tuple[int, ...], ...]:
     """Label token ids of each item, from `label_token_ids` or `labels`."""
@@ -383,12 +419,12 @@ def _label_rows(value: Any, name: str, code: str, num_items: int) -> tuple[list[
 
 
 def _label_ids(
-    rows: list[list[Any]], place: Callable[[int], str], tokenizer: TextTokenizer | None
+    rows: list[list[Any]], place: Callable[[int], str], tokenizer: Tokenizer | None
 ) -> tuple[tuple[int, ...], ...]:
     """Token ids of label texts; equal texts are looked up once."""
     if tokenizer is None:
         raise RequestError("no_tokenizer", _no_tokenizer("labels"), "labels")
-    known: dict[str, int] = {}
+    places: dict[str, str] = {}
     for row, texts in enumerate(rows):
         for index, text in enumerate(texts):
             where = f"{place(row)}[{index}]"
@@ -396,13 +432,16 @@ def _label_ids(
                 raise RequestError(
                     "invalid_labels_type", f"`{where}` is {_kind(text)}, expected text", "labels"
                 )
-            if text in known:
-                continue
-            _check_unicode([text], "invalid_labels_type", where, "labels")
-            try:
-                known[text] = tokenizer.label_id(text)
-            except RequestError as error:
-                raise RequestError(error.code, f"`{where}`: {error}", "labels") from None
+            if text not in places:
+                places[text] = where
+                _check_unicode(text, where)
+    known: dict[str, int] = {}
+    found = tokenizer.encode_labels(list(places))
+    for (text, where), ids in zip(places.items(), found, strict=True):
+        try:
+            known[text] = tokenizer.one_token(text, ids)
+        except RequestError as error:
+            raise RequestError(error.code, f"`{where}`: {error}", "labels") from None
     return tuple(tuple(known[text] for text in texts) for texts in rows)
 
 
@@ -490,7 +529,7 @@ def _whole(value: Any, name: str, low: float, high: float, expected: str) -> int
     raise RequestError(f"invalid_{name}", f"`{name}` is {got}, expected {expected}", name)
 
 
-def _check_length(query: Ids, items: Sequence[Ids], limits: RequestLimits) -> None:
+def _check_length(query: Tokens, items: Sequence[Tokens], limits: RequestLimits) -> None:
     lengths = items.lengths.tolist() if isinstance(items, TokenLists) else list(map(len, items))
     longest = max(lengths)
     num_delimiters = 0 if limits.delimiter is None else 1
@@ -508,7 +547,7 @@ def _check_length(query: Ids, items: Sequence[Ids], limits: RequestLimits) -> No
 
 
 def _checked_tokens(
-    rows: Sequence[Ids],
+    rows: Sequence[Tokens],
     place: Callable[[int], str],
     param: str,
     vocab_size: int,
@@ -553,18 +592,16 @@ def _all_fine(ids: Int32Array, vocab_size: int, delimiter: int | None) -> bool:
     return bool(in_vocabulary and (delimiter is None or not (ids == delimiter).any()))
 
 
-def _check_unicode(texts: Sequence[Any], code: str, name: str, param: str | None = None) -> None:
+def _check_unicode(label: str, where: str) -> None:
     """Refuses lone surrogates, which a Python string can contain but a tokenizer cannot encode."""
-    for index, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            where = f"{name}[{index}]" if name == "items" else name
-            raise RequestError(
-                code,
-                f"`{where}` has a lone surrogate at character {error.start}, expected Unicode text",
-                param or name,
-            ) from None
+    try:
+        label.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            "invalid_labels_type",
+            f"`{where}` has a lone surrogate at character {error.start}, expected Unicode text",
+            "labels",
+        ) from None
 
 
 def _as_list(value: Any) -> list[Any] | None:

@@ -15,16 +15,14 @@ from itemwise.request.tools import PromptTools
 MAX_TOKEN_CHARS = 64  # longer tokens are runs of spaces and the like
 
 
-def without_query(fields: Mapping[str, Any], tools: PromptTools) -> Mapping[str, Any]:
+def without_query(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields of a request whose items begin the sequence.
 
     Texts get the special tokens that start the model's sequences; token ids are taken as they are.
     """
     items = fields.get("items")
     by_text = isinstance(items, list) and all(isinstance(item, str) for item in items)
-    if by_text and tools.tokenizer is not None and not fields.get("apply_template"):
-        return {**fields, "query": [], "items": list(map(tools.tokenizer.encode, items or []))}
-    return {**fields, "query": []}
+    return {**fields, "query": "" if by_text else []}
 
 
 def cut_items(

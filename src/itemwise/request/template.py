@@ -10,7 +10,8 @@ the part with the item follows it. `prompt_template.json` in a checkpoint's fold
     }
 
 `{query}` and `{item}` stand for the texts of a request; other braces are literal. Text that a model
-expects before the query (a system prompt, an instruction) belongs in the query's part.
+expects before the query (a system prompt, an instruction) belongs in the query's part. Control
+tokens that the template spells are control tokens.
 
 Rankings may need more, all optional: `instruction` is the default of a placeholder `{instruction}`
 in the query's part; `read_out`, `scale` and `activation` say how a score comes of the labels'
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from itemwise.errors import CheckpointError
+from itemwise.request.prompts import Prompt, Segment
 from itemwise.request.read_out import Activation, Kind, ReadOut
 
 TEMPLATE_FILE = "prompt_template.json"
@@ -53,13 +55,15 @@ class PromptTemplate:
     instruction: str = ""
     read_out: ReadOut = ReadOut()
 
-    def fill_query(self, query: str) -> str:
-        """The text that all items share."""
-        return self.query.replace("{instruction}", self.instruction).replace("{query}", query)
+    def query_part(self, query: Segment) -> Prompt:
+        """What comes before the items: the template's text, the query, the template's text."""
+        before, after = self.query.replace("{instruction}", self.instruction).split("{query}")
+        return Segment(before, special=True), query, Segment(after, special=True)
 
-    def fill_item(self, item: str) -> str:
-        """The text of one item, which follows that of the query."""
-        return self.item.replace("{item}", item)
+    def item_part(self, item: Segment) -> Prompt:
+        """What follows for an item: the template's text, the item, the template's text."""
+        before, after = self.item.split("{item}")
+        return Segment(before, special=True), item, Segment(after, special=True)
 
     @classmethod
     def from_folder(cls, folder: Path) -> PromptTemplate | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from itemwise.request.check import RequestLimits
 from itemwise.request.profiles import Profile
@@ -25,3 +26,9 @@ class PromptTools:
     tokenizer: Tokenizer | None = None
     template: PromptTemplate | None = None
     profile: Profile | str = "it has no profile"
+
+    def with_check(self, between_pieces: Callable[[], None] | None) -> PromptTools:
+        """The same, with a tokenizer that calls `between_pieces` often; it raises to give up."""
+        if self.tokenizer is None or between_pieces is None:
+            return self
+        return replace(self, tokenizer=self.tokenizer.with_check(between_pieces))

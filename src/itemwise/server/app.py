@@ -8,6 +8,7 @@ during scoring. `dialects/` says which formats there are.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from itemwise.config import ServerConfig, origins
 from itemwise.dialects.base import NOTHING, Dialect, Exchange
 from itemwise.dialects.table import by_path, dialect_of
 from itemwise.engine.scheduler import Job, Scheduler, Scored
-from itemwise.errors import ItemwiseError, RequestError
+from itemwise.errors import DeadlineExceededError, ItemwiseError, RequestError
 from itemwise.request.calls import Prepared
 from itemwise.request.json_body import parse_body
 from itemwise.server.bodies import Bodies
@@ -140,7 +141,7 @@ def _add_dialects(
         record = record_of(request.scope)
         async with bodies.read(request) as body:
             record.stages["read"] = record.seconds()
-            asked = await bodies.work(partial(_prepare, service, path, request.scope), body)
+            asked = await _prepared_or_left(request, service, bodies, path, body)
         del body
         record.stages["tokenize"] = record.seconds() - record.stages["read"]
         if asked.prepared is None:
@@ -178,7 +179,22 @@ class _Asked(NamedTuple):
     cost: int
 
 
-def _prepare(service: Service, path: str, scope: Scope, body: bytearray) -> _Asked:
+async def _prepared_or_left(
+    request: Request, service: Service, bodies: Bodies, path: str, body: bytearray
+) -> _Asked:
+    """What the body asks for; gives up between pieces of text if the client leaves."""
+    left = threading.Event()
+    gone = asyncio.create_task(_disconnected(request))
+    gone.add_done_callback(lambda _: left.set())
+    try:
+        return await bodies.work(partial(_prepare, service, path, request.scope, left), body)
+    finally:
+        gone.cancel()
+
+
+def _prepare(
+    service: Service, path: str, scope: Scope, left: threading.Event, body: bytearray
+) -> _Asked:
     fields = parse_body(body, service.config.max_request_labels)
     if not isinstance(fields, dict):
         raise RequestError("invalid_json", "the body is JSON but not an object, expected {...}")
@@ -186,7 +202,21 @@ def _prepare(service: Service, path: str, scope: Scope, body: bytearray) -> _Ask
     service.check_model(exchange.model)
     if exchange.call is None:
         return _Asked(exchange, None, 0)
-    prepared, cost = service.prepare(exchange.call)
+    started, most_s = time.perf_counter(), service.config.max_timeout_s
+    wished_s = fields.get("timeout_s")
+    if isinstance(wished_s, (int, float)) and wished_s > 0:
+        most_s = min(most_s, wished_s)
+
+    def check_wanted() -> None:
+        if left.is_set():
+            raise ClientDisconnect
+        if time.perf_counter() - started > most_s:
+            raise DeadlineExceededError(
+                f"the text of the request was not tokenised within {most_s:g} s; allow more time, "
+                "or send fewer items"
+            )
+
+    prepared, cost = service.prepare(exchange.call, check_wanted)
     return _Asked(exchange, prepared, cost)
 
 

@@ -36,6 +36,8 @@ STATUS_OF_CODE: dict[str, int] = {
     "invalid_apply_softmax_type": 400,
     "invalid_apply_template_type": 400,
     "invalid_item_first_type": 400,
+    "invalid_tokenize": 400,
+    "invalid_special_tokens": 400,
     "invalid_temperature": 400,
     "invalid_chunk_size": 400,
     "invalid_priority": 400,

@@ -36,8 +36,12 @@ class AnyScorer(Protocol):
         """
         ...
 
-    def prepare_call(self, call: Call[T], /) -> Prepared[T]:
+    def prepare_call(
+        self, call: Call[T], between_pieces: Callable[[], None] | None = None, /
+    ) -> Prepared[T]:
         """Checks and tokenises a call. Called from any thread.
+
+        Calls `between_pieces` between pieces of text, which raises to give up.
 
         Raises:
             RequestError: the call is invalid.
@@ -159,17 +163,17 @@ class Service:
             "model",
         )
 
-    def prepare(self, call: Call[T]) -> tuple[Prepared[T], int]:
+    def prepare(self, call: Call[T], between_pieces: Callable[[], None]) -> tuple[Prepared[T], int]:
         """A call that is ready, and its cost in tokens, for `submit`.
 
-        Raises what `check_ready` and the scorer raise.
+        Raises what `check_ready`, the scorer and `between_pieces` raise.
 
         Raises:
             RequestError: it has too many tokens or labels for this server.
         """
         self.check_ready()
         assert self.scorer is not None
-        prepared = self.scorer.prepare_call(call)
+        prepared = self.scorer.prepare_call(call, between_pieces)
         request = prepared.request
         cost, most = self.scorer.engine.cost(request), self.config.max_request_tokens
         if cost > most:
