@@ -22,6 +22,7 @@ _ESCAPE = re.compile(r"\\(?:[pP]\{\^?[\w ]+\}|x[0-9A-Fa-f]{2}|x\{[0-9A-Fa-f]+\}|
 _QUANTIFIER = re.compile(r"(?:[?*+]|\{(\d*)(?:,\d*)?\})[?+]?")
 _GROUP = re.compile(r"\(\?(?:(i)|>)?:?|\((?!\?)")
 _END = "$"
+_START, _NEVER = r"\A", "(?!)"
 _UNKNOWN_ESCAPES = frozenset("ABbGKkRXZzgy123456789")
 
 
@@ -73,7 +74,7 @@ class Pattern:
 
     def matches(self, x: str) -> bool:
         """Whether the character is a match by itself, and so is never left out by matches."""
-        return _removes(self._source, x)
+        return _removes(self._source.replace(_START, _NEVER), x)
 
 
 def _accepts(atom: _Atom, char: str) -> bool:
@@ -132,6 +133,9 @@ class _Parser:
         if self._source[self._at] == _END:
             self._at += 1
             atoms.append(_Atom(_END, first + 1, looks_ahead=True))
+            return 0
+        if self._source.startswith(_START, self._at):  # matches nothing, and not after `x`
+            self._at += len(_START)
             return 0
         if self._source[self._at] == "(":
             length = self._group(atoms)
