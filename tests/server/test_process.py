@@ -227,7 +227,7 @@ def test_streams_that_take_no_lines_are_no_failure(kind: str, tmp_path: Path) ->
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "JAX_PLATFORMS": "cpu"},
         stdout=writer,
         stderr=writer,
-        preexec_fn=(lambda: [os.close(each) for each in range(3)]) if kind == "closed" else None,
+        preexec_fn=(lambda: os.closerange(0, 3)) if kind == "closed" else None,
     )
     os.close(writer)
     url = f"http://127.0.0.1:{port}"

@@ -186,7 +186,9 @@ def _items(value: Any, max_items: int | None) -> list[str] | Sequence[Sequence[A
             "requests",
             "items",
         )
-    return items if isinstance(items, TokenLists) else _rows(items)
+    if isinstance(items, TokenLists):
+        return items
+    return _rows(items)
 
 
 def _rows(items: list[Any]) -> list[str] | list[list[Any]]:

@@ -106,7 +106,7 @@ class _LargeObject:
         head = _LIST_HEAD.match(self._body, begin.place + 1)
         if not (cuts and head):
             self._spend(end.weight - begin.weight)
-            found = _decode(b"{" + self._text(begin.place + 1, end.place) + b"}")
+            found: dict[str, Any] = _decode(b"{" + self._text(begin.place + 1, end.place) + b"}")
             if not found and len(self._ends) > 2:
                 raise _broken("a field is missing between two commas")
             return found

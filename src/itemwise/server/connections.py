@@ -15,7 +15,7 @@ from typing import Protocol
 from itemwise.errors import ConfigError
 
 READ_BYTES = 64 * 1024  # at most read from a connection before others have their turn
-TURN_S = 0.005  # parsing of all connections together before the event loop does something else
+TURN_S = 0.002  # parsing of all connections together before the event loop does something else
 PATIENCE_S = 1.0  # a connection that waited this long may be closed to make room for another
 PROBES = ("/live", "/health")  # paths that get a connection even when all are taken
 _SPARE_CONNECTIONS = 64  # beyond the maximum, for probes and for refusals in words

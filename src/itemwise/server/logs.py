@@ -58,10 +58,10 @@ class JsonFormatter(logging.Formatter):
                 line[name] = value
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        line = {name: _encodable(value) for name, value in line.items()}
+        encodable = {name: _encodable(value) for name, value in line.items()}
         # JSON may hold these as they are, but some readers take them for ends of lines.
         return _UNSAFE.sub(
-            lambda found: f"\\u{ord(found[0]):04x}", orjson.dumps(line, default=str).decode()
+            lambda found: f"\\u{ord(found[0]):04x}", orjson.dumps(encodable, default=str).decode()
         )
 
 

@@ -151,7 +151,7 @@ def test_attack_is_measured(
     assert len(failed) == (0 if fault is None else 1)
     assert report["health"]["count"] > 5
     assert report["small"]["count"] > 5
-    assert "nested: invalid_json" in report["codes"]
+    assert "nested: too_many_values" in report["codes"]
 
 
 def test_unknown_attack_is_refused(url: str) -> None:

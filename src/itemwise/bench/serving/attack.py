@@ -234,6 +234,7 @@ async def _attack(address: Address, seconds: float, without: tuple[str, ...]) ->
     bodies = [orjson.dumps(workload.body(number)) for number in range(SMALL)]
     client = Client(address)
     right = [(await ask(client, n, body, 0.0)).scores for n, body in enumerate(bodies)]
+    client.close()
     before = (await read_metrics(address)).memory_bytes
     samples: list[Sample] = []
     probes: list[tuple[str, float]] = []
