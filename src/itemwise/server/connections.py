@@ -82,6 +82,11 @@ class Pool:
         """Whether more than the maximum are open."""
         return len(self._members) > self.limits.max_connections
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether a connection waits for its turn."""
+        return bool(self._turns)
+
     def enter(self, member: Member) -> bool:
         """Lets a new connection in; whether it is within the maximum.
 

@@ -101,15 +101,17 @@ class Connection(asyncio.BufferedProtocol):
         return self._pool.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """The event loop has read something; it reads no more until that is parsed."""
+        """The event loop has read something; if that takes long to parse, it reads no more."""
         if self._lingering or self._h11.their_state is h11.MUST_CLOSE:
             return  # nobody reads it
         self._h11.receive_data(bytes(self._pool.buffer[:nbytes]))
-        self._transport.pause_reading()
         if self._exchange is None and not self._head_begun:
             self._head_begun = True
             self._allow(self._limits.head_s)
-        self.take_turn()
+        # Where nobody waits for a turn, a short request is parsed here and now.
+        if self._pool.has_turns or self._in_turn or self.advance():
+            self._transport.pause_reading()
+            self.take_turn()
 
     def pause_writing(self) -> None:
         """The network takes no more for now."""
@@ -146,7 +148,8 @@ class Connection(asyncio.BufferedProtocol):
     def _take_event(self) -> bool:
         exchange = self._exchange
         if exchange is not None and len(exchange.body) > BODY_BUFFER_BYTES:
-            return False  # its reader takes a turn
+            self._transport.pause_reading()  # its reader takes a turn
+            return False
         try:
             event = self._h11.next_event()
         except h11.RemoteProtocolError as error:
@@ -167,6 +170,8 @@ class Connection(asyncio.BufferedProtocol):
         # More data is needed, or (PAUSED) a next request must wait for this one's answer.
         if event is h11.NEED_DATA or not self._h11.trailing_data[0]:
             self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
         return False
 
     def _begin(self, head: h11.Request) -> bool:
