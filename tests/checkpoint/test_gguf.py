@@ -232,6 +232,17 @@ def test_an_interrupted_conversion_leaves_nothing(
     assert list(folder.parent.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write(path, build("qwen3", **WIDE))
+    with pytest.raises(CheckpointError, match="`.*converted` cannot be written"):
+        convert(path, path / "converted")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(CheckpointError, match="`.*full` is not empty"):
+        convert(path, tmp_path / "full")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

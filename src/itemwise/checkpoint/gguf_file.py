@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from itemwise.checkpoint import gguf_tokenizer
@@ -121,9 +122,7 @@ def convert(
         raise type(error)(f"`{path}`: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"`{path}` is damaged ({brief(error)}): get it again") from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with _whole_or_nothing(folder) as draft:
         _write_tokenizer(fields, draft)
         arrays = ((name, _values(tensor, dtype)) for name, tensor in tensors)
         if model.family == "llama":
@@ -132,13 +131,29 @@ def convert(
         for number in _write_tensors(draft, arrays):
             on_progress("weights", number, total)
         _write_json(draft / CONFIG_FILE, config)
-        _put(draft, folder)
-    except OSError as error:
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, which gets the name of `folder` at the end."""
+    draft = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        yield draft
+        draft.chmod(0o755)
+        try:
+            draft.replace(folder)
+        except OSError:
+            if not (folder / CONFIG_FILE).is_file():  # else another process was faster
+                raise
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"`{folder}` cannot be written ({brief(error)}): check free space and permissions"
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _open(path: Path) -> GGUFReader:
@@ -330,13 +345,3 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _put(draft: Path, folder: Path) -> None:
-    """Gives a whole folder its name; another process may have been faster."""
-    draft.chmod(0o755)
-    try:
-        os.replace(draft, folder)
-    except OSError:
-        if not (folder / CONFIG_FILE).is_file():
-            raise
