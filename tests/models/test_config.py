@@ -153,6 +153,37 @@ def test_from_hf_agrees_with_what_transformers_writes() -> None:
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "field",
+    [
+        "head_dim",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "hidden_act",
+        "rope_parameters",
+        "tie_word_embeddings",
+        "sliding_window",
+    ],
+)
+def test_from_hf_fills_in_what_transformers_fills_in(family: str, field: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    raw = hf(family, num_attention_heads=32, tie_word_embeddings=True, head_dim=16)
+    raw |= {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "sliding_window": 9}
+    raw.pop(field, None)
+    theirs = transformers.AutoConfig.for_model(**raw)
+    ours = ModelConfig.from_hf(raw)
+    head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // 32
+    window = theirs.sliding_window if family == "mistral" else None
+    assert (ours.head_dim, ours.window_tokens) == (head_dim, window)
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.max_position_embeddings == theirs.max_position_embeddings
+    assert ours.norm_eps == theirs.rms_norm_eps
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.tied == theirs.tie_word_embeddings
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
