@@ -13,6 +13,7 @@ from tokenizers.models import BPE
 
 from itemwise.errors import CheckpointError
 from itemwise.request.tokenizer import Tokenizer
+from itemwise.request.vocabulary import LLAMA3, QWEN2, byte_level
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning")
 TEXTS = (
@@ -89,3 +90,10 @@ def test_a_vocabulary_without_merges_is_no_tokenizer(tmp_path: Path) -> None:
     write(tmp_path, tokenizer_class="Qwen2Tokenizer")
     (tmp_path / "merges.txt").unlink()
     assert Tokenizer.from_folder(tmp_path) is None
+
+
+def test_a_piece_of_the_vocabulary_is_one_token_where_the_kind_says_so() -> None:
+    vocab = {"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4}
+    merges = [("a", "b")]
+    assert byte_level(vocab, merges, LLAMA3).encode("abc").ids == [4]
+    assert byte_level(vocab, merges, QWEN2).encode("abc").ids == [3, 2]
