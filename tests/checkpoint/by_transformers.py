@@ -91,7 +91,7 @@ def logprobs(logits: Float32Array, labels: Sequence[int] = LABELS) -> Float32Arr
 
 def start(folder: Path, cache_folder: str, **settings: Any) -> Engine:
     """A small engine without a self-check."""
-    fixed = {"page_tokens": 32, "step_lanes": 2, "kv_cache_bytes": 4 << 20}
+    fixed: dict[str, Any] = {"page_tokens": 32, "step_lanes": 2, "kv_cache_bytes": 4 << 20}
     fixed |= {"skip_self_check": True, "compilation_cache_dir": cache_folder}
     return Engine(folder, EngineConfig(**(fixed | settings)))
 

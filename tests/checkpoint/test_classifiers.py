@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_logits_are_those_of_transformers(
     family: str, num_labels: int, tmp_path: Path, cache_folder: str
 ) -> None:
     tied = family == "qwen3"
-    more = {"sliding_window": None} if family == "mistral" else {}
+    more: dict[str, Any] = {"sliding_window": None} if family == "mistral" else {}
     build(family, TASK, num_labels=num_labels, tie_word_embeddings=tied, **more).save_pretrained(
         tmp_path
     )
@@ -57,13 +58,15 @@ def test_logits_are_those_of_transformers(
 
 def test_bits_do_not_depend_on_company(tmp_path: Path, cache_folder: str) -> None:
     build("qwen3", TASK, num_labels=1).save_pretrained(tmp_path)
-    settings = {"page_tokens": 32, "step_lanes": 2, "kv_cache_bytes": 4 << 20}
+    settings: dict[str, Any] = {"page_tokens": 32, "step_lanes": 2, "kv_cache_bytes": 4 << 20}
     engine = Engine(tmp_path, EngineConfig(**settings, compilation_cache_dir=""))
     assert engine.self_check.status == "passed"
     random = np.random.default_rng(0)
     crowd = [
         ScoreRequest(
-            random.integers(0, VOCAB_SIZE, 40), random.integers(0, VOCAB_SIZE, (9, n)), ((0,),) * 9
+            random.integers(0, VOCAB_SIZE, 40).tolist(),
+            random.integers(0, VOCAB_SIZE, (9, n)).tolist(),
+            ((0,),) * 9,
         )
         for n in (1, 7, 33)
     ]

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning"),
     pytest.mark.usefixtures("one_torch_thread"),
 ]
-WIDE = {"hidden_size": 64}  # whole blocks of the quantised types
+WIDE: dict[str, Any] = {"hidden_size": 64}  # whole blocks of the quantised types
 TEXTS = (
     "It's 2026: 12345 o'clock,  said\n\n the\tDOG's owner. ",
     "naïve cafe\u0301 日本語 \U0001f600 \u00a0x",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,7 +114,9 @@ def test_mistral_without_a_window_in_reach(
 def test_a_window_limits_the_length_of_sequences(
     family: str, tmp_path: Path, cache_folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    window = {"sliding_window": len(QUERY) + 40}  # the longest sequence of the test just fits
+    window: dict[str, Any] = {
+        "sliding_window": len(QUERY) + 40
+    }  # the longest sequence of the test just fits
     if family == "qwen2":
         window |= {"use_sliding_window": True, "max_window_layers": 1}
     build(family, **window).save_pretrained(tmp_path)

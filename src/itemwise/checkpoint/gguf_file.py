@@ -304,7 +304,8 @@ def _values(tensor: ReaderTensor, dtype: StoredDType) -> NDArray[Any]:
         GGMLQuantizationType.BF16: ml_dtypes.bfloat16,
     }
     if kind in plain:
-        return np.ascontiguousarray(tensor.data).view(plain[kind]).reshape(shape)
+        stored: NDArray[Any] = np.ascontiguousarray(tensor.data).view(plain[kind])
+        return stored.reshape(shape)
     try:
         numbers = dequantize(tensor.data, kind).reshape(shape)
     except NotImplementedError as error:
@@ -312,8 +313,7 @@ def _values(tensor: ReaderTensor, dtype: StoredDType) -> NDArray[Any]:
             f"`{tensor.name}` is of type {kind.name}, which the package gguf cannot read: get the "
             "model in another type, like Q8_0 or Q4_K_M"
         ) from error
-    stored = np.dtype(np.float32 if dtype == "float32" else ml_dtypes.bfloat16)
-    return numbers.astype(stored, copy=False)
+    return numbers.astype(np.float32 if dtype == "float32" else ml_dtypes.bfloat16, copy=False)
 
 
 def _in_halves(array: NDArray[Any], name: str, model: ModelConfig) -> NDArray[Any]:

@@ -120,7 +120,8 @@ def run_self_check(
 
     def run(*requests: ScoreRequest) -> list[Float32Array]:
         # With the logits, as all probabilities of a head with a single label are 1.
-        return [np.hstack([result.logits, result.scores]) for result in score(requests)]
+        results = score(requests)
+        return [np.hstack([np.asarray(r.logits), np.asarray(r.scores)]) for r in results]
 
     def filling(tokens: int) -> list[ScoreRequest]:
         """Another request of so many tokens."""
