@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
 ]
 WIDE: dict[str, Any] = {"hidden_size": 64}  # whole blocks of the quantised types
+# No tensor, one field `a`: an array of 2**60 bytes.
+ENDLESS_ARRAY = struct.pack("<4sIQQQsIIQ", b"GGUF", 3, 0, 1, 1, b"a", 9, 0, 1 << 60) + bytes(50)
 TEXTS = (
     "It's 2026: 12345 o'clock,  said\n\n the\tDOG's owner. ",
     "naïve cafe\u0301 日本語 \U0001f600 \u00a0x",
@@ -250,6 +253,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         (b"GGUF", "cannot be read as GGUF"),
         (b"not a model" * 99, "cannot be read as GGUF.*magic"),
         (b"GGUF\3\0\0\0" + b"\xff" * 16, "cannot be read as GGUF"),
+        (ENDLESS_ARRAY, "cannot be read as GGUF.*it ends too early"),
     ],
 )
 def test_damaged_files_are_refused(content: bytes, message: str, tmp_path: Path) -> None:

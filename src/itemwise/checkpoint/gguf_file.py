@@ -163,8 +163,17 @@ def _open(path: Path) -> GGUFReader:
         raise ConfigError(
             f"`{path}` is a GGUF file, which needs the package gguf: install itemwise[gguf]"
         ) from error
+
+    class Bounded(gguf.GGUFReader):
+        """A reader that ends with the file, whatever lengths the file claims."""
+
+        def _get(self, offset: int, *args: Any, **kwargs: Any) -> Any:
+            if offset >= len(self.data):
+                raise ValueError("it ends too early")
+            return super()._get(offset, *args, **kwargs)
+
     try:
-        return gguf.GGUFReader(path)
+        return Bounded(path)
     except Exception as error:  # whatever a damaged file makes of the reader
         raise CheckpointError(
             f"`{path}` cannot be read as GGUF ({brief(error)}): get the file again"
