@@ -71,6 +71,19 @@ def test_a_file_gives_back_the_model_it_was_made_of(
     assert read_model(tmp_path / "converted") == read_model(tmp_path / "original")
 
 
+def test_a_rerankers_head_is_read(tmp_path: Path) -> None:
+    labels = {0: "yes", 1: "no"}
+    model = build("qwen3", "SequenceClassification", **WIDE, id2label=labels)
+    fields = {"qwen3.classifier.output_labels": ["yes", "no"]}
+    write(tmp_path / "model.gguf", model, fields=fields)
+    convert(tmp_path / "model.gguf", tmp_path / "converted")
+    found = tensors(tmp_path / "converted")["score.weight"]
+    np.testing.assert_array_equal(found, model.score.weight.detach().numpy())
+    assert read_model(tmp_path / "converted").num_labels == 2
+    raw = json.loads((tmp_path / "converted/config.json").read_text())
+    assert raw["id2label"] == {"0": "yes", "1": "no"}
+
+
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
 def test_matrices_of_every_type_keep_their_values(kind: str, tmp_path: Path) -> None:
     model = build("llama", **WIDE)

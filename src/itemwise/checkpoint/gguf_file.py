@@ -40,15 +40,13 @@ SUFFIX = ".gguf"
 StoredDType = Literal["float32", "bfloat16"]
 logger = logging.getLogger("itemwise.checkpoint")
 
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
+_ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_CLASSIFIER = "cls.output.weight"  # rows of a reranker's labels
 _WHOLE = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
+    "cls.output": "score",
 }
 _OF_LAYERS = {
     "attn_norm": "input_layernorm",
@@ -195,7 +193,7 @@ def _stored(reader: GGUFReader) -> list[ReaderTensor]:
 
 def _name(name: str, family: str) -> str:
     """The name of a tensor in a model folder."""
-    found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    found = re.fullmatch(r"(?:blk\.(\d+)\.)?([\w.]+)\.(weight|bias)", name)
     layer, stem, kind = found.groups() if found else (None, name, "")
     table = _WHOLE if layer is None else _OF_LAYERS
     if stem not in table:
@@ -221,7 +219,7 @@ def _config(fields: dict[str, Any], tensors: dict[str, ReaderTensor]) -> dict[st
     heads, width = field("attention.head_count"), field("embedding_length")
     head_dim = field("attention.key_length", width // heads)
     config = {
-        "architectures": [_ARCHITECTURES[family]],
+        "architectures": [f"{_ARCHITECTURES[family]}ForCausalLM"],
         "model_type": family,
         "num_hidden_layers": field("block_count"),
         "hidden_size": width,
@@ -239,6 +237,12 @@ def _config(fields: dict[str, Any], tensors: dict[str, ReaderTensor]) -> dict[st
         "attention_bias": family == "llama" and "blk.0.attn_q.bias" in tensors,
         "mlp_bias": family == "llama" and "blk.0.ffn_up.bias" in tensors,
     }
+    if _CLASSIFIER in tensors:
+        names = field("classifier.output_labels", [])
+        count = int(tensors[_CLASSIFIER].shape[1])
+        names = names if len(names) == count else [f"LABEL_{n}" for n in range(count)]
+        config["architectures"] = [f"{_ARCHITECTURES[family]}ForSequenceClassification"]
+        config["id2label"] = {str(number): name for number, name in enumerate(names)}
     if field("rope.dimension_count", head_dim) != head_dim:
         raise UnsupportedModelError(f"`{family}.rope.dimension_count` is not the heads' size")
     if field("expert_count", 0):
