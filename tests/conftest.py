@@ -43,6 +43,8 @@ CPU_LEVELS: tuple[CpuLevelName, ...] = tuple(
     level.name for level in LEVELS if level.compiler_flags is None or level.suits(instructions())
 )
 CPP_LEVELS: tuple[CppLevel, ...] = tuple(name for name in get_args(CppLevel) if name in CPU_LEVELS)
+FLOAT32_CPP_LEVELS = tuple(name for name in CPP_LEVELS if BY_NAME[name].activations == "float32")
+BFLOAT16_CPP_LEVELS = tuple(name for name in CPP_LEVELS if name not in FLOAT32_CPP_LEVELS)
 # What an engine takes here where nobody names a level: for weights in bfloat16, in float32.
 DEFAULT_LEVELS = {
     choose_level(EngineConfig(), np.dtype(weights)).name

@@ -30,8 +30,16 @@ Algorithm = Literal["prefill_extend", "packed", "serial"]
 Mask = Literal["dense", "segment"]  # how a packed sequence tells its items apart
 # How a processor runs a model, by C++ kernels for some instructions or by XLA: see
 # `engine/cpu_level.py`.
-CppLevel = Literal["cpp-avx512", "cpp-avx2", "cpp-neon"]
-CpuLevelName = Literal["xla-bfloat16", CppLevel, "xla-float32"]
+CppLevel = Literal[
+    "cpp-amx",
+    "cpp-avx512",
+    "cpp-avx2",
+    "cpp-neon",
+    "cpp-avx512-bfloat16",
+    "cpp-avx2-bfloat16",
+    "cpp-plain-bfloat16",
+]
+CpuLevelName = Literal[CppLevel, "xla-bfloat16", "xla-float32"]
 Kernel = Literal[CppLevel, "gpu", "tpu"]  # attention that is not XLA's: C++, or Pallas
 
 

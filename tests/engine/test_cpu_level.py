@@ -15,13 +15,14 @@ from itemwise.config import EngineConfig, cache_dir
 from itemwise.engine import cpu_level
 from itemwise.engine.cpu_level import BY_NAME, LEVELS, choose_level
 from itemwise.errors import ConfigError
-from itemwise.ops.build_cpu import Kernels, build, find_compiler
+from itemwise.ops.build_cpu import SOURCES, Kernels, build, find_compiler
 from itemwise.types import CppLevel, CpuLevelName
 
 BFLOAT16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
 HASWELL = "fpu avx avx2 fma"
 SKYLAKE = f"{HASWELL} avx512f avx512bw avx512cd avx512dq avx512vl"
-SAPPHIRE_RAPIDS = f"{SKYLAKE} avx512_bf16 amx_bf16 amx_tile"
+COOPER_LAKE = f"{SKYLAKE} avx512_bf16"
+SAPPHIRE_RAPIDS = f"{COOPER_LAKE} amx_bf16 amx_tile"
 
 
 class Machine:
@@ -33,8 +34,8 @@ class Machine:
         monkeypatch.setattr(cpu_level, "instructions", lambda: frozenset(self.flags.split()))
         monkeypatch.setattr(cpu_level, "load_kernels", self._load)
 
-    def _load(self, level: Any, flags: tuple[str, ...]) -> Kernels | None:
-        return Kernels(level, Path("kernels.so"), 8) if self.compiler else None
+    def _load(self, level: Any, flags: tuple[str, ...], activations: Any) -> Kernels | None:
+        return Kernels(level, Path("kernels.so"), activations, 8) if self.compiler else None
 
 
 @pytest.fixture
@@ -47,16 +48,17 @@ def chosen(weights: np.dtype[Any] = BFLOAT16, **settings: Any) -> str:
 
 
 def test_every_level_has_a_row() -> None:
-    assert tuple(level.name for level in LEVELS) == get_args(CpuLevelName)
-    cpp = tuple(level.name for level in LEVELS if level.compiler_flags is not None)
-    assert cpp == get_args(CppLevel)
+    assert {level.name for level in LEVELS} == set(get_args(CpuLevelName))
+    cpp = {level.name for level in LEVELS if level.compiler_flags is not None}
+    assert cpp == set(get_args(CppLevel))
+    assert len(BY_NAME) == len(LEVELS)
 
 
 @pytest.mark.parametrize(
     ("flags", "bfloat16", "float32", "native"),
     [
-        (SAPPHIRE_RAPIDS, "xla-bfloat16", "cpp-avx512", "xla-bfloat16"),
-        (f"{SKYLAKE} avx512_bf16", "xla-bfloat16", "cpp-avx512", "xla-bfloat16"),
+        (SAPPHIRE_RAPIDS, "cpp-amx", "cpp-avx512", "xla-bfloat16"),
+        (COOPER_LAKE, "xla-bfloat16", "cpp-avx512", "xla-bfloat16"),
         (SKYLAKE, "cpp-avx512", "cpp-avx512", "xla-float32"),
         (f"{HASWELL} avx512f", "cpp-avx2", "cpp-avx2", "xla-float32"),
         (HASWELL, "cpp-avx2", "cpp-avx2", "xla-float32"),
@@ -84,16 +86,20 @@ def test_without_a_compiler_xla_serves(machine: Machine) -> None:
     assert chosen(FLOAT32) == "xla-float32"
 
 
-@pytest.mark.parametrize("name", ["xla-bfloat16", "xla-float32", "cpp-avx2", "cpp-avx512"])
+@pytest.mark.parametrize(
+    "name",
+    ["xla-bfloat16", "xla-float32", "cpp-avx2", "cpp-avx512", "cpp-amx", "cpp-avx2-bfloat16"],
+)
 def test_a_level_can_be_asked_for(
-    name: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    name: CpuLevelName, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.flags = SAPPHIRE_RAPIDS
     monkeypatch.setenv("ITEMWISE_CPU_LEVEL", name)
     assert chosen() == name
     assert chosen(cpu_level="auto") == name
     assert chosen(cpu_level="cpp-avx2") == "cpp-avx2", "a setting comes before the environment"
-    assert chosen(FLOAT32) == ("xla-float32" if name == "xla-bfloat16" else name)
+    in_bfloat16 = BY_NAME[name].activations == "bfloat16"
+    assert chosen(FLOAT32) == ("xla-float32" if in_bfloat16 else name)
     assert chosen(attention_backend="native") == (name if "xla" in name else "xla-float32")
 
 
@@ -113,7 +119,7 @@ def test_what_the_machine_cannot_run_is_refused(
         chosen()
     assert str(caught.value) == (
         f"`ITEMWISE_CPU_LEVEL` is {name!r}, which {lack}; expected a level that this machine can "
-        "run: xla-bfloat16, cpp-avx2, xla-float32, or auto"
+        "run: xla-bfloat16, cpp-avx2, xla-float32, cpp-avx2-bfloat16, cpp-plain-bfloat16, or auto"
     )
 
 
@@ -125,7 +131,10 @@ def test_kernels_without_a_compiler_are_refused(machine: Machine) -> None:
     assert "run: xla-bfloat16, xla-float32, or auto" in str(caught.value)
 
 
-WIDTHS = {"x86_64": {"cpp-avx512": 32, "cpp-avx2": 16}, "aarch64": {"cpp-neon": 8}}
+WIDTHS = {
+    "x86_64": {"cpp-avx512": 32, "cpp-avx2": 16, "cpp-amx": 32, "cpp-avx512-bfloat16": 32},
+    "aarch64": {"cpp-neon": 8},
+}
 
 
 @pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
@@ -134,7 +143,8 @@ def test_kernels_are_compiled_for_their_instructions() -> None:
     found = {}
     for name in WIDTHS.get(platform.machine(), {}):
         level = next(level for level in LEVELS if level.name == name)
-        library = build(find_compiler() or [], level.compiler_flags or (), cache_dir() / "kernels")
+        sources, flags = SOURCES[level.activations], level.compiler_flags or ()
+        library = build(find_compiler() or [], flags, cache_dir() / "kernels", sources)
         found[name] = ctypes.CDLL(str(library)).itemwise_panel()
     assert found == WIDTHS.get(platform.machine(), {})
     assert set(found) <= set(BY_NAME)

@@ -3,24 +3,29 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+from itemwise.engine.cpu_level import LEVELS, CpuLevel
 from itemwise.machine_code import private_folder
 from itemwise.ops import build_cpu as native
 from itemwise.ops.build_cpu import Kernels, build, compile_command, find_compiler, load_kernels
 
 COMPILER = shutil.which("c++") or ""
+SOURCES = [path for paths in native.SOURCES.values() for path in paths]
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
 
 
 def load_anew() -> Kernels | None:
     """As `load_kernels` in a process that has not called it."""
-    return load_kernels.__wrapped__("cpp-avx2", ())
+    return load_kernels.__wrapped__("cpp-avx2", (), "float32")
 
 
 def test_sources_are_in_the_package() -> None:
@@ -28,41 +33,48 @@ def test_sources_are_in_the_package() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["itemwise"]
     root = Path(native.__file__).parents[1]
-    for path in (*native.SOURCES, native.HEADER):
+    for path in (*SOURCES, *native.HEADERS):
         assert any(path.relative_to(root).match(pattern) for pattern in patterns)
 
 
-def warnings_of(*sources: Path) -> str:
+def warnings_of(flags: Sequence[str], *sources: Path) -> str:
     """What a strict compiler says against the sources."""
-    strict = [*compile_command([COMPILER], ["-march=native"]), "-Wall", "-Wextra", "-Werror"]
+    strict = [*compile_command([COMPILER], flags), "-Wall", "-Wextra", "-Werror"]
     command = [*strict, *map(str, sources), "-o", os.devnull]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
 @pytest.mark.slow
 @needs_compiler
-def test_sources_compile_without_a_warning(tmp_path: Path) -> None:
-    assert warnings_of(*native.SOURCES) == ""
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the levels of this processor alone")
+@pytest.mark.parametrize(
+    "level", [level for level in LEVELS if level.compiler_flags is not None], ids=attrgetter("name")
+)
+def test_sources_compile_without_a_warning(level: CpuLevel, tmp_path: Path) -> None:
+    """Also for instructions that this processor lacks."""
+    if level.name == "cpp-neon":
+        pytest.skip("another processor's")
+    flags = level.compiler_flags or ()
+    assert warnings_of(flags, *native.SOURCES[level.activations]) == ""
     doubtful = tmp_path / "doubtful.cc"
     doubtful.write_text('#include "xla/ffi/api/ffi.h"\nvoid f() { int unused; }\n')
-    assert "unused" in warnings_of(doubtful)
+    assert "unused" in warnings_of(flags, doubtful)
 
 
 @needs_compiler
 def test_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = tmp_path / "empty.cc"
     source.write_text("int main() { return 0; }")
-    monkeypatch.setattr(native, "SOURCES", (source,))
     (folder := tmp_path / "kernels").mkdir()
-    library = build([COMPILER], (), folder)
+    library = build([COMPILER], (), folder, [source])
     made = library.stat().st_mtime_ns
-    assert build([COMPILER], (), folder) == library
+    assert build([COMPILER], (), folder, [source]) == library
     assert library.stat().st_mtime_ns == made
     assert sorted(path.name for path in folder.iterdir()) == [
         library.name,
         f"{library.name}.sha256",
     ]
-    assert build([COMPILER], ("-DOTHER",), folder) != library
+    assert build([COMPILER], ("-DOTHER",), folder, [source]) != library
 
 
 @pytest.mark.parametrize(
@@ -91,12 +103,12 @@ def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", f"{COMPILER} -DSOMETHING")
     source = tmp_path / "kernels.cc"
-    names = "itemwise_attend", "itemwise_linear", "itemwise_panel"
+    names = "itemwise_attend", "itemwise_linear", "itemwise_panel", "itemwise_is_ready"
     source.write_text("".join(f'extern "C" int {name}() {{ return 7; }}\n' for name in names))
-    monkeypatch.setattr(native, "SOURCES", (source,))
+    monkeypatch.setattr(native, "SOURCES", {"float32": (source,)})
     monkeypatch.setattr("jax.ffi.register_ffi_target", lambda *_, **__: None)
     folder = private_folder(tmp_path / "itemwise" / "kernels")
-    return build(find_compiler() or [], (), folder)
+    return build(find_compiler() or [], (), folder, [source])
 
 
 def damages(whole: bytes) -> dict[str, bytes]:
@@ -127,7 +139,7 @@ def test_a_damaged_library_is_built_anew(
         return load(path)
 
     monkeypatch.setattr(native.ctypes.cdll, "LoadLibrary", noted)
-    assert load_anew() == Kernels("cpp-avx2", cached, 7)
+    assert load_anew() == Kernels("cpp-avx2", cached, "float32", 7)
     assert loaded == [whole] == [cached.read_bytes()]
 
 
@@ -155,7 +167,7 @@ def test_what_a_killed_compiler_left_is_cleared(cached: Path) -> None:
         (draft / "half.so").write_bytes(b"half")
     os.utime(old, (0, 0))
     cached.unlink()
-    build(find_compiler() or [], (), cached.parent)
+    build(find_compiler() or [], (), cached.parent, native.SOURCES["float32"])
     assert not old.exists()
     assert new.exists(), "another process may be at it"
 
@@ -168,7 +180,21 @@ def test_what_the_compiler_says_is_told(
     broken.write_text("int main() { return nothing; }")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(COMPILER))
-    monkeypatch.setattr(native, "SOURCES", (broken,))
+    monkeypatch.setattr(native, "SOURCES", {"float32": (broken,)})
     assert load_anew() is None
     assert "nothing" in caplog.text
     assert not list((tmp_path / "itemwise" / "kernels").iterdir())
+
+
+@needs_compiler
+def test_what_the_operating_system_refuses_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    source = tmp_path / "kernels.cc"
+    names = "itemwise_attend", "itemwise_linear", "itemwise_panel", "itemwise_is_ready"
+    source.write_text("".join(f'extern "C" int {name}() {{ return 0; }}\n' for name in names))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", COMPILER)
+    monkeypatch.setattr(native, "SOURCES", {"float32": (source,)})
+    assert load_anew() is None
+    assert "The operating system refuses what cpp-avx2 needs" in caplog.text

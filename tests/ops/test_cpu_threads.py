@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     made = tmp_path_factory.mktemp("threads") / "run_units.so"
     source = Path(__file__).with_name("run_units.cc")
-    command = compile_command([COMPILER], ["-march=native", f"-I{native.HEADER.parent}"])
+    command = compile_command([COMPILER], ["-march=native", f"-I{native.OPS}"])
     subprocess.run([*command, str(source), "-o", str(made)], check=True)
     found = ctypes.CDLL(str(made))
     found.caller_sleeps.restype = ctypes.c_bool

@@ -29,12 +29,14 @@ class CpuLevel:
             any one set is meant for the level.
         compiler_flags: which instructions the compiler of the C++ kernels uses; None for XLA, which
             runs each level on every processor and emulates the instructions that are missing.
+        on_request: whether an engine takes it only when it is asked for.
     """
 
     name: CpuLevelName
     activations: Literal["bfloat16", "float32"]
     instructions: tuple[frozenset[str], ...]
     compiler_flags: tuple[str, ...] | None = None
+    on_request: bool = False
 
     @property
     def meaning(self) -> str:
@@ -52,7 +54,7 @@ class CpuLevel:
         """The level's C++ kernels, compiled at the first call; None for XLA, or if that fails."""
         if self.compiler_flags is None:
             return None
-        return load_kernels(cast(CppLevel, self.name), self.compiler_flags)
+        return load_kernels(cast(CppLevel, self.name), self.compiler_flags, self.activations)
 
     def lack(self) -> str | None:
         """Why this machine cannot run the level; None if it can."""
@@ -63,8 +65,19 @@ class CpuLevel:
         return None if self.kernels() else "needs a C++ compiler that works"
 
 
-# The best first: without other wishes an engine takes the first one that suits the processor.
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mtune=native")
+AVX2 = ("-mavx2", "-mfma", "-mtune=native")
+AMX = ("-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DITEMWISE_AMX")
+
+# The best first: without other wishes an engine takes the first one that suits the processor. The
+# levels of C++ in bfloat16 have the same products, `cpp-amx` included: see `ops/bfloat16.h`.
 LEVELS = (
+    CpuLevel(
+        "cpp-amx",
+        "bfloat16",
+        (frozenset({"amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl"}),),
+        (*AVX512, *AMX),
+    ),
     CpuLevel(
         "xla-bfloat16",
         "bfloat16",
@@ -74,16 +87,27 @@ LEVELS = (
         "cpp-avx512",
         "float32",
         (frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),),
-        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mtune=native"),
+        AVX512,
     ),
     CpuLevel(
         "cpp-avx2",
         "float32",
         (frozenset({"avx2", "fma"}),),
-        ("-mavx2", "-mfma", "-mtune=native"),
+        AVX2,
     ),
     CpuLevel("cpp-neon", "float32", (frozenset({"asimd"}),), ("-march=native",)),
     CpuLevel("xla-float32", "float32", (frozenset(),)),
+    CpuLevel(
+        "cpp-avx512-bfloat16",
+        "bfloat16",
+        (frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),),
+        AVX512,
+        on_request=True,
+    ),
+    CpuLevel("cpp-avx2-bfloat16", "bfloat16", (frozenset({"avx2", "fma"}),), AVX2, on_request=True),
+    CpuLevel(
+        "cpp-plain-bfloat16", "bfloat16", (frozenset(),), ("-DITEMWISE_PLAIN",), on_request=True
+    ),
 )
 BY_NAME = {level.name: level for level in LEVELS}
 PLAIN = BY_NAME["xla-float32"]  # runs everywhere, with all settings
@@ -114,10 +138,14 @@ def choose_level(config: EngineConfig, weights: np.dtype[Any]) -> CpuLevel:
 
 
 def _best(config: EngineConfig, weights: np.dtype[Any]) -> CpuLevel:
-    """The first level that suits the processor; xla-float32 if its kernels cannot be had."""
+    """The first level that suits the processor and whose kernels can be had."""
     found = instructions()
-    best = next(level for level in LEVELS if level.suits(found) and _fits(level, config, weights))
-    return best if best.lack() is None else PLAIN
+    suitable = (
+        level
+        for level in LEVELS
+        if not level.on_request and level.suits(found) and _fits(level, config, weights)
+    )
+    return next((level for level in suitable if level.lack() is None), PLAIN)
 
 
 def _fits(level: CpuLevel, config: EngineConfig, weights: np.dtype[Any]) -> bool:

@@ -21,6 +21,7 @@ from itemwise.machine import available_memory_bytes, memory_limit_bytes
 from itemwise.models.config import ModelConfig
 from itemwise.ops.build_cpu import Kernels
 from itemwise.ops.step.arrays import StepShape
+from itemwise.ops.step.cpu import serves
 from itemwise.types import DTypes, Kernel
 
 GRANULE_TOKENS = 32
@@ -89,7 +90,8 @@ class Platform:
         """The attention kernel that serves a model; None if XLA must compute its attention."""
         if self.name == "cpu":
             kernels = self.kernels()
-            return kernels.level if kernels else None
+            served = serves(dtypes.activations, model.head_dim, page_tokens)
+            return kernels.level if kernels and served else None
         if self.name == "tpu":
             # XLA lays out pages of other heads differently from what the kernel reads, and would
             # copy the pool in every step.

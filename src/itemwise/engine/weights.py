@@ -16,7 +16,6 @@ from itemwise.models.decoder import Weights, describe_weights
 from itemwise.models.sharding import place
 from itemwise.ops.build_cpu import Kernels
 from itemwise.ops.linear.base import Panels, Quantized
-from itemwise.ops.linear.cpu import to_panels
 from itemwise.progress import ProgressFn
 from itemwise.types import DTypes, Float32Array, WeightSpec
 
@@ -57,9 +56,9 @@ def load_weights(
         if quantization == "int8":
             array, scales = quantize(array)
             scale = place(scales, spec, model, mesh)
-        if kernels is not None and array.shape[0] % kernels.panel_width == 0:
-            panels = place(to_panels(array, kernels.panel_width), spec, model, mesh)
-            return Panels(panels, kernels.level, scale)
+        panels = None if kernels is None else kernels.panels(array)
+        if kernels is not None and panels is not None:
+            return Panels(place(panels, spec, model, mesh), kernels.level, scale)
         matrix = place(array, spec, model, mesh)
         return matrix if scale is None else Quantized(matrix, scale)
 

@@ -13,9 +13,9 @@ from itemwise.ops.packed.segment import attend_segment
 from itemwise.ops.softmax import mark_in_keys
 from itemwise.ops.step.arrays import StepArrays, StepShape
 from itemwise.ops.step.base import Pages, write_pages
-from itemwise.ops.step.cpu import attend_cpu
+from itemwise.ops.step.cpu import attend_cpu, page_layouts
 from itemwise.ops.step.xla import attend_xla
-from itemwise.types import Kernel, Mask
+from itemwise.types import CppLevel, Kernel, Mask
 
 # Writes a layer's keys and values into its pages, and attends. Takes q, k, v, the pages, and
 # whether only the attention of scored tokens is needed: other places may then hold anything.
@@ -36,6 +36,8 @@ def step_attention(
     """
     if kernel == "gpu":
         return _attention_on_gpu(arrays, shape, num_pages)
+    if kernel is not None and kernel != "tpu":
+        return _attention_in_cpp(arrays, shape, kernel)
 
     def attend_layer(
         q: Array, k: Array, v: Array, pages: Pages, scored_only: bool
@@ -46,9 +48,22 @@ def step_attention(
             from itemwise.ops.step.tpu import attend_tpu
 
             return attend_tpu(q, k, v, pages, arrays, shape), pages
-        if kernel is None:
-            return attend_xla(q, k, v, pages, arrays, shape, dot_sums=dot_sums), pages
-        seen = attend_cpu(q, k, v, pages, arrays, shape, level=kernel, scored_only=scored_only)
+        return attend_xla(q, k, v, pages, arrays, shape, dot_sums=dot_sums), pages
+
+    return attend_layer
+
+
+def _attention_in_cpp(arrays: StepArrays, shape: StepShape, level: CppLevel) -> LayerAttention:
+    def attend_layer(
+        q: Array, k: Array, v: Array, pages: Pages, scored_only: bool
+    ) -> tuple[Array, Pages]:
+        k, v = mark_in_keys(k, v)
+        key_layout, value_layout = page_layouts(k.dtype)
+        pages = Pages(
+            write_pages(pages.k, k, arrays, key_layout),
+            write_pages(pages.v, v, arrays, value_layout),
+        )
+        seen = attend_cpu(q, k, v, pages, arrays, shape, level=level, scored_only=scored_only)
         return seen, pages
 
     return attend_layer

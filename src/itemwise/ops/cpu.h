@@ -12,6 +12,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -20,7 +21,9 @@
 
 #include "xla/ffi/api/ffi.h"
 
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#if defined(ITEMWISE_PLAIN)
+// C++ for any processor, slow: what the others are compared with.
+#elif defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
@@ -32,9 +35,9 @@ namespace itemwise {
 
 namespace ffi = xla::ffi;
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(ITEMWISE_PLAIN)
 constexpr int WIDTH = 16;
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(ITEMWISE_PLAIN)
 constexpr int WIDTH = 8;
 #else
 constexpr int WIDTH = 4;
@@ -68,7 +71,10 @@ inline Floats all(float x) { return x - Floats{}; }
 
 // a * b + c, rounded once. Named, so that no compiler decides place by place.
 inline Floats fma(Floats a, Floats b, Floats c) {
-#if defined(__AVX512F__)
+#if defined(ITEMWISE_PLAIN)
+  for (int i = 0; i < WIDTH; ++i) c[i] = std::fma(a[i], b[i], c[i]);
+  return c;
+#elif defined(__AVX512F__)
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__) && defined(__FMA__)
   return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
@@ -91,6 +97,12 @@ class Lines {
   // As many floats, all zero; what was there before is gone.
   float* zeros(int64_t floats) {
     lines_.assign((floats + 15) / 16, Line{});
+    return lines_.data()->at;
+  }
+  // As many floats, of any value; what was there before may be gone.
+  float* some(int64_t floats) {
+    const size_t lines = (floats + 15) / 16;
+    if (lines_.size() < lines) lines_.resize(lines);
     return lines_.data()->at;
   }
 

@@ -94,6 +94,7 @@ ffi::Error linear(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer 
 }  // namespace
 
 extern "C" int itemwise_panel() { return PANEL; }
+extern "C" int itemwise_is_ready() { return true; }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(itemwise_linear, linear,
                               ffi::Ffi::Bind()

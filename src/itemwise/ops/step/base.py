@@ -9,6 +9,7 @@ place of a row in its step nor what lies beside it enters a sum.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -23,6 +24,10 @@ class Pages(NamedTuple):
 
     k: Shaped[Array, "P K page H"]
     v: Shaped[Array, "P K page H"]
+
+
+# Gives pages [..., page, H] another order within, in the same shape.
+PageLayout = Callable[[Array], Array]
 
 
 class StepAttention(Protocol):
@@ -71,18 +76,22 @@ def from_storage(stored: Array, dtype: jnp.dtype) -> Array:
 
 
 def write_pages(
-    pool: Shaped[Array, "P K page H"], new: Float[Array, "T K H"], arrays: StepArrays
+    pool: Shaped[Array, "P K page H"],
+    new: Float[Array, "T K H"],
+    arrays: StepArrays,
+    lay_out: PageLayout = lambda page: page,
 ) -> Shaped[Array, "P K page H"]:
     """The pool with the keys or values of the writing rows in their pages, updated in place.
 
     A row may be shorter than a page, whose end then holds what follows the row in the step.
+    `lay_out` gives a page the order of its numbers.
     """
     page_tokens = pool.shape[2]
     stored = jnp.pad(to_storage(new), ((0, page_tokens), (0, 0), (0, 0)))
 
     def one(i: Array, pool: Array) -> Array:
         page = lax.dynamic_slice_in_dim(stored, arrays.write_starts[i], page_tokens)
-        page = page.transpose(1, 0, 2)[None]
+        page = lay_out(page.transpose(1, 0, 2)[None])
         return lax.dynamic_update_slice_in_dim(pool, page, arrays.write_pages[i], 0)
 
     written: Array = lax.fori_loop(0, arrays.num_writes, one, pool)

@@ -13,37 +13,11 @@
 //     scores [keys, PANEL] = K [keys, head_dim]  * Q [head_dim, PANEL]
 //     total [head_dim, PANEL] += V^T [head_dim, keys] * 2^(scores - top) [keys, PANEL]
 
-#include <limits>
-
-#include "../cpu.h"
+#include "step.h"
 
 namespace {
 
 using namespace itemwise;
-
-// Blocks of keys
-
-constexpr int BLOCK = 128;        // keys of a block
-constexpr float LOWEST = -1e30f;  // finite, below any score
-constexpr float NEVER = -std::numeric_limits<float>::infinity();
-
-// 2^x for x up to zero, to 1 unit in the last place; exactly 1 at 0, and 0 below -125. NaN stays
-// NaN. The polynomial has the least relative error on [-1/2, 1/2] of its degree with 1 at 0.
-inline Floats exp2_of_nonpositive(Floats x) {
-  // 1.5 * 2^23 rounds to an integer, which 127 makes an exponent's bits.
-  const Floats magic = all(12582912.0f + 127.0f);
-  const Floats rounded = x + magic;
-  const Floats r = x - (rounded - magic);
-  Floats y = all(1.5353362e-4f);
-  y = fma(y, r, all(1.3398875e-3f));
-  y = fma(y, r, all(9.61843692e-3f));
-  y = fma(y, r, all(5.55033237e-2f));
-  y = fma(y, r, all(2.40226477e-1f));
-  y = fma(y, r, all(6.93147182e-1f));
-  y = fma(y, r, all(1.0f));
-  const Floats power = (Floats)((Bits)rounded << 23);
-  return x < -125.0f ? Floats{} : y * power;
-}
 
 // Running state of the online softmax of a panel's queries.
 struct Panel {
@@ -131,39 +105,19 @@ inline void take_in(const Panel& panel, const Rows& keys, const Values& values, 
   });
 }
 
-// The step
-
-struct Step {
-  const float *q, *k, *v, *k_pages, *v_pages;
-  const int32_t *lane_start, *context_pages, *context_lens;
-  float* out;
-  std::vector<int32_t> row_start;    // [T], the first place of the row that holds a place
-  std::vector<int32_t> places;       // whose attention is wanted, lane by lane
-  std::vector<int32_t> lane_places;  // [lanes + 1], where those of a lane begin
-  int64_t num_tokens, num_heads, num_kv_heads, head_dim, page_tokens, max_context_pages;
-  int64_t num_lanes, lane_tokens;
-  int64_t end;  // of the last row, or a little behind
-
-  int64_t lane_end(int64_t lane) const {
-    const int64_t end = std::min<int64_t>(lane_start[lane] + lane_tokens, this->end);
-    return lane + 1 < num_lanes ? std::min<int64_t>(end, lane_start[lane + 1]) : end;
-  }
-};
-
 // A lane and a key/value head: lays the queries out in panels, takes in each row's own keys, then
 // the context, and writes the result.
-void run_unit(const Step& step, int64_t lane, int64_t head) {
+void run_unit(const Step<float, float>& step, int64_t lane, int64_t head) {
   const int64_t group = step.num_heads / step.num_kv_heads, head_dim = step.head_dim;
   const int32_t* places = step.places.data() + step.lane_places[lane];
   const int64_t num_queries = (step.lane_places[lane + 1] - step.lane_places[lane]) * group;
   if (num_queries == 0) return;
   const int64_t num_panels = (num_queries + PANEL - 1) / PANEL;
   const int64_t panel_floats = (2 * head_dim + 2) * PANEL;
-  const float log2_e = 1.44269504088896341f;
-  const float scale = log2_e / std::sqrt(static_cast<float>(head_dim));
+  const float scale = score_scale(head_dim);
 
   thread_local Lines memory;
-  float* base = memory.zeros(num_panels * panel_floats + BLOCK * (PANEL + head_dim));
+  float* base = memory.zeros(num_panels * panel_floats + KEYS * (PANEL + head_dim));
   std::vector<Panel> panels(num_panels);
   for (Panel& panel : panels) {
     panel = {base, base + head_dim * PANEL, base + 2 * head_dim * PANEL,
@@ -172,7 +126,7 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
     base += panel_floats;
   }
   float* scores = base;
-  float* tiled = base + BLOCK * PANEL;
+  float* tiled = base + KEYS * PANEL;
 
   // Where the vector of query n begins in q and out.
   auto place_of = [&](int64_t n) {
@@ -196,9 +150,9 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
     for (int c = 0; c < PANEL; ++c) {
       if (row[c] < 0 || (c + 1 < PANEL && row[c + 1] == row[c])) continue;
       // The last query of a row here.
-      for (int64_t s = row[c]; s <= place[c]; s += BLOCK) {
+      for (int64_t s = row[c]; s <= place[c]; s += KEYS) {
         const int64_t from = s * own_stride + head * head_dim;
-        const int64_t count = std::min<int64_t>(BLOCK, place[c] + 1 - s);
+        const int64_t count = std::min<int64_t>(KEYS, place[c] + 1 - s);
         const Causal causal{place, row, row[c], static_cast<int32_t>(s)};
         take_in(panels[p], Rows{step.k + from, own_stride, 1}, Rows{step.v + from, 1, own_stride},
                 count, head_dim, scale, scores, causal);
@@ -210,9 +164,9 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
   const int64_t slots = lane * step.max_context_pages;
   for (int64_t i = slots; i < slots + step.max_context_pages && step.context_lens[i] > 0; ++i) {
     const int64_t page = (step.context_pages[i] * step.num_kv_heads + head) * step.page_tokens;
-    for (int64_t s = 0; s < step.context_lens[i]; s += BLOCK) {
+    for (int64_t s = 0; s < step.context_lens[i]; s += KEYS) {
       const int64_t from = (page + s) * head_dim;
-      const int64_t count = std::min<int64_t>(BLOCK, step.context_lens[i] - s);
+      const int64_t count = std::min<int64_t>(KEYS, step.context_lens[i] - s);
       const Tiled values = copy_tiled(step.v_pages + from, count, head_dim, tiled);
       for (const Panel& panel : panels)
         take_in(panel, Rows{step.k_pages + from, head_dim, 1}, values, count, head_dim, scale,
@@ -228,97 +182,9 @@ void run_unit(const Step& step, int64_t lane, int64_t head) {
   }
 }
 
-ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k,
-                  ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::F32> k_pages,
-                  ffi::Buffer<ffi::F32> v_pages, ffi::Buffer<ffi::S32> lane_start,
-                  ffi::Buffer<ffi::S32> num_lanes, ffi::Buffer<ffi::S32> context_pages,
-                  ffi::Buffer<ffi::S32> context_lens, ffi::Buffer<ffi::S32> granule_start,
-                  ffi::Buffer<ffi::S32> granule_index, ffi::Buffer<ffi::S32> num_granules,
-                  ffi::Buffer<ffi::S32> wanted, ffi::Buffer<ffi::S32> num_wanted,
-                  ffi::ResultBuffer<ffi::F32> out, int64_t lane_tokens, int64_t granule_tokens) {
-  const auto same = [](const auto& a, const auto& b) {
-    return std::equal(a.begin(), a.end(), b.begin(), b.end());
-  };
-  if (!same(k.dimensions(), v.dimensions()) || !same(q.dimensions(), out->dimensions()) ||
-      !same(k_pages.dimensions(), v_pages.dimensions()) ||
-      q.dimensions()[1] % k.dimensions()[1] != 0)
-    return ffi::Error::InvalidArgument("arrays of queries, keys and values do not fit together");
-  Step step;
-  step.q = q.typed_data(), step.k = k.typed_data(), step.v = v.typed_data();
-  step.k_pages = k_pages.typed_data(), step.v_pages = v_pages.typed_data();
-  step.lane_start = lane_start.typed_data();
-  step.context_pages = context_pages.typed_data();
-  step.context_lens = context_lens.typed_data();
-  step.out = out->typed_data();
-  step.num_tokens = q.dimensions()[0], step.num_heads = q.dimensions()[1];
-  step.num_kv_heads = k.dimensions()[1], step.head_dim = k.dimensions()[2];
-  step.page_tokens = k_pages.dimensions()[2];
-  step.max_context_pages = context_pages.dimensions()[1];
-  step.num_lanes = num_lanes.typed_data()[0], step.lane_tokens = lane_tokens;
-
-  // Granules come in the order of their start; one of index 0 begins a row.
-  const int32_t last = num_granules.typed_data()[0] - 1;
-  step.end = last < 0 ? 0 : granule_start.typed_data()[last] + granule_tokens;
-  step.end = std::min(step.end, step.num_tokens);
-  step.row_start.resize(step.num_tokens);
-  int32_t granule = 0, row = 0;
-  for (int32_t t = 0; t < step.num_tokens; ++t) {
-    for (; granule < num_granules.typed_data()[0] && granule_start.typed_data()[granule] == t;
-         ++granule)
-      if (granule_index.typed_data()[granule] == 0) row = t;
-    step.row_start[t] = row;
-  }
-
-  std::vector<bool> is_wanted(step.num_tokens);
-  const int64_t count = std::min<int64_t>(num_wanted.typed_data()[0], wanted.element_count());
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t place = wanted.typed_data()[i];
-    if (place < 0 || place >= step.num_tokens)
-      return ffi::Error::InvalidArgument("a wanted place lies outside the step");
-    is_wanted[place] = true;
-  }
-  step.lane_places.push_back(0);
-  for (int64_t lane = 0; lane < step.num_lanes; ++lane) {
-    for (int64_t t = step.lane_start[lane]; t < step.lane_end(lane); ++t)
-      if (is_wanted[t]) step.places.push_back(t);
-    step.lane_places.push_back(step.places.size());
-  }
-
-  // Other places get zero.
-  const int64_t floats = step.num_heads * step.head_dim;
-  int64_t written = 0;
-  for (const int64_t place : step.places) {
-    std::fill(step.out + written * floats, step.out + place * floats, 0.0f);
-    written = place + 1;
-  }
-  std::fill(step.out + written * floats, step.out + step.num_tokens * floats, 0.0f);
-
-  // Lanes of a head one after the other: they often share their context, which then is in cache.
-  run_units(pool, step.num_lanes * step.num_kv_heads, [&step](int64_t i) {
-    run_unit(step, i % step.num_lanes, i / step.num_lanes);
-  });
-  return ffi::Error::Success();
-}
+constexpr auto attend_step = attend<ffi::F32, ffi::F32, run_unit>;
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(itemwise_attend, attend,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int64_t>("lane_tokens")
-                                  .Attr<int64_t>("granule_tokens"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(itemwise_attend, attend_step,
+                              (attend_binding<ffi::F32, ffi::F32>()));

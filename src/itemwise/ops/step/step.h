@@ -1,0 +1,165 @@
+// What the kernels of the step's attention share, whatever the type of activations: a step's
+// arrays, which of its places are computed, and how the exponential is taken.
+
+#pragma once
+
+#include "../cpu.h"
+
+namespace itemwise {
+
+constexpr int64_t KEYS = 128;     // keys of a block
+constexpr float LOWEST = -1e30f;  // finite, below any score
+constexpr float NEVER = -std::numeric_limits<float>::infinity();
+
+// 2^x for x up to zero, to 1 unit in the last place; exactly 1 at 0, and 0 below -125. NaN stays
+// NaN. The polynomial has the least relative error on [-1/2, 1/2] of its degree with 1 at 0.
+inline Floats exp2_of_nonpositive(Floats x) {
+  // 1.5 * 2^23 rounds to an integer, which 127 makes an exponent's bits.
+  const Floats magic = all(12582912.0f + 127.0f);
+  const Floats rounded = x + magic;
+  const Floats r = x - (rounded - magic);
+  Floats y = all(1.5353362e-4f);
+  y = fma(y, r, all(1.3398875e-3f));
+  y = fma(y, r, all(9.61843692e-3f));
+  y = fma(y, r, all(5.55033237e-2f));
+  y = fma(y, r, all(2.40226477e-1f));
+  y = fma(y, r, all(6.93147182e-1f));
+  y = fma(y, r, all(1.0f));
+  const Floats power = (Floats)((Bits)rounded << 23);
+  return x < -125.0f ? Floats{} : y * power;
+}
+
+// What scores are multiplied with, so that they count in powers of two.
+inline float score_scale(int64_t head_dim) {
+  return 1.44269504088896341f / std::sqrt(static_cast<float>(head_dim));
+}
+
+// A step as units of work see it: arrays, and which of its places are computed.
+template <typename Number, typename Stored>
+struct Step {
+  const Number *q, *k, *v;
+  const Stored *k_pages, *v_pages;
+  const int32_t *lane_start, *context_pages, *context_lens;
+  Number* out;
+  std::vector<int32_t> row_start;    // [T], the first place of the row that holds a place
+  std::vector<int32_t> places;       // whose attention is wanted, lane by lane
+  std::vector<int32_t> lane_places;  // [lanes + 1], where those of a lane begin
+  int64_t num_tokens, num_heads, num_kv_heads, head_dim, page_tokens, max_context_pages;
+  int64_t num_lanes, lane_tokens;
+  int64_t end;  // of the last row, or a little behind
+
+  int64_t lane_end(int64_t lane) const {
+    const int64_t end = std::min<int64_t>(lane_start[lane] + lane_tokens, this->end);
+    return lane + 1 < num_lanes ? std::min<int64_t>(end, lane_start[lane + 1]) : end;
+  }
+
+  // Query heads that share a key/value head.
+  int64_t group() const { return num_heads / num_kv_heads; }
+
+  // Granules come in the order of their start; one of index 0 begins a row.
+  void find_rows(const int32_t* start, const int32_t* index, int64_t count, int64_t tokens) {
+    end = count == 0 ? 0 : std::min(start[count - 1] + tokens, num_tokens);
+    row_start.resize(num_tokens);
+    int64_t granule = 0;
+    int32_t row = 0;
+    for (int32_t t = 0; t < num_tokens; ++t) {
+      for (; granule < count && start[granule] == t; ++granule)
+        if (index[granule] == 0) row = t;
+      row_start[t] = row;
+    }
+  }
+
+  // False if a place lies outside the step.
+  bool find_places(const int32_t* wanted, int64_t count) {
+    std::vector<bool> is_wanted(num_tokens);
+    for (int64_t i = 0; i < count; ++i) {
+      if (wanted[i] < 0 || wanted[i] >= num_tokens) return false;
+      is_wanted[wanted[i]] = true;
+    }
+    lane_places.push_back(0);
+    for (int64_t lane = 0; lane < num_lanes; ++lane) {
+      for (int64_t t = lane_start[lane]; t < lane_end(lane); ++t)
+        if (is_wanted[t]) places.push_back(t);
+      lane_places.push_back(places.size());
+    }
+    return true;
+  }
+
+  // Places that are not computed hold zero.
+  void clear_others() const {
+    const int64_t numbers = num_heads * head_dim;
+    int64_t written = 0;
+    for (const int64_t place : places) {
+      std::fill(out + written * numbers, out + place * numbers, Number{});
+      written = place + 1;
+    }
+    std::fill(out + written * numbers, out + num_tokens * numbers, Number{});
+  }
+};
+
+// Runs a step; `run_unit(step, lane, head)` computes a lane and a key/value head.
+template <ffi::DataType NUMBER, ffi::DataType STORED, auto run_unit>
+ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<NUMBER> q, ffi::Buffer<NUMBER> k,
+                  ffi::Buffer<NUMBER> v, ffi::Buffer<STORED> k_pages, ffi::Buffer<STORED> v_pages,
+                  ffi::Buffer<ffi::S32> lane_start, ffi::Buffer<ffi::S32> num_lanes,
+                  ffi::Buffer<ffi::S32> context_pages, ffi::Buffer<ffi::S32> context_lens,
+                  ffi::Buffer<ffi::S32> granule_start, ffi::Buffer<ffi::S32> granule_index,
+                  ffi::Buffer<ffi::S32> num_granules, ffi::Buffer<ffi::S32> wanted,
+                  ffi::Buffer<ffi::S32> num_wanted, ffi::ResultBuffer<NUMBER> out,
+                  int64_t lane_tokens, int64_t granule_tokens) {
+  const auto same = [](const auto& a, const auto& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  };
+  if (!same(k.dimensions(), v.dimensions()) || !same(q.dimensions(), out->dimensions()) ||
+      !same(k_pages.dimensions(), v_pages.dimensions()) ||
+      q.dimensions()[1] % k.dimensions()[1] != 0)
+    return ffi::Error::InvalidArgument("arrays of queries, keys and values do not fit together");
+  Step<ffi::NativeType<NUMBER>, ffi::NativeType<STORED>> step;
+  step.q = q.typed_data(), step.k = k.typed_data(), step.v = v.typed_data();
+  step.k_pages = k_pages.typed_data(), step.v_pages = v_pages.typed_data();
+  step.lane_start = lane_start.typed_data();
+  step.context_pages = context_pages.typed_data();
+  step.context_lens = context_lens.typed_data();
+  step.out = out->typed_data();
+  step.num_tokens = q.dimensions()[0], step.num_heads = q.dimensions()[1];
+  step.num_kv_heads = k.dimensions()[1], step.head_dim = k.dimensions()[2];
+  step.page_tokens = k_pages.dimensions()[2];
+  step.max_context_pages = context_pages.dimensions()[1];
+  step.num_lanes = num_lanes.typed_data()[0], step.lane_tokens = lane_tokens;
+  step.find_rows(granule_start.typed_data(), granule_index.typed_data(),
+                 num_granules.typed_data()[0], granule_tokens);
+  const int64_t count = std::min<int64_t>(num_wanted.typed_data()[0], wanted.element_count());
+  if (!step.find_places(wanted.typed_data(), count))
+    return ffi::Error::InvalidArgument("a wanted place lies outside the step");
+  step.clear_others();
+  // Lanes of a head one after the other: they often share their context, which then is in cache.
+  run_units(pool, step.num_lanes * step.num_kv_heads, [&step](int64_t i) {
+    run_unit(step, i % step.num_lanes, i / step.num_lanes);
+  });
+  return ffi::Error::Success();
+}
+
+template <ffi::DataType NUMBER, ffi::DataType STORED>
+auto attend_binding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .template Arg<ffi::Buffer<NUMBER>>()
+      .template Arg<ffi::Buffer<NUMBER>>()
+      .template Arg<ffi::Buffer<NUMBER>>()
+      .template Arg<ffi::Buffer<STORED>>()
+      .template Arg<ffi::Buffer<STORED>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Arg<ffi::Buffer<ffi::S32>>()
+      .template Ret<ffi::Buffer<NUMBER>>()
+      .template Attr<int64_t>("lane_tokens")
+      .template Attr<int64_t>("granule_tokens");
+}
+
+}  // namespace itemwise
