@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ MODEL = ModelConfig.from_hf(model_dict("qwen3-0.6b"))
 HALF = DTypes(np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.bfloat16))
 
 
-def plan(memory: Memory, name: str = "cpu", **settings: float) -> PagePlan:
-    config = replace(EngineConfig(), **settings)
+def plan(memory: Memory, name: Literal["cpu", "gpu"] = "cpu", **settings: Any) -> PagePlan:
+    config = EngineConfig(**settings)
     return plan_pages(config, MODEL, HALF, replace(PLATFORMS[name], level=None), memory)
 
 
@@ -92,7 +92,7 @@ def test_an_accelerators_memory_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"mem_fraction_static": 0.9}, {"kv_cache_bytes": GIB}])
-def test_a_model_that_does_not_fit_is_refused(settings: dict[str, float]) -> None:
+def test_a_model_that_does_not_fit_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"needs 1\.\d+ GiB of memory.* but 1\.00 GiB are"):
         plan(Memory(64 * GIB, GIB), **settings)
 

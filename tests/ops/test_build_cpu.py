@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,13 +133,13 @@ def test_a_damaged_library_is_built_anew(
     """Before it is loaded: a library with a flipped bit may load, and crash or compute wrongly."""
     whole, loaded = cached.read_bytes(), list[bytes]()
     cached.write_bytes(damages(whole)[kind])
-    load = native.ctypes.cdll.LoadLibrary
+    load = ctypes.cdll.LoadLibrary
 
-    def noted(path: str) -> ctypes.CDLL:
+    def noted(path: str) -> Any:
         loaded.append(Path(path).read_bytes())
         return load(path)
 
-    monkeypatch.setattr(native.ctypes.cdll, "LoadLibrary", noted)
+    monkeypatch.setattr(ctypes.cdll, "LoadLibrary", noted)
     assert load_anew() == Kernels("cpp-avx2", cached, "float32", 7)
     assert loaded == [whole] == [cached.read_bytes()]
 

@@ -54,7 +54,8 @@ for_all = pytest.mark.parametrize(("backend", "dtype"), PARAMETERS, indirect=["b
 
 def attend(backend: Backend, step: Step) -> list[bytes]:
     """Bits of each row's attention."""
-    found = compiled(backend.attend)(step.q, step.k, step.v, step.pages, step.arrays, step.shape)
+    run: Callable[..., Array] = backend.attend
+    found = compiled(run)(step.q, step.k, step.v, step.pages, step.arrays, step.shape)
     return [part.tobytes() for part in step.parts(np.asarray(found, np.float32))]
 
 
@@ -133,7 +134,7 @@ def test_who_sees_a_value_that_is_not_finite_gets_nan(
 
 @pytest.mark.parametrize(
     ("backend", "dtype"),
-    [one for one in PARAMETERS if BACKENDS[one.values[0]].level is None],
+    [one for one in PARAMETERS if BACKENDS[str(one.values[0])].level is None],
     indirect=["backend"],
 )
 def test_without_marks_they_do_not_stay(backend: Backend, dtype: str) -> None:
