@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import tokenizers
 from tokenizers import (
@@ -44,7 +45,7 @@ def _control(special: bool = True) -> list[AddedToken]:
     return [AddedToken(t, special=special, normalized=False) for t in CONTROL]
 
 
-def _bpe(pre_tokenizer: object, normalizer: object = None) -> tokenizers.Tokenizer:
+def _bpe(pre_tokenizer: Any, normalizer: Any = None) -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(models.BPE())
     if normalizer is not None:
         made.normalizer = normalizer
@@ -104,7 +105,7 @@ def _unknown() -> tokenizers.Tokenizer:
     return _bpe(_split(r"(?<=[aeiou])\s?\w|\w+(?=\W\w)|\W"))
 
 
-def _sentencepiece(pre_tokenizer: object, normalizer: object) -> tokenizers.Tokenizer:
+def _sentencepiece(pre_tokenizer: Any, normalizer: Any) -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     trainer = trainers.BpeTrainer(
