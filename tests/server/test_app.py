@@ -213,6 +213,13 @@ def test_body_that_is_no_json_object(client: httpx.Client, body: bytes) -> None:
     assert_error(client.post("/v1/score", content=body), 400, "invalid_json")
 
 
+def test_body_with_half_a_character_names_its_place(client: httpx.Client) -> None:
+    body = b'{"query": "a", "items": ["b", "lamp \\ud83d"], "labels": ["w8"]}'
+    error = assert_error(client.post("/v1/score", content=body), 400, "invalid_json")
+    assert "`items[1]` has a lone surrogate" in error["message"]
+    assert error["param"] == "items"
+
+
 def test_long_body_is_refused_by_its_declared_length(client: httpx.Client) -> None:
     response = client.post("/v1/score", content=b" " * 20_001)
     assert "20000 bytes" in assert_error(response, 413, "body_too_large")["message"]

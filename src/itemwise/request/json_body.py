@@ -17,6 +17,7 @@ import orjson
 from numpy.typing import NDArray
 
 from itemwise.errors import RequestError
+from itemwise.request.surrogates import surrogate_place
 from itemwise.types import TokenLists
 
 WHOLE_BYTES = 1024 * 1024  # shorter bodies are parsed at once
@@ -43,15 +44,22 @@ def parse_body(body: bytes | bytearray, max_elements: int) -> Any:
         RequestError: it is not JSON, or would take too much memory.
     """
     if len(body) <= WHOLE_BYTES:
-        return _decode(body)
+        return _decode(body, whole=True)
     return _LargeObject(body, max_elements).decode()
 
 
-def _decode(text: bytes | bytearray) -> Any:
+def _decode(text: bytes | bytearray, *, whole: bool = False) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RequestError("invalid_json", f"the body is not JSON: {error}") from None
+        place = surrogate_place(text) if whole and "surrogate" in str(error) else None
+        if place is None:
+            raise RequestError("invalid_json", f"the body is not JSON: {error}") from None
+        raise RequestError(
+            "invalid_json",
+            f"`{place[:100]}` has a lone surrogate, half a character, expected Unicode text",
+            re.split(r"[.[]", place)[0][:100],
+        ) from None
 
 
 def _broken(why: str) -> RequestError:
