@@ -213,6 +213,12 @@ def test_body_that_is_no_json_object(client: httpx.Client, body: bytes) -> None:
     assert_error(client.post("/v1/score", content=body), 400, "invalid_json")
 
 
+def test_text_is_given_up_when_its_deadline_passes(client: httpx.Client) -> None:
+    fields = {"query": "w5", "items": ["w6"], "labels": ["w8"], "timeout_s": 1e-9}
+    error = assert_error(client.post("/v1/score", json=fields), 504, "deadline_exceeded")
+    assert "was not tokenised within 1e-09 s" in error["message"]
+
+
 def test_body_with_half_a_character_names_its_place(client: httpx.Client) -> None:
     body = b'{"query": "a", "items": ["b", "lamp \\ud83d"], "labels": ["w8"]}'
     error = assert_error(client.post("/v1/score", content=body), 400, "invalid_json")
