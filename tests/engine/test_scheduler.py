@@ -164,6 +164,19 @@ def test_urgent_requests_do_not_starve_the_rest(core: FakeCore) -> None:
     assert stream.count < stream.most, "it ran before the stream ended"
 
 
+def test_short_requests_do_not_wait_for_a_fair_step(core: FakeCore) -> None:
+    core.gate.clear()
+    scheduler = Scheduler(core, QueueLimits(max_requests=99))
+    urgent = [scheduler.submit(request(1, tokens=16, priority=-5)) for _ in range(3)]
+    short = scheduler.submit(request(2, tokens=2))
+    core.gate.set()
+    for job in (*urgent, short):
+        outcome_of(job)
+    assert scheduler.drain(WAIT_S)
+    first = next(i for i, turn in enumerate(core.turns) if 2 in turn)
+    assert first <= 1, "in the first step that was filled while it waited"
+
+
 def test_strict_priority_starves_the_rest(core: FakeCore) -> None:
     stream = Stream(core, most=1000, tokens=8, priority=-5)
     stream.run(request(2, tokens=80), strict_priority=True)

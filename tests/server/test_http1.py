@@ -260,7 +260,7 @@ def test_client_who_leaves_before_its_refusal_is_no_failure(
     def gone(_: object) -> None:
         raise OSError("planted: the socket is not connected")
 
-    monkeypatch.setattr(asyncio.selector_events._SelectorSocketTransport, "write_eof", gone)
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
 
     async def check() -> None:
         async with serving(limits()) as (port, _):

@@ -26,7 +26,9 @@ from itemwise.types import OpenRequest, ScoreRequest, ScoreResult, StepOutcome, 
 MIN_RETRY_AFTER_S = 1.0
 STRETCH = 10.0
 LAST_STEP_S = 1.0  # given to the step that still runs when a drain's time is over
-FAIR_STEP = 4  # one step in so many goes by age alone, whatever the priorities
+# One step in so many goes by age alone, whatever the priorities; and of the others, one token in so
+# many is for short requests, by age.
+FAIR_STEP = 4
 OPEN_STEPS = 4  # steps that open requests should fill; more would only hold pages
 IDLE_S = 10.0  # without work, after which memory that is not used goes back to the system
 FIRST_TOKENS_PER_S = 10_000.0  # believed until the first step was measured
@@ -185,7 +187,8 @@ class Scheduler:
             exception that it raises is logged, the rest are ignored.
         on_lost: called once if the engine is lost; no request is taken after that.
         strict_priority: a lower `priority` always goes first, however long others wait. Otherwise
-            one step in `FAIR_STEP` goes by age, and the eldest gets its pages first.
+            one step in `FAIR_STEP` goes by age, short requests get a part of the others, and the
+            eldest gets its pages first.
     """
 
     def __init__(
@@ -437,10 +440,23 @@ class Scheduler:
         if self._strict_priority:
             return sorted(jobs, key=lambda job: keys[id(job)]), None
         by_age = sorted(jobs, key=lambda job: keys[id(job)][1])
+        eldest = by_age[0] if by_age else None
         self._num_turns += 1
         if self._num_turns % FAIR_STEP == 0:
-            return by_age, by_age[0] if by_age else None
-        return sorted(jobs, key=lambda job: keys[id(job)]), by_age[0] if by_age else None
+            return by_age, eldest
+        return self._with_short_ones(sorted(jobs, key=lambda job: keys[id(job)]), by_age), eldest
+
+    def _with_short_ones(self, order: list[Job], by_age: list[Job]) -> list[Job]:
+        """The order, but where not all fit the step, short ones go first, in a part of it."""
+        room = self._core.step_tokens
+        if sum(job.remaining_tokens for job in order) <= room:
+            return order
+        first, room = list[Job](), room // FAIR_STEP
+        for job in by_age:
+            if job.remaining_tokens <= room:
+                first.append(job)
+                room -= job.remaining_tokens
+        return first + [job for job in order if job not in first]
 
     def _try_open(self, job: Job) -> bool:
         try:

@@ -166,7 +166,7 @@ def _query(value: Any, may_be_empty: bool) -> str | list[Any]:
     return query
 
 
-def _items(value: Any, max_items: int | None) -> list[str] | Sequence[Sequence[Any]]:
+def _items(value: Any, max_items: int | None) -> list[str] | Sequence[Any]:
     """The items as a list of texts or lists of ids."""
     expected = "expected a list of texts or a list of lists of token ids"
     if value is None:
@@ -219,7 +219,7 @@ def _usable(
     template: PromptTemplate | None,
     fields: Mapping[str, Any],
     query: str | list[Any],
-    items: list[str] | Sequence[Sequence[Any]],
+    items: list[str] | Sequence[Any],
 ) -> PromptTemplate:
     """The template, if there is one and the request can use it."""
     if template is None:
