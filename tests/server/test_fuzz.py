@@ -50,7 +50,7 @@ def check(reply: Reply) -> None:
     answer = json.loads(reply.body)
     assert reply.status in ALLOWED, answer
     if reply.status == 200:
-        assert answer["scores"]
+        assert isinstance(answer["scores"], list)
     else:
         assert STATUS_OF_CODE[answer["error"]["code"]] == reply.status
     assert reply.headers["x-request-id"]
