@@ -15,6 +15,7 @@ from itemwise.config import EngineConfig, cache_dir
 from itemwise.engine import cpu_level
 from itemwise.engine.cpu_level import BY_NAME, LEVELS, choose_level
 from itemwise.errors import ConfigError
+from itemwise.machine_code import private_folder
 from itemwise.ops.build_cpu import SOURCES, Kernels, build, find_compiler
 from itemwise.types import CppLevel, CpuLevelName
 
@@ -144,7 +145,8 @@ def test_kernels_are_compiled_for_their_instructions() -> None:
     for name in WIDTHS.get(platform.machine(), {}):
         level = next(level for level in LEVELS if level.name == name)
         sources, flags = SOURCES[level.activations], level.compiler_flags or ()
-        library = build(find_compiler() or [], flags, cache_dir() / "kernels", sources)
+        folder = private_folder(cache_dir() / "kernels")
+        library = build(find_compiler() or [], flags, folder, sources)
         found[name] = ctypes.CDLL(str(library)).itemwise_panel()
     assert found == WIDTHS.get(platform.machine(), {})
     assert set(found) <= set(BY_NAME)
