@@ -80,6 +80,7 @@ def test_template_is_found(tmp_path: Path) -> None:
 
 
 def test_damaged_config_is_refused(tmp_path: Path) -> None:
-    for config in ([], "text"):
+    configs: list[Any] = [[], "text"]
+    for config in configs:
         with pytest.raises(CheckpointError, match="cannot be read"):
             folder(tmp_path, config)
