@@ -276,6 +276,13 @@ def test_parts_are_encoded_by_themselves() -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_no_items_have_no_tokens(kind: str) -> None:
+    found = encode(kind, "Does the passage answer? Passage: sta", [])
+    assert (len(found.items), found.cut) == (0, [])
+    assert len(found.query) > 5
+
+
 def test_work_is_given_up_between_pieces() -> None:
     calls = 0
 

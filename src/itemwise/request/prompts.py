@@ -158,7 +158,7 @@ def _probable_split(tokenizer: Tokenizer, shared: Prompt, items: Sequence[Prompt
     prompts = [_spell(tokenizer, [*shared, *item]) for item in items]
     found = tokenizer.encode_texts([text[:place], text, *prompts])
     start, *wholes = (tokenizer.not_begun(ids) for ids in found)
-    num_shared = min(_num_common(start, whole) for whole in wholes)
+    num_shared = min((_num_common(start, whole) for whole in wholes), default=len(start))
     return _Split([*tokenizer.begin, *start[:num_shared]], shared, skip=num_shared, begins=True)
 
 
