@@ -47,7 +47,7 @@ from tests.server.fakes import (
 )
 
 CONFIG = ServerConfig("org/fake-model", max_queued_requests=2, max_body_bytes=20_000)
-PLAIN_STATUSES = {400, 401, 404, 405, 408, 413, 422, 429, 499, 500, 503, 504}
+PLAIN_STATUSES = {400, 401, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504}
 KEY = "päss-wörd"
 
 

@@ -33,6 +33,7 @@ from itemwise.request.calls import Prepared
 from itemwise.request.json_body import parse_body
 from itemwise.server.bodies import Bodies
 from itemwise.server.edge import Edge
+from itemwise.server.encodings import decoded
 from itemwise.server.errors import (
     STATUS_OF_CODE,
     choose_dialect,
@@ -187,7 +188,9 @@ async def _prepared_or_left(
     gone = asyncio.create_task(_disconnected(request))
     gone.add_done_callback(lambda _: left.set())
     try:
-        return await bodies.work(partial(_prepare, service, path, request.scope, left), body)
+        prepare = partial(_prepare, service, path, request.scope, left)
+        compressed = "content-encoding" in request.headers
+        return await bodies.work(prepare, body, grows=compressed)
     finally:
         gone.cancel()
 
@@ -195,6 +198,7 @@ async def _prepared_or_left(
 def _prepare(
     service: Service, path: str, scope: Scope, left: threading.Event, body: bytearray
 ) -> _Asked:
+    body = decoded(scope, body, service.config.max_body_bytes)
     fields = parse_body(body, service.config.max_request_labels)
     if not isinstance(fields, dict):
         raise RequestError("invalid_json", "the body is JSON but not an object, expected {...}")

@@ -62,14 +62,19 @@ class Bodies:
         finally:
             self._held -= len(body)
 
-    async def work(self, make: Callable[[bytearray], T], body: bytearray) -> T:
-        """`make(body)` on a worker thread; bodies of about its length take turns."""
+    async def work(
+        self, make: Callable[[bytearray], T], body: bytearray, *, grows: bool = False
+    ) -> T:
+        """`make(body)` on a worker thread; bodies of about its length take turns.
+
+        One that `grows`, since it is compressed, takes turns with the longest.
+        """
         if not self._lanes:  # a limiter belongs to an event loop
             self._lanes = [CapacityLimiter(threads) for _, threads in LANES]
         lane = next(
             limiter
             for limiter, (most, _) in zip(self._lanes, LANES, strict=True)
-            if most is None or len(body) <= most
+            if most is None or (len(body) <= most and not grows)
         )
         return await to_thread.run_sync(make, body, limiter=lane)
 

@@ -64,6 +64,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "method_not_allowed": 405,
     "body_too_slow": 408,
     "body_too_large": 413,
+    "unsupported_encoding": 415,
     "token_id_negative": 422,
     "token_id_exceeds_vocab": 422,
     "score_not_finite": 422,
