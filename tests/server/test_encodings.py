@@ -60,6 +60,7 @@ def test_limit_holds_for_what_a_body_becomes(url: str) -> None:
     [
         (BODY, "br", 415, "unsupported_encoding"),
         (BODY, "zstd", 415, "unsupported_encoding"),
+        (BODY, "gzip, gzip, gzip", 415, "unsupported_encoding"),
         (BODY, "gzip", 400, "invalid_json"),
         (gzip.compress(BODY)[:-12], "gzip", 400, "invalid_json"),
     ],

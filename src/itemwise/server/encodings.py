@@ -8,6 +8,7 @@ from starlette.types import Scope
 
 from itemwise.errors import RefusedError, RequestError
 
+MAX_ENCODINGS = 2  # one after the other; each takes the time of a whole body
 _GZIP_OR_ZLIB, _RAW = 47, -15  # `wbits` of zlib
 
 
@@ -21,7 +22,13 @@ def decoded(scope: Scope, body: bytearray, max_bytes: int) -> bytearray:
     """
     values = [bytes(value) for name, value in scope["headers"] if name == b"content-encoding"]
     names = b",".join(values).decode("latin-1").lower().replace(" ", "").split(",")
-    for name in reversed([name for name in names if name not in ("", "identity")]):
+    names = [name for name in names if name not in ("", "identity")]
+    if len(names) > MAX_ENCODINGS:
+        raise RefusedError(
+            "unsupported_encoding",
+            f"the body has {len(names)} encodings, expected at most {MAX_ENCODINGS}",
+        )
+    for name in reversed(names):
         if name not in ("gzip", "x-gzip", "deflate"):
             raise RefusedError(
                 "unsupported_encoding",
