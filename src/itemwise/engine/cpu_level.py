@@ -77,6 +77,7 @@ LEVELS = (
         "bfloat16",
         (frozenset({"amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl"}),),
         (*AVX512, *AMX),
+        on_request=True,  # until a processor with AMX has run it
     ),
     CpuLevel(
         "xla-bfloat16",
