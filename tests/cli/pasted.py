@@ -33,6 +33,7 @@ SAME = """
 --tensor-parallel-size 1                --tp-size=1
 --tp-size 1                             --tp-size=1
 --tp 1                                  --tp-size=1
+--fastapi-root-path /x                  --root-path=/x
 --disable-radix-cache                   --disable-radix-cache
 --no-enable-prefix-caching              --disable-radix-cache
 --attention-backend fa                  --attention-backend=fa
@@ -170,7 +171,6 @@ REFUSED = """
 --tokenizer-mode mistral                tokenizer.json
 --runner draft                          embedding and reward models
 --ssl-keyfile k                         proxy with TLS
---fastapi-root-path /x                  remove the path
 --config cfg.yaml                       write out
 --max-model-len many                    no number of tokens
 --hf-token                              `HF_TOKEN`

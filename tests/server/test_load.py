@@ -257,11 +257,14 @@ def test_log_level_is_the_least_serious_that_is_logged(level: str, logged: str) 
     code = f"""
 import logging
 from itemwise.server.logs import set_up_logs
-set_up_logs("json", "{level}")
+from itemwise.server.output import Lines
+lines = Lines(2)
+set_up_logs("json", lines, "{level}")
 ours = logging.getLogger("itemwise.test")
 for log in ours.debug, ours.info, ours.warning, ours.error:
     log(log.__name__[0])
 logging.getLogger("jax").info("noise")
+lines.flush(10)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = map(json.loads, done.stderr.splitlines())

@@ -107,11 +107,11 @@ def test_stages_follow_each_other_within_the_request(
 def test_refused_request_has_its_code_and_the_stages_it_passed(
     url: str, memory: InMemorySpanExporter
 ) -> None:
-    assert post(url, {**GOOD, "items": []}).status_code == 400
+    assert post(url, {**GOOD, "temperature": "hot"}).status_code == 400
     root, stages = root_and_stages(memory)
     assert root.attributes is not None
     assert root.attributes["http.response.status_code"] == 400
-    assert root.attributes["itemwise.code"] == "empty_items"
+    assert root.attributes["itemwise.code"] == "invalid_temperature"
     assert [stage.name for stage in stages] == ["read"]
 
 

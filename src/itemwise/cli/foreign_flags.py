@@ -187,6 +187,7 @@ SAME_AS: tuple[SameAs, ...] = (
     SameAs("--disable-radix-cache", "--no-enable-prefix-caching"),
     SameAs("--max-queued-requests", "--max-num-queued-reqs="),
     SameAs("--max-queued-tokens", "--max-num-queued-tokens=", convert=_tokens),
+    SameAs("--root-path", "--fastapi-root-path="),
     SameAs("--drain-timeout", "--shutdown-timeout="),
     SameAs(
         "--log-level",
@@ -527,13 +528,9 @@ REFUSED: tuple[Refused, ...] = (
         "--dllm-*=* --diffusion-config= -dc=",
     ),
     Refused(
-        "the API is at the root; let the proxy in front of the server remove the path",
-        "--fastapi-root-path= --root-path=",
-    ),
-    Refused(
-        "browsers are not answered across origins; put a proxy in front of the server that sets "
-        "the headers",
-        "--allow-credentials --allowed-origins=* --allowed-methods=* --allowed-headers=*",
+        "pages of the origins in `--allowed-origins` may send every method and header, and no "
+        "credentials but the key",
+        "--allow-credentials --allowed-methods=* --allowed-headers=*",
     ),
     Refused(
         "the server speaks plain HTTP; put a proxy with TLS in front of it",

@@ -70,14 +70,15 @@ def _operations(schema: Schema) -> Iterator[str]:
             yield f"<h2><b>{escape(method.upper())}</b> <span>{escape(path)}</span></h2>"
             yield f"<p>{_text(operation.get('description', ''))}</p>"
             body = _body(operation.get("requestBody"))
-            yield from _fields("Body", body, schema)
+            for choice in _choices(body):
+                yield from _fields("Body", choice, schema)
             yield from _answers(operation.get("responses", {}), schema)
             yield from _form(method, path, body)
 
 
 def _answers(responses: Schema, schema: Schema) -> Iterator[str]:
-    good = responses.get("200")
-    yield from _fields("Answer", _body(good), schema)
+    for choice in _choices(_body(responses.get("200"))):
+        yield from _fields("Answer", choice, schema)
     codes = [f"<code>{escape(code)}</code>" for code in responses if code != "200"]
     if codes:
         yield f"<p>Errors: {', '.join(codes)}</p>"
@@ -89,7 +90,7 @@ def _form(method: str, path: str, body: Schema | None) -> Iterator[str]:
     # Relative, so that it works below a path that a proxy removes.
     yield f'<form data-method="{escape(method.upper())}" data-path="{escape(path.lstrip("/"))}">'
     if body is not None:
-        examples = [*body.get("examples", []), {}]
+        examples = [each for one in _choices(body) for each in one.get("examples", [])] or [{}]
         text = escape(json.dumps(examples[0], ensure_ascii=False))
         yield f'<textarea rows="5" aria-label="Body" spellcheck="false">{text}</textarea>'
     yield "<button>Send</button><output></output></form>"
@@ -102,8 +103,13 @@ def _body(holder: Schema | None) -> Schema | None:
     return found
 
 
-def _fields(title: str, body: Schema | None, schema: Schema) -> Iterator[str]:
-    found = _resolved(body or {}, body or {}, schema)
+def _choices(body: Schema | None) -> list[Schema]:
+    """The schemas that a body may have: of each wire format at its path."""
+    return [] if body is None else body.get("anyOf", [body])
+
+
+def _fields(title: str, body: Schema, schema: Schema) -> Iterator[str]:
+    found = _resolved(body, body, schema)
     if not found.get("properties"):
         return
     yield f"<table><thead><tr><th>{title}</th><th>Type</th><th></th></tr></thead><tbody>"

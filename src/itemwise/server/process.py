@@ -198,7 +198,8 @@ def _ready_lines(
     profile = info.get("profile")
     if isinstance(profile, dict):
         name, why = profile["name"], profile["why"]
-        yield f"Rankings: profile {name}, as {why}." if name else f"Rankings: none, as {why}."
+        text = f"profile {name}" if name else "none"
+        logger.info("Rankings: %s, as %s.", text, why)
     verdict = info.get("self_check", "unknown")
     if isinstance(verdict, dict):
         verdict = verdict.get("status", "unknown")
