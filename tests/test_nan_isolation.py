@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from itemwise.engine.engine import Engine
 from itemwise.ops import api
 from itemwise.types import ScoreRequest, TokenLists, Tokens
-from tests.conftest import CPP_LEVELS, VOCAB_SIZE
+from tests.conftest import CPP_LEVELS, DEFAULT_LEVELS, VOCAB_SIZE
 from tests.test_exactness import PAGE, exhaustive
 
 # Padding holds token 0. The last NaN is all ones: no bit of it may enter a weight.
@@ -37,7 +37,7 @@ EXACT = [
     case("xla-bfloat16", level="xla-bfloat16"),
     case("xla-float32", level="xla-float32"),
     case("int8", level="xla-float32", dtype="float32", quantization="int8"),
-    *(case(level, level=level, slow=False) for level in CPP_LEVELS),
+    *(case(level, level=level, slow=level not in DEFAULT_LEVELS) for level in CPP_LEVELS),
 ]
 PACKED = [
     case(f"{mask} {level}", level=level, multi_item_mask_impl=mask, multi_item_algorithm="packed")

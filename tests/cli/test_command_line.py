@@ -130,7 +130,7 @@ STARTED = [
         line,
         PROGRAMS[number % 2],
         id=line.name,
-        marks=[] if line.name in ("multi-item", "vLLM") else pytest.mark.slow,
+        marks=[] if line.name == "multi-item" else pytest.mark.slow,
     )
     for number, line in enumerate(LINES)
     if not line.problems

@@ -91,6 +91,7 @@ def test_families_and_a_delimiter(model: str, engine_of: Callable[..., Engine]) 
     assert difference(found, without) > 10 * MAX_DIFFERENCE
 
 
+@pytest.mark.slow
 def test_bfloat16_is_no_farther_from_the_truth(engine_of: Callable[..., Engine]) -> None:
     request = request_of(
         10, 150, np.random.default_rng(0).integers(1, 60, 60).tolist(), apply_softmax=True

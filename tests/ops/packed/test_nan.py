@@ -25,6 +25,7 @@ from tests.ops.packed.test_packed import (
     make_sequence,
 )
 
+SLOW = ("tpu", "segment")  # to interpret, and to run
 BAD = [np.nan, np.inf, -np.inf, 3e38, -3e38]
 Mark = Callable[[Array, Array], tuple[Array, Array]]
 ITEMS = ["short", "items over several tiles", "many items"]
@@ -43,7 +44,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 for_all = pytest.mark.parametrize(
     ("backend", "dtype"),
     [
-        pytest.param(name, dtype, marks=[pytest.mark.slow] if name == "tpu" else [])
+        pytest.param(name, dtype, marks=[pytest.mark.slow] if name in SLOW else [])
         for name in BACKENDS
         for dtype in TOLERANCE
     ],

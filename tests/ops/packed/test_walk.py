@@ -39,7 +39,9 @@ def test_the_rule_over_many_tiles(case: str) -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("module", [gpu, tpu], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [gpu, pytest.param(tpu, marks=pytest.mark.slow)], ids=["gpu", "tpu"]
+)
 def test_planted_faults_are_seen(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_sequence("many items", (2, 2, 64))
     assert error(anew(module), made) <= TOLERANCE["float32"]

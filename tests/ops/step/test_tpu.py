@@ -12,6 +12,7 @@ from itemwise.ops.step.tpu import attend_tpu
 from tests.ops.step.steps import TILED, cases, make_step, run
 
 
+@pytest.mark.slow
 def test_one_place_for_all_blocks_is_seen(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
