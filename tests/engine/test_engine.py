@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itemwise.engine import compile_cache, programs
+from itemwise.engine.cpu_level import BY_NAME
 from itemwise.engine.engine import Engine
 from itemwise.engine.platform import platform_of
 from itemwise.engine.programs import Programs
@@ -294,7 +295,7 @@ def test_the_level_is_told(
         info = make_engine(level=level, skip_self_check=True).info()
     assert info["cpu_level"] == level
     assert info["attention"] == ("xla" if level.startswith("xla") else f"{level} kernel")
-    assert info["activations"] == ("bfloat16" if level == "xla-bfloat16" else "float32")
+    assert info["activations"] == BY_NAME[level].activations
     assert f"CPU level {level}: " in caplog.text
 
 
