@@ -382,6 +382,7 @@ def attention(session: Session) -> None:
             with ExitStack() as stack:
                 for constant, value in tiles[name].items():
                     stack.enter_context(mock.patch.object(gpu_step, constant, value))
+                # A new function each time: of a known one, JAX would find the trace.
                 compiled = jax.jit(functools.partial(run)).lower(q, k, v, pool, arrays).compile()
             figures = {}
             for part, changed in parts.items():

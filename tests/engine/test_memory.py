@@ -112,9 +112,8 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux says what is resident")
+@pytest.mark.skipif(jax.devices()[0].platform != "cpu", reason="about the host's memory")
 def test_zeros_take_no_memory_until_they_are_written() -> None:
-    if jax.devices()[0].platform != "cpu":
-        pytest.skip("of the host's memory")
     before, size = resident_bytes(), 256 << 20
     array = jnp.zeros(size, jnp.uint8).block_until_ready()
     assert resident_bytes() - before > 0.8 * size

@@ -16,7 +16,7 @@ from itemwise.server.record import Record, attach, route_path
 logger = logging.getLogger("itemwise.server")
 # Paths that need no API key; all others do, those that do not exist among them.
 OPEN_PATHS = frozenset(
-    ("/health", "/health_generate", "/live", "/metrics", "/docs", "/openapi.json", "/redoc")
+    ("/health", "/health_generate", "/live", "/metrics", "/docs", "/openapi.json")
 )
 _REQUEST_ID = re.compile(rb"[\w.:/+=@-]{1,128}")
 
