@@ -51,7 +51,9 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     assert figures["arrivals"]["exact"]
     assert figures["small-steps"]["large steps alone"]["with_other_bits"] == 0
     differences = figures["parity"]["max_probability_difference"]
-    assert differences["itemwise float32"] < 1e-5 < differences["itemwise bfloat16"]
+    assert differences["itemwise float32"] < 1e-5
+    # More where the processor's level keeps activations in float32, never less than PyTorch.
+    assert differences["itemwise bfloat16"] < 2 * differences["transformers bfloat16"]
 
 
 def test_what_was_measured_outlives_the_end_of_time(
