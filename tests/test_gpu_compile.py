@@ -58,6 +58,14 @@ def test_the_exact_step_compiles(model: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
+def test_no_loop_over_the_vocabulary_waits_for_the_host(model: str) -> None:
+    found = compiled(model, "log-sum-exp")
+    assert found["loops_of_unknown_length"] == 0
+    assert found["temp_bytes"] < 400e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
 def test_the_packed_sequence_compiles(model: str) -> None:
     found = compiled(model, "packed segment")
     assert found["kernels"] == LAYERS

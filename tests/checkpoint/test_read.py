@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from itemwise.checkpoint.headers import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from itemwise.checkpoint.headers import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    Tensor,
+    read_headers,
+)
 from itemwise.checkpoint.read import read_config, read_weights
 from itemwise.checkpoint.shapes import model_dict
 from itemwise.errors import CheckpointError, UnsupportedModelError
@@ -138,7 +145,6 @@ def test_read_weights_hands_out_arrays_that_outlive_the_file(tmp_path: Path) -> 
     tensors = whole()
     save(tmp_path, tensors)
     read = read_weights(tmp_path, SPECS, np.float32, lambda array, _: array)
-    assert read["embed"].flags.owndata
     assert read["embed"].flags.writeable
     with (tmp_path / WEIGHTS_FILE).open("r+b") as file:  # in place: a map would see it
         file.write(bytes((tmp_path / WEIGHTS_FILE).stat().st_size))
@@ -239,6 +245,21 @@ def test_read_weights_names_a_damaged_file(
     message = failure(tmp_path)
     assert f"`{tmp_path / WEIGHTS_FILE}` is damaged or truncated" in message
     assert "download it again" in message
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the end of the process, which is how a read of a memory map would end."""
+    save(tmp_path, whole())
+
+    def then_cut(folder: Path) -> dict[str, Tensor]:
+        found = read_headers(folder)
+        os.truncate(folder / WEIGHTS_FILE, 400)
+        return found
+
+    monkeypatch.setattr("itemwise.checkpoint.read.read_headers", then_cut)
+    assert "changed while it was read" in failure(tmp_path)
 
 
 def test_read_weights_tells_a_git_lfs_pointer(tmp_path: Path) -> None:

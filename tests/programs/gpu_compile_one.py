@@ -80,6 +80,8 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
     with lowering_for(device):
         if form == "exact step":
             lowered = programs.lower_step(weights)
+        elif form == "log-sum-exp":
+            lowered = programs.lower_vocab(weights)
         else:
             assert form == "packed segment"
             lowered = programs.lower_packed(weights, sequence, "segment")
@@ -99,7 +101,8 @@ def main(name: str, form: str, layers: str, num_pages: str) -> None:
         "pool_bytes": sum(page.size * page.dtype.itemsize for page in pages),
         "kernels": text.count("__gpu$xla.gpu.triton"),
         "cublas_products": text.count('custom_call_target="__cublas'),
-        "loops": text.count(" while("),
+        "loops": len(loops := [line for line in text.splitlines() if " while(" in line]),
+        "loops_of_unknown_length": sum("known_trip_count" not in line for line in loops),
         "masks_pairs": f"{sequence.tokens},{sequence.tokens}" in text,
         "concatenated_weights": text.count("wrapped_concatenate"),
     }

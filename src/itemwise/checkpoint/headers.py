@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,12 +48,13 @@ def _no_json(path: Path) -> str:
 
 
 class Tensor(NamedTuple):
-    """A tensor's entry in a file's header."""
+    """A tensor's entry in a file's header; `offset` is where its first byte is in the file."""
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    offset: int
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,16 +149,18 @@ def _read_index(path: Path) -> dict[str, str]:
 def _read_header(path: Path) -> dict[str, Tensor]:
     try:
         check_regular(path)
-        _check_header_size(path)
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: Tensor(path, name, str(tensor.get_dtype()), tuple(tensor.get_shape()))
-                for name, tensor in slices.items()
-            }
+        size = _header_size(path)
+        with safe_open(path, framework="numpy"):  # checks the header, and the file's size by it
+            entries = _read_entries(path, size)
+        return {
+            name: Tensor(
+                path, name, one["dtype"], tuple(one["shape"]), 8 + size + one["data_offsets"][0]
+            )
+            for name, one in entries.items()
+        }
     except FileNotFoundError as error:
         raise CheckpointError(f"`{path}` is missing: download it again") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         advice = "download it again"
         if _is_lfs_pointer(path):
             advice = "it is a Git LFS pointer, get the file itself with `git lfs pull`"
@@ -167,8 +169,16 @@ def _read_header(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _check_header_size(path: Path) -> None:
-    """Refuses a header that no model has, before a library spends memory and time on it."""
+def _read_entries(path: Path, size: int) -> dict[str, Any]:
+    with path.open("rb") as file:
+        file.seek(8)
+        entries: dict[str, Any] = json.loads(file.read(size))
+    entries.pop("__metadata__", None)
+    return entries
+
+
+def _header_size(path: Path) -> int:
+    """Bytes of the header; one that no model has is refused before a library reads it."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if _MAX_HEADER_BYTES < size <= path.stat().st_size:
@@ -176,6 +186,7 @@ def _check_header_size(path: Path) -> None:
             f"`{path}` has a header of {size} bytes, expected at most {_MAX_HEADER_BYTES}: "
             "download it again"
         )
+    return size
 
 
 def _is_lfs_pointer(path: Path) -> bool:
@@ -201,16 +212,6 @@ def _no_weights(folder: Path) -> str:
         f"`{folder}` has no weights, expected `{WEIGHTS_FILE}` or `{INDEX_FILE}`: give the "
         "folder that contains them"
     )
-
-
-@contextmanager
-def opened(tensor: Tensor) -> Iterator[Any]:
-    """The file of a tensor whose header was read before."""
-    try:
-        with safe_open(tensor.file, framework="numpy") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"`{tensor.file}` changed while it was read: try again") from error
 
 
 def listed(names: Sequence[str]) -> str:

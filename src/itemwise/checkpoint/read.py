@@ -7,6 +7,7 @@ one at a time, so memory never holds a second copy of a model.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,6 @@ from itemwise.checkpoint.headers import (
     HEAD,
     Tensor,
     listed,
-    opened,
     read_headers,
     read_json,
 )
@@ -111,12 +111,12 @@ def _has_own_head(found: Mapping[str, Tensor]) -> bool:
     head, embedding = found[HEAD], found[EMBEDDING]
     if head.shape != embedding.shape or len(head.shape) != 2:
         return True
-    with opened(head) as one, opened(embedding) as other:
-        whole, rows = (one.get_slice(head.name), other.get_slice(embedding.name)), head.shape[0]
-        for start in range(0, rows, _COMPARED_ROWS):
-            end = min(start + _COMPARED_ROWS, rows)  # a slice must not reach beyond
-            if not np.array_equal(*(tensor[start:end] for tensor in whole)):
-                return True
+    if head.dtype not in READABLE_DTYPES or embedding.dtype not in READABLE_DTYPES:
+        return True
+    for start in range(0, head.shape[0], _COMPARED_ROWS):
+        end = min(start + _COMPARED_ROWS, head.shape[0])
+        if not np.array_equal(_read_rows(head, start, end), _read_rows(embedding, start, end)):
+            return True
     return False
 
 
@@ -197,9 +197,27 @@ def _map_leaves(function: Callable[[WeightSpec], Any], tree: Any) -> Any:
 
 
 def _read_tensor(tensor: Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
-    # The file is opened again for each tensor: an open map keeps everything it read in memory.
-    with opened(tensor) as file:
-        return np.array(file.get_tensor(tensor.name), dtype=dtype, order="C", copy=True)
+    return _read_rows(tensor, 0, tensor.shape[0]).astype(dtype, copy=False)
+
+
+def _read_rows(tensor: Tensor, start: int, end: int) -> NDArray[Any]:
+    """Some rows of a tensor, in its own type.
+
+    Not by a memory map, which would keep in memory what was read, and whose reader the kernel ends
+    if another process cuts the file.
+    """
+    dtype = np.dtype(READABLE_DTYPES[tensor.dtype])
+    row = math.prod(tensor.shape[1:]) * dtype.itemsize
+    size = (end - start) * row
+    try:
+        with tensor.file.open("rb") as file:
+            file.seek(tensor.offset + start * row)
+            content = np.fromfile(file, np.uint8, size)
+    except OSError as error:
+        raise CheckpointError(f"`{tensor.file}` cannot be read ({brief(error)})") from error
+    if len(content) != size:
+        raise CheckpointError(f"`{tensor.file}` changed while it was read: try again")
+    return content.view(dtype).reshape(end - start, *tensor.shape[1:])
 
 
 def _check_tensors(folder: Path, leaves: list[WeightSpec], found: dict[str, Tensor]) -> None:

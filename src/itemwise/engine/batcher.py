@@ -50,7 +50,7 @@ class _Flight:
     segments: list[_Segment]
     hidden: jax.Array
     logits: list[jax.Array]
-    logsumexp: jax.Array | None
+    logsumexps: list[jax.Array]
     sent_at: float
     num_tokens: int
     token_share: float
@@ -205,7 +205,7 @@ class Batcher:
         batch = self._packer.take()
         sent_at = time.perf_counter()
         hidden = self._programs.step(batch)
-        logits, logsumexp = self._read(hidden, self._filling)
+        logits, logsumexps = self._read(hidden, self._filling)
         for segment in self._filling:
             segment.work.after_step()
         tokens = self._programs.shape.tokens
@@ -213,7 +213,7 @@ class Batcher:
             self._filling,
             hidden,
             logits,
-            logsumexp,
+            logsumexps,
             sent_at,
             batch.num_tokens,
             batch.num_tokens / tokens,
@@ -276,7 +276,7 @@ class Batcher:
 
     def _read(
         self, hidden: jax.Array, segments: Sequence[_Segment]
-    ) -> tuple[list[jax.Array], jax.Array | None]:
+    ) -> tuple[list[jax.Array], list[jax.Array]]:
         """Starts to read the label logits of a step, and its log-sum-exps where they are needed."""
         labels, scales, over_vocab = [], [], False
         for segment in segments:
@@ -285,20 +285,20 @@ class Batcher:
             scales += [1 / request.temperature] * len(segment.items)
             over_vocab |= bool(segment.items) and not request.apply_softmax
         if not labels:
-            return [], None
-        logsumexp = self._programs.vocab_logsumexp(hidden, scales) if over_vocab else None
+            return [], []
+        logsumexps = self._programs.vocab_logsumexp(hidden, scales) if over_vocab else []
         logits = self._programs.label_logits(hidden, labels)
-        for array in logits if logsumexp is None else [*logits, logsumexp]:
+        for array in [*logits, *logsumexps]:
             array.copy_to_host_async()
-        return logits, logsumexp
+        return logits, logsumexps
 
     def _land(self, flight: _Flight, outcome: StepOutcome) -> None:
         """Takes in the results of a step. Raises what the step raised."""
         units = logsumexps = None
         if flight.logits:
             units = np.concatenate([np.asarray(part) for part in flight.logits])
-        if flight.logsumexp is not None:
-            logsumexps = np.asarray(flight.logsumexp)
+        if flight.logsumexps:
+            logsumexps = np.concatenate([np.asarray(part) for part in flight.logsumexps])
         flight.hidden.block_until_ready()
         now, start = time.perf_counter(), 0
         for segment in flight.segments:

@@ -20,6 +20,7 @@ from itemwise.engine.platform import Platform
 from itemwise.engine.step_packer import StepPacker
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import (
+    LSE_ROWS,
     DecoderOptions,
     Pool,
     Weights,
@@ -162,11 +163,11 @@ class Lowering:
         return self._lower(read, (WHOLE, WHOLE), WHOLE, arguments)
 
     def lower_vocab(self, weights: Weights) -> jax.stages.Lowered:
-        """Log-sum-exp over the vocabulary of the step's scored rows."""
-        scales = jax.ShapeDtypeStruct((self._spec.shape.max_scored_rows,), jnp.float32)
-        count = jax.ShapeDtypeStruct((), jnp.int32)
+        """Log-sum-exp over the vocabulary of some of the step's scored rows."""
+        scales = jax.ShapeDtypeStruct((LSE_ROWS,), jnp.float32)
+        first = jax.ShapeDtypeStruct((), jnp.int32)
         read = functools.partial(vocab_logsumexp, axis=self._output_axis)
-        arguments = (weights, *self._whole(self._hidden(), scales, count))
+        arguments = (weights, *self._whole(self._hidden(), scales, first))
         return self._lower(read, (WHOLE,) * 3, WHOLE, arguments)
 
     def _hidden(self) -> jax.ShapeDtypeStruct:

@@ -186,7 +186,8 @@ class PackedBatcher:
             logsumexps: Float32Array | None = None
             if not request.apply_softmax:
                 scales = [1 / request.temperature] * len(here)
-                logsumexps = np.asarray(programs.vocab_logsumexp(part, scales))[: len(here)]
+                sums = programs.vocab_logsumexp(part, scales)
+                logsumexps = np.concatenate(list(map(np.asarray, sums)))[: len(here)]
             labels = [request.labels[i] for i in here]
             units = np.concatenate(list(map(np.asarray, programs.label_logits(part, labels))))
             work.results.take(here, rows_of(units, labels), logsumexps)

@@ -22,7 +22,7 @@ from itemwise.engine.label_reads import label_units
 from itemwise.engine.lowering import LABEL_COLUMNS, Lowering, ProgramSpec, join
 from itemwise.engine.memory import release_zeros
 from itemwise.engine.step_packer import StepBatch
-from itemwise.models.decoder import Pool, Weights
+from itemwise.models.decoder import LSE_ROWS, Pool, Weights
 from itemwise.ops.packed.base import PackedArrays, PackedShape
 from itemwise.ops.step.arrays import StepShape
 from itemwise.types import Float32Array, Int32Array, Mask
@@ -165,10 +165,19 @@ class Programs:
             parts.append(self._labels(self._weights, states, ids))
         return parts
 
-    def vocab_logsumexp(self, hidden: jax.Array, inverse_temperatures: list[float]) -> jax.Array:
-        """Log-sum-exp over the vocabulary of each scored row's scaled logits, float32 [I]."""
-        scales: Float32Array = np.zeros(self.shape.max_scored_rows, np.float32)
-        scales[: len(inverse_temperatures)] = inverse_temperatures
-        count = np.asarray(len(inverse_temperatures), np.int32)
-        result: jax.Array = self._vocab(self._weights, hidden, scales, count)
-        return result
+    def vocab_logsumexp(
+        self, hidden: jax.Array, inverse_temperatures: list[float]
+    ) -> list[jax.Array]:
+        """Log-sum-exp over the vocabulary of each scored row's scaled logits, LSE_ROWS in a part.
+
+        One program, sent once for each part: a loop over them on the device would wait for the
+        host to learn their number.
+        """
+        parts = []
+        for start in range(0, len(inverse_temperatures), LSE_ROWS):
+            scales: Float32Array = np.zeros(LSE_ROWS, np.float32)
+            here = inverse_temperatures[start : start + LSE_ROWS]
+            scales[: len(here)] = here
+            first = np.asarray(start, np.int32)
+            parts.append(self._vocab(self._weights, hidden, scales, first))
+        return parts

@@ -292,45 +292,36 @@ def label_logits(
 def vocab_logsumexp(
     weights: Weights,
     hidden: Float[Array, "I D"],
-    inverse_temperature: Float32[Array, " I"],
-    num_rows: Int32[Array, ""],
+    inverse_temperature: Float32[Array, " rows"],
+    first: Int32[Array, ""],
     axis: str | None = None,
-) -> Float32[Array, " I"]:
-    """Log-sum-exp of the scaled logits over the vocabulary, of the first `num_rows` rows.
+) -> Float32[Array, " rows"]:
+    """Log-sum-exp of the scaled logits over the vocabulary, of `rows` rows from `first` on.
 
-    A block of rows meets a block of the vocabulary at a time, so the logits are never all in
-    memory. Other rows hold 0.
+    They meet a block of the vocabulary at a time, so their logits are never all in memory. How many
+    blocks there are is known when the program is compiled: a device that runs the loop does not
+    wait for the host.
     """
     # As bits, since XLA on CPU slices bfloat16 by way of all of the matrix in float32.
     dtype = output_matrix(weights).dtype
     matrix = to_storage(output_matrix(weights))
-    block = min(LSE_VOCAB, matrix.shape[0])
-    num_blocks = -(-matrix.shape[0] // block)
-    padding = -hidden.shape[0] % LSE_ROWS
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
-    scale = jnp.pad(inverse_temperature, (0, padding))
+    block, rows = min(LSE_VOCAB, matrix.shape[0]), inverse_temperature.shape[0]
+    x = lax.dynamic_slice_in_dim(jnp.pad(hidden, ((0, rows), (0, 0))), first, rows)
 
-    def some_rows(r: Array, out: Array) -> Array:
-        x = lax.dynamic_slice_in_dim(hidden, r * LSE_ROWS, LSE_ROWS)
-        scale_r = lax.dynamic_slice_in_dim(scale, r * LSE_ROWS, LSE_ROWS)
+    def some_vocab(b: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        # The last block is moved back to end with the vocabulary; what it repeats is masked.
+        start = jnp.minimum(b * block, matrix.shape[0] - block)
+        part = from_storage(lax.dynamic_slice_in_dim(matrix, start, block), dtype)
+        logits = matmul(x, part) * inverse_temperature[:, None]
+        logits = jnp.where(start + jnp.arange(block) >= b * block, logits, -jnp.inf)
+        top = jnp.maximum(sums[0], logits.max(-1))
+        total = sums[1] * jnp.exp(sums[0] - top) + jnp.exp(logits - top[:, None]).sum(-1)
+        return top, total
 
-        def some_vocab(b: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-            # The last block is moved back to end with the vocabulary; what it repeats is masked.
-            start = jnp.minimum(b * block, matrix.shape[0] - block)
-            rows = from_storage(lax.dynamic_slice_in_dim(matrix, start, block), dtype)
-            logits = matmul(x, rows) * scale_r[:, None]
-            logits = jnp.where(start + jnp.arange(block) >= b * block, logits, -jnp.inf)
-            top = jnp.maximum(sums[0], logits.max(-1))
-            total = sums[1] * jnp.exp(sums[0] - top) + jnp.exp(logits - top[:, None]).sum(-1)
-            return top, total
-
-        none = (jnp.full(LSE_ROWS, LOWEST, jnp.float32), jnp.zeros(LSE_ROWS, jnp.float32))
-        top, total = lax.fori_loop(0, num_blocks, some_vocab, none)
-        if axis is not None:  # each device has summed over its part of the vocabulary
-            highest = lax.pmax(top, axis)
-            total, top = lax.psum(total * jnp.exp(top - highest), axis), highest
-        return lax.dynamic_update_slice_in_dim(out, top + jnp.log(total), r * LSE_ROWS, 0)
-
-    blocks = (num_rows + LSE_ROWS - 1) // LSE_ROWS
-    out: Array = lax.fori_loop(0, blocks, some_rows, jnp.zeros(hidden.shape[0], jnp.float32))
-    return out[: inverse_temperature.shape[0]]
+    none = (jnp.full(rows, LOWEST, jnp.float32), jnp.zeros(rows, jnp.float32))
+    top, total = lax.fori_loop(0, -(-matrix.shape[0] // block), some_vocab, none)
+    if axis is not None:  # each device has summed over its part of the vocabulary
+        highest = lax.pmax(top, axis)
+        total, top = lax.psum(total * jnp.exp(top - highest), axis), highest
+    out: Array = top + jnp.log(total)
+    return out
