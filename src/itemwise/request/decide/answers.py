@@ -12,16 +12,18 @@ from itemwise.request.decide.read_out import choice_confidence, rating_confidenc
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """What was read for an answer, to ask it again elsewhere.
+class Reading:
+    """A prompt that was read for an answer, to ask it again elsewhere or to calibrate.
 
     Attributes:
-        token_ids: of each prompt, the query in front; several with rotations.
-        label_ids: for each prompt, the token of each answer in the order of the request.
+        token_ids: of the prompt, the shared part in front.
+        label_ids: token of each answer's label, in the order of the request.
+        logits: of these labels, other forms added up, before temperature and prior.
     """
 
-    token_ids: tuple[tuple[int, ...], ...]
-    label_ids: tuple[tuple[int, ...], ...]
+    token_ids: tuple[int, ...]
+    label_ids: tuple[int, ...]
+    logits: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,12 @@ class YesNoAnswer:
     Attributes:
         probability: that it is.
         label_mass: share of the labels in the whole vocabulary; None unless asked for.
-        prompts: what was read; None unless asked for.
+        readings: one for each order of the answers; empty unless asked for.
     """
 
     probability: float
     label_mass: float | None = None
-    prompts: Prompts | None = field(default=None, repr=False)
+    readings: tuple[Reading, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ class ChoiceAnswer:
         probabilities: by option; they sum to 1.
         confidence: how far the choice is above a uniform guess, 0 to 1.
         label_mass: share of the labels in the whole vocabulary; None unless asked for.
-        prompts: what was read; None unless asked for.
+        readings: one for each order of the answers; empty unless asked for.
     """
 
     choice: str
     probabilities: Mapping[str, float]
     confidence: float
     label_mass: float | None = None
-    prompts: Prompts | None = field(default=None, repr=False)
+    readings: tuple[Reading, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,14 @@ class RatingAnswer:
         probabilities: of each level; they sum to 1.
         confidence: 1 if all is on one level, 0 if levels are as spread as when they are uniform.
         label_mass: share of the labels in the whole vocabulary; None unless asked for.
-        prompts: what was read; None unless asked for.
+        readings: one for each order of the answers; empty unless asked for.
     """
 
     score: float
     probabilities: tuple[float, ...]
     confidence: float
     label_mass: float | None = None
-    prompts: Prompts | None = field(default=None, repr=False)
+    readings: tuple[Reading, ...] = field(default=(), repr=False)
 
 
 Answer: TypeAlias = YesNoAnswer | ChoiceAnswer | RatingAnswer
@@ -101,11 +103,11 @@ def answer_of(
     question: Asked,
     probabilities: tuple[float, ...],
     label_mass: float | None = None,
-    prompts: Prompts | None = None,
+    readings: tuple[Reading, ...] = (),
 ) -> Answer:
     """The answer to a question from the probabilities of its answers."""
     if question.kind == "yes_no":
-        return YesNoAnswer(probabilities[0], label_mass, prompts)
+        return YesNoAnswer(probabilities[0], label_mass, readings)
     if question.kind == "choice":
         best = max(range(len(probabilities)), key=probabilities.__getitem__)
         return ChoiceAnswer(
@@ -113,12 +115,12 @@ def answer_of(
             dict(zip(question.names, probabilities, strict=True)),
             choice_confidence(probabilities),
             label_mass,
-            prompts,
+            readings,
         )
     return RatingAnswer(
         math.fsum(level * p for level, p in enumerate(probabilities)),
         probabilities,
         rating_confidence(probabilities),
         label_mass,
-        prompts,
+        readings,
     )

@@ -10,11 +10,12 @@ import numpy as np
 
 from itemwise.errors import NotFiniteError, RequestError
 from itemwise.request.calls import Prepared
-from itemwise.request.decide.answers import Answer, Decisions, Prompts, answer_of
+from itemwise.request.decide.answers import Answer, Decisions, Reading, answer_of
 from itemwise.request.decide.profile import Ask, DecisionProfile
 from itemwise.request.decide.questions import Asked, Question, asked
 from itemwise.request.decide.read_out import label_logits, label_mass, probabilities, scaled
 from itemwise.request.prompts import Names, Prompt, encode_parts, encode_prompts
+from itemwise.request.read_out import Float64Array
 from itemwise.request.tools import PromptTools
 from itemwise.types import ScoreRequest, ScoreResult
 
@@ -32,14 +33,14 @@ class Options:
             as it has options; its probabilities are the mean of their logs.
         with_label_mass: whether answers have a `label_mass`, which costs a pass over the
             vocabulary for each question.
-        with_prompts: whether answers have `prompts`.
+        with_readings: whether answers have `readings`.
         case_forms: whether `yes` and `Yes` count as one answer; None for the profile's setting.
         temperature: divides the logits; None for the profile's.
     """
 
     rotations: int = 1
     with_label_mass: bool = False
-    with_prompts: bool = False
+    with_readings: bool = False
     case_forms: bool | None = None
     temperature: float | None = None
 
@@ -220,23 +221,28 @@ class DecideCall:
         )
         if self.options.temperature is not None:
             temperature = self.options.temperature
-        rows = [scaled(label_logits(row, read.groups), temperature, prior) for row in logits]
+        labels = [label_logits(row, read.groups) for row in logits]
+        rows = [scaled(row, temperature, prior) for row in labels]
         mass = None
         if self.options.with_label_mass:
             assert result.logsumexps is not None
             sums = [float(result.logsumexps[place]) for place in places]
             masses = [label_mass(row, total) for row, total in zip(logits, sums, strict=True)]
             mass = float(np.mean(masses))
-        prompts = _prompts(read, request, places) if self.options.with_prompts else None
-        return answer_of(question, probabilities(rows, read.orders), mass, prompts)
+        readings: tuple[Reading, ...] = ()
+        if self.options.with_readings:
+            pairs = zip(places, read.orders, labels, strict=True)
+            readings = tuple(_reading(read, request, *pair) for pair in pairs)
+        return answer_of(question, probabilities(rows, read.orders), mass, readings)
 
 
-def _prompts(read: _Read, request: ScoreRequest, places: range) -> Prompts:
-    query = request.query.tolist()
-    label_ids = []
-    for order in read.orders:
-        by_answer = {answer: read.tokens[place] for place, answer in enumerate(order)}
-        label_ids.append(tuple(by_answer[answer] for answer in range(len(order))))
-    return Prompts(
-        tuple((*query, *request.items[place].tolist()) for place in places), tuple(label_ids)
+def _reading(
+    read: _Read, request: ScoreRequest, place: int, order: Sequence[int], logits: Float64Array
+) -> Reading:
+    """The prompt at a place of the request."""
+    shown_at = sorted(range(len(order)), key=order.__getitem__)  # the label of each answer
+    return Reading(
+        (*request.query.tolist(), *request.items[place].tolist()),
+        tuple(read.tokens[label] for label in shown_at),
+        tuple(float(logits[label]) for label in shown_at),
     )
