@@ -39,6 +39,7 @@ ORDER = (
     "engine",
     "tpu",
     "scorer",
+    "calibration",
     "server",
     "validation",
     "bench",
@@ -51,7 +52,7 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 HOST_ONLY = (
     *("errors", "progress", "types", "config", "machine", "machine_code", "request", "dialects"),
     "checkpoint",
-    *("server", "validation", "cli", "models/config"),
+    *("calibration", "server", "validation", "cli", "models/config"),
     *(
         "engine/step_packer",
         "engine/packed_sequence",
