@@ -39,10 +39,10 @@ ORDER = (
     "engine",
     "tpu",
     "scorer",
-    "calibration",
     "server",
     "validation",
     "bench",
+    "calibration",
     "cli",
 )
 # They start others or, in the case of `__init__`, load others late. Nobody imports them.

@@ -31,14 +31,14 @@ class Tags(HTMLParser):
 
 
 def test_page_has_a_plot_before_and_after_for_each_type() -> None:
-    found = study({"choice": draw(400, 2.5, (0.5, -0.5)), "noul": draw(400, 0.5, (0.5, -0.5))})
+    found = study({"choice": draw(400, 2.5, (0.5, -0.5)), "yes_no": draw(400, 0.5, (0.5, -0.5))})
     text = page(found, FACTS)
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
     assert tags.counts["svg"] == 6  # both types, and all
     bins = [*found.before.bins, *found.after.bins]
-    bins += [b for one in found.types.values() for b in (*one.before.bins, *one.after.bins)]
+    bins += [b for one in found.kinds.values() for b in (*one.before.bins, *one.after.bins)]
     assert tags.counts["circle"] == len(bins)
     assert headline(found) in text
     assert "<b>tiny" not in text
@@ -49,7 +49,7 @@ def test_page_has_a_plot_before_and_after_for_each_type() -> None:
 def test_points_are_at_confidence_and_accuracy() -> None:
     found = study({"choice": draw(400, 2.5, (0.5, -0.5))})
     text = page(found, FACTS)
-    first = found.types["choice"].before.bins[0]
+    first = found.kinds["choice"].before.bins[0]
     x, y = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', text)[0]
     assert abs((float(x) - LEFT) / SIDE - first.confidence) < 1e-3
     assert abs(1 - (float(y) - TOP) / SIDE - first.accuracy) < 1e-3
@@ -57,6 +57,6 @@ def test_points_are_at_confidence_and_accuracy() -> None:
 
 def test_words_say_what_is_used() -> None:
     found = study({"choice": draw(400, 2.5, (0.5, -0.5))})
-    one = found.types["choice"]
+    one = found.kinds["choice"]
     assert f"Temperature {one.calibration.temperature:.3g} (standard error" in describe(one)
     assert f"{one.before.measures.ece:.3f} before" in headline(found)

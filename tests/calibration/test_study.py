@@ -13,15 +13,15 @@ PRIOR = (0.6, 0.1, -0.3, -0.4)
 
 
 def test_calibration_makes_the_other_half_better() -> None:
-    found = study({"choice": draw(2000, 2.5, PRIOR), "noul": draw(2000, 0.5, (0.5, -0.5))})
-    for one in found.types.values():
+    found = study({"choice": draw(2000, 2.5, PRIOR), "yes_no": draw(2000, 0.5, (0.5, -0.5))})
+    for one in found.kinds.values():
         assert one.is_better
         assert one.num_fitted + one.before.measures.count == 2000
         assert one.after.measures.log_loss < one.before.measures.log_loss
         assert one.after.measures.ece < one.before.measures.ece
         assert one.after.measures.accuracy >= one.before.measures.accuracy  # the prior helps
-    assert found.after.measures.count == sum(o.after.measures.count for o in found.types.values())
-    assert set(found.calibrations()) == {"choice", "noul"}
+    assert found.after.measures.count == sum(o.after.measures.count for o in found.kinds.values())
+    assert set(found.calibrations()) == {"choice", "yes_no"}
 
 
 def test_what_does_not_help_is_left_out() -> None:
@@ -32,8 +32,8 @@ def test_what_does_not_help_is_left_out() -> None:
         else replace(one, logits=tuple(-logit for logit in one.logits))
         for one in draw(200, 1.0, (0.0, 0.0))
     ]
-    found = study({"noul": examples})
-    assert not found.types["noul"].is_better
+    found = study({"yes_no": examples})
+    assert not found.kinds["yes_no"].is_better
     assert found.calibrations() == {}
     assert found.after == found.before
 
@@ -49,8 +49,8 @@ def test_test_half_has_no_influence_on_the_fit() -> None:
     examples = draw(400, 2.5, PRIOR)
     spoiled = [replace(one, answer=0) if in_test_half(one.group) else one for one in examples]
     once, again = study({"choice": examples}), study({"choice": spoiled})
-    assert once.types["choice"].calibration == again.types["choice"].calibration
-    assert once.types["choice"].after != again.types["choice"].after
+    assert once.kinds["choice"].calibration == again.kinds["choice"].calibration
+    assert once.kinds["choice"].after != again.kinds["choice"].after
 
 
 def test_questions_with_one_option_say_nothing() -> None:
@@ -64,7 +64,7 @@ def test_questions_with_one_option_say_nothing() -> None:
 def test_problems_of_all_types_are_told_together() -> None:
     always = [replace(one, answer=0) for one in draw(100, 1.0, PRIOR)]
     with pytest.raises(LabelledSetError) as told:
-        study({"choice": always, "noul": draw(15), "score": draw(200, 1.0, PRIOR)})
+        study({"choice": always, "yes_no": draw(15), "score": draw(200, 1.0, PRIOR)})
     assert len(told.value.problems) == 2
     text = str(told.value)
     assert "all" in text

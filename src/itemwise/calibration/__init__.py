@@ -1,1 +1,1 @@
-"""KindCalibration: temperature and label prior from labelled decisions, and how good they make them."""
+"""Calibration: temperature and label prior from labelled decisions, and how good they make them."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from itemwise.calibration.measures import Bin, Measures
-from itemwise.calibration.study import Study, TypeStudy, View
+from itemwise.calibration.study import KindStudy, Study, View
 
 # Sizes of a plot, in the units of its SVG.
 SIDE = 200
@@ -72,7 +72,7 @@ def page(study: Study, facts: Mapping[str, str]) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
-    sections = [_section(name, one) for name, one in study.types.items()]
+    sections = [_section(name, one) for name, one in study.kinds.items()]
     if len(sections) > 1:
         rows = _rows(study.before.measures, study.after.measures)
         plots = _plots(study.before, study.after)
@@ -100,7 +100,7 @@ def headline(study: Study) -> str:
     )
 
 
-def describe(one: TypeStudy) -> str:
+def describe(one: KindStudy) -> str:
     """What was fitted for a question type, in a sentence or two."""
     calibration = one.calibration
     error = calibration.temperature_error
@@ -115,7 +115,7 @@ def describe(one: TypeStudy) -> str:
     return text
 
 
-def _section(name: str, one: TypeStudy) -> Section:
+def _section(name: str, one: KindStudy) -> Section:
     prior = sorted(one.calibration.log_prior, key=lambda pair: -abs(pair[1]))[:MAX_LISTED]
     return Section(
         f"Questions of type {name}",

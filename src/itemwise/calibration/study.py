@@ -32,7 +32,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class TypeStudy:
+class KindStudy:
     """What became of one question type.
 
     Attributes:
@@ -58,18 +58,18 @@ class Study:
     """Every question type, and all of them together.
 
     Attributes:
-        types: by name.
+        kinds: by type of question.
         before: all test halves as the model answers.
         after: the same with the calibrations that are better than none.
     """
 
-    types: Mapping[str, TypeStudy]
+    kinds: Mapping[str, KindStudy]
     before: View
     after: View
 
     def calibrations(self) -> dict[str, KindCalibration]:
         """By question type, those that are better than none."""
-        return {name: one.calibration for name, one in self.types.items() if one.is_better}
+        return {name: one.calibration for name, one in self.kinds.items() if one.is_better}
 
 
 def in_test_half(group: str) -> bool:
@@ -106,15 +106,15 @@ def study(examples: Mapping[str, Sequence[Example]]) -> Study:
         problems.append("there are no questions with two or more options")
     if problems:
         raise LabelledSetError(problems)
-    types, before, after = {}, [], []
+    kinds, before, after = {}, [], []
     for name, (fitted, tested) in halves.items():
         calibration = fit(fitted)
         plain = outcomes(_UNCALIBRATED.probabilities(tested), tested)
         better = outcomes(calibration.probabilities(tested), tested)
-        types[name] = TypeStudy(len(fitted), calibration, _view(plain), _view(better))
+        kinds[name] = KindStudy(len(fitted), calibration, _view(plain), _view(better))
         before.append(plain)
-        after.append(better if types[name].is_better else plain)
-    return Study(types, _view(joined(before)), _view(joined(after)))
+        after.append(better if kinds[name].is_better else plain)
+    return Study(kinds, _view(joined(before)), _view(joined(after)))
 
 
 def _view(found: Outcomes) -> View:

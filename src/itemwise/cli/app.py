@@ -11,6 +11,7 @@ import typer
 
 from itemwise import __version__
 from itemwise.cli.bench import bench_app
+from itemwise.cli.calibrate import calibrate
 from itemwise.cli.command_line import NOTICE, ServeCommand
 from itemwise.cli.options import PromptTemplate, expand_options, fail, option
 from itemwise.cli.tpu import tpu_compile
@@ -40,6 +41,7 @@ checkpoint_app = typer.Typer(
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
 add_validation_commands(app)
+app.command()(calibrate)
 app.command()(tpu_compile)
 
 
