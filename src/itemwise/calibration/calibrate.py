@@ -39,7 +39,7 @@ def read_examples(
         chunk = requests[first : first + REQUESTS_TOGETHER]
         ready = []
         for request in chunk:
-            options = Options(with_prompts=True)
+            options = Options(with_readings=True)
             try:
                 call = DecideCall(request.state, request.questions, options)
                 ready.append((request, scorer.prepare_call(call)))
@@ -50,9 +50,8 @@ def read_examples(
         results = scorer.run([prepared.request for _, prepared in ready])
         for (request, prepared), result in zip(ready, results, strict=True):
             for name, answer in prepared.finish(result).answers.items():
-                assert answer.prompts is not None
                 kind, labels = _labels(profile, request.questions[name])
-                logits = answer.prompts.logits[0]
+                logits = answer.readings[0].logits
                 example = Example(labels, logits, request.answers[name], request.group)
                 found.setdefault(kind, []).append(example)
         on_progress("requests", first + len(chunk), len(requests))
