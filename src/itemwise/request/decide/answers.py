@@ -32,11 +32,13 @@ class YesNoAnswer:
 
     Attributes:
         probability: that it is.
+        probabilities: of yes and of no; they sum to 1.
         label_mass: share of the labels in the whole vocabulary; None unless asked for.
         readings: one for each order of the answers; empty unless asked for.
     """
 
     probability: float
+    probabilities: tuple[float, ...]
     label_mass: float | None = None
     readings: tuple[Reading, ...] = field(default=(), repr=False)
 
@@ -107,7 +109,7 @@ def answer_of(
 ) -> Answer:
     """The answer to a question from the probabilities of its answers."""
     if question.kind == "yes_no":
-        return YesNoAnswer(probabilities[0], label_mass, readings)
+        return YesNoAnswer(probabilities[0], probabilities, label_mass, readings)
     if question.kind == "choice":
         best = max(range(len(probabilities)), key=probabilities.__getitem__)
         return ChoiceAnswer(

@@ -36,6 +36,7 @@ class Options:
         with_readings: whether answers have `readings`.
         case_forms: whether `yes` and `Yes` count as one answer; None for the profile's setting.
         temperature: divides the logits; None for the profile's.
+        wording: that the caller relies on; None for any.
     """
 
     rotations: int = 1
@@ -43,6 +44,7 @@ class Options:
     with_readings: bool = False
     case_forms: bool | None = None
     temperature: float | None = None
+    wording: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,19 @@ class DecideCall:
         if not isinstance(profile, DecisionProfile):
             raise RequestError("no_profile", f"the model cannot answer questions: {profile}")
         self._check(tools)
+        if self.options.wording not in (None, profile.wording.name):
+            raise RequestError(
+                "unsupported_field",
+                f"this format has the wording {self.options.wording}, and the decision profile of "
+                f"this model is {profile.name}; ask in another format, as `/v1/systemone`",
+            )
         reads = [self._read(profile, name, each) for name, each in self.questions.items()]
         items = self._items(profile, reads)
         # Nothing merges across a delimiter.
         encode = encode_prompts if tools.limits.delimiter is None else encode_parts
         prompts = encode(
             profile.tokenizer,
-            profile.shared(self.state),
+            profile.shared(self.state, f"`{self.names.shared}`"),
             items,
             max_tokens=tools.limits.max_seq_len - (tools.limits.delimiter is not None),
             names=self.names,

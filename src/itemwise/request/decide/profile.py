@@ -75,9 +75,9 @@ class DecisionProfile:
     case_forms: bool = False
     calibration: Calibration = Calibration()
 
-    def shared(self, state: Any) -> Prompt:
-        """What all questions about a state share."""
-        text = self.wording.state_text(state)
+    def shared(self, state: Any, where: str = "`state`") -> Prompt:
+        """What all questions about a state share; `where` is the caller's name for it."""
+        text = self.wording.state_text(state, where)
         return Segment(self.frame.head, special=True), Segment(
             text.lstrip() if self.frame.strips else text
         )

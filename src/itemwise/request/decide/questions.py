@@ -189,4 +189,5 @@ def _plain(value: Any) -> Any:
 
 
 def _invalid(where: str, what: str) -> RequestError:
-    return RequestError("invalid_question", f"{where} {what}", "questions")
+    param = where.partition("`")[2].partition("`")[0]
+    return RequestError("invalid_question", f"{where} {what}", param or None)

@@ -67,12 +67,12 @@ class Wording:
         """That of a type of question."""
         return {"yes_no": self.yes_no, "choice": self.choice, "score": self.score}[kind]
 
-    def state_text(self, state: Any) -> str:
-        """What all questions share."""
+    def state_text(self, state: Any, where: str = "`state`") -> str:
+        """What all questions share; `where` is the caller's name for it."""
         if self.transcripts and _is_transcript(state):
             text = "\n".join(f"{each['role']}: {each['content']}" for each in state)
         else:
-            text = as_text(state, "the state", self.indent)
+            text = as_text(state, where, self.indent)
         return self.state.replace("{state}", text or self.empty_state)
 
 
