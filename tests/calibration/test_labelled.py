@@ -69,11 +69,13 @@ def test_groups_are_ids_or_else_states(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"state": None}, "`state` is missing"),
-        ({"state": 3}, "`state` is 3, expected text"),
-        ({"questions": {}}, "`questions` is an empty object, expected"),
-        ({"answers": None}, "`answers` is missing"),
-        ({"answers": {"size": 1}}, "`questions.size` is missing, and `answers` has its answer"),
+        ({"state": None}, "`state.str`: Input should be"),
+        ({"state": 3}, "`state.str`: Input should be"),
+        ({"questions": {}}, "`answers.angry` has no question of that name"),
+        ({"questions": [1]}, "`questions`: Input should be a valid dictionary"),
+        ({"answers": None}, "`answers` is missing, expected an object"),
+        ({"answers": {}}, "`answers` is an empty object, expected"),
+        ({"answers": {"size": 1}}, "`answers.size` has no question of that name"),
         ({"answers": {"angry": "yes"}}, '`answers.angry` is "yes", expected true or false'),
         ({"answers": {"angry": 0.7}}, "`answers.angry` is 0.7, expected true or false"),
         ({"answers": {"topic": "weather"}}, "is no option; expected 'delivery', 'price'"),
@@ -82,15 +84,24 @@ def test_groups_are_ids_or_else_states(tmp_path: Path) -> None:
         ({"answers": {"mood": True}}, "`answers.mood` is true, which is no level"),
         ({"answers": {"mood": 1.5}}, "which is no level"),
         ({"id": ["a"]}, "`id` is a list of 1, expected text or a whole number"),
-        ({"questions": {"mood": {"type": "text"}}, "answers": {"mood": 0}}, '`type` "text", exp'),
-        ({"questions": {"mood": [1]}, "answers": {"mood": 0}}, "`questions.mood` is a list of 1"),
+        ({"questions": {"mood": {"type": "text"}}, "answers": {"mood": 0}}, "`questions.mood`"),
+        ({"questions": {"mood": [1]}, "answers": {"mood": 0}}, "`questions.mood`"),
         (
-            {"questions": {"mood": {"type": "score", "criteria": {"0": "x"}}}},
-            "`questions.mood` has `criteria` an object, expected a list",
+            {
+                "questions": {"mood": {"type": "score", "criteria": {"0": "x"}}},
+                "answers": {"mood": 0},
+            },
+            "`questions.mood.score.criteria`",
         ),
-        ({"questions": {"topic": {"type": "choice"}}}, "expected an object"),
-        ({"questions": {"mood": {"type": "score", "criteria": ["a"] * 11}}}, "has 11 levels"),
-        ({"questions": {"angry": {"type": "noul"}}}, "asks nothing"),
+        (
+            {
+                "questions": {"mood": {"type": "score", "criteria": ["a"] * 11}},
+                "answers": {"mood": 0},
+            },
+            "at most 10",
+        ),
+        ({"questions": {"angry": {"type": "noul"}}, "answers": {"angry": True}}, "asks nothing"),
+        ({"assets": {"photo": {}}}, "`assets` has images"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

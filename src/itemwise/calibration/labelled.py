@@ -21,8 +21,10 @@ from typing import Any
 
 import orjson
 
+from itemwise.dialects import systemone
 from itemwise.errors import LabelledSetError, RequestError
-from itemwise.request.decide.questions import Choice, Question, Rating, YesNo, as_text, asked
+from itemwise.request.decide.call import DecideCall
+from itemwise.request.decide.questions import Choice, Question, YesNo, as_text, asked
 
 MAX_SHOWN_CHARACTERS = 60  # of a value that a message shows
 
@@ -83,60 +85,36 @@ def _request(line: bytes, number: int) -> LabelledRequest:
         raise _Bad(f"is not JSON ({error})") from None
     if not isinstance(body, dict):
         raise _Bad(f"is {_shown(body)}, expected an object")
-    state = body.get("state")
-    if not isinstance(state, str | dict | list):
-        raise _Bad(f"`state` is {_shown(state)}, expected text, an object or an array")
-    as_text(state, "`state`")  # refuses what is nested too deep
-    questions, answers = body.get("questions"), body.get("answers")
-    for name, value in (("questions", questions), ("answers", answers)):
-        if not isinstance(value, dict) or not value:
-            raise _Bad(f"`{name}` is {_shown(value)}, expected an object that is not empty")
-    assert isinstance(questions, dict)
-    assert isinstance(answers, dict)
-    typed, places, problems = {}, {}, []
-    for name, answer in answers.items():
+    answers, questions = body.get("answers"), body.get("questions")
+    if not isinstance(answers, dict) or not answers:
+        raise _Bad(f"`answers` is {_shown(answers)}, expected an object that is not empty")
+    if isinstance(questions, dict):
+        if lost := answers.keys() - questions.keys():
+            raise _Bad(f"`answers.{_cut(min(lost))}` has no question of that name")
+        body["questions"] = {name: questions[name] for name in answers}
+    call = systemone.read(body).call
+    assert isinstance(call, DecideCall)
+    places, problems = {}, []
+    for name, question in call.questions.items():
         try:
-            typed[name] = _question(questions, name)
-            places[name] = _place(typed[name], answer, f"`answers.{_cut(name)}`")
+            asked(question, f"`questions.{_cut(name)}`")
+            places[name] = _place(question, answers[name], f"`answers.{_cut(name)}`")
         except (_Bad, RequestError) as error:
             problems.append(str(error))
     if problems:
         raise _Bad("; ".join(problems))
-    return LabelledRequest(number, _group(body.get("id"), state), state, typed, places)
+    group = _group(body.get("id"), call.state)
+    return LabelledRequest(number, group, call.state, call.questions, places)
 
 
 def _group(name: Any, state: Any) -> str:
     """What decides the half: the id, or else the state."""
+    text = as_text(state, "`state`")  # refuses what is nested too deep
     if name is None:
-        return f"state {as_text(state, '`state`')}"
+        return f"state {text}"
     if not isinstance(name, str | int):
         raise _Bad(f"`id` is {_shown(name)}, expected text or a whole number")
     return f"id {name}"
-
-
-def _question(questions: dict[str, Any], name: str) -> Question:
-    """A question of System One's format, in Itemwise's types."""
-    where = f"`questions.{_cut(name)}`"
-    if name not in questions:
-        raise _Bad(f"{where} is missing, and `answers` has its answer")
-    raw = questions[name]
-    if not isinstance(raw, dict):
-        raise _Bad(f"{where} is {_shown(raw)}, expected an object")
-    kind, text, criteria = raw.get("type"), raw.get("instructions"), raw.get("criteria")
-    expected = {"noul": dict | None, "choice": dict, "score": list}
-    if not isinstance(kind, str) or kind not in expected:
-        raise _Bad(f"{where} has `type` {_shown(kind)}, expected {', '.join(expected)}")
-    if not isinstance(criteria, expected[kind]):
-        wanted = {"noul": "an object or nothing", "choice": "an object", "score": "a list"}[kind]
-        raise _Bad(f"{where} has `criteria` {_shown(criteria)}, expected {wanted}")
-    question: Question
-    if kind == "noul":
-        criteria = criteria or {}
-        question = YesNo(text, criteria.get("true"), criteria.get("false"))
-    else:
-        question = Choice(criteria, text) if kind == "choice" else Rating(criteria, text)
-    asked(question, where)
-    return question
 
 
 def _place(question: Question, answer: Any, where: str) -> int:
