@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +165,26 @@ def find_decision_profile(
         frame = _plain_frame(wording) if chat is None else chat.frame(wording.system)
     except CheckpointError as error:
         return f'{error}; a {PROFILE_FILE} with "chat": false asks without one'
-    tokenizer = tokenizer if chat is None else tokenizer.as_written()
-    spaces = (" ", "") if chat is None else ("",)
-    return DecisionProfile(
-        wording.name if chat else f"{wording.name}-plain",
-        why if chat else f"{why}, without a chat template",
-        wording,
-        frame,
-        tokenizer,
-        {kind: _asks(tokenizer, frame, wording.form(kind), spaces) for kind in KINDS},
-        given.case_forms,
-        given.calibration,
-    )
+    if chat is None:
+        name, why = f"{wording.name}-plain", f"{why}, without a chat template"
+        profile = make_profile(name, why, wording, frame, tokenizer, spaces=(" ", ""))
+    else:
+        profile = make_profile(wording.name, why, wording, frame, tokenizer.as_written())
+    return replace(profile, case_forms=given.case_forms, calibration=given.calibration)
+
+
+def make_profile(
+    name: str,
+    why: str,
+    wording: Wording,
+    frame: Frame,
+    tokenizer: Tokenizer,
+    *,
+    spaces: tuple[str, ...] = ("",),
+) -> DecisionProfile:
+    """A profile of a wording, whose labels may stand after any of `spaces`."""
+    asks = {kind: _asks(tokenizer, frame, wording.form(kind), spaces) for kind in KINDS}
+    return DecisionProfile(name, why, wording, frame, tokenizer, asks)
 
 
 def _wording(given: ProfileFile, names: tuple[str, ...]) -> tuple[Wording, str]:
