@@ -223,3 +223,22 @@ def test_letters_are_the_same_every_time() -> None:
         assert letter["answers"]["topic"] in question["criteria"]
         assert letter["answers"]["product"] in letter["state"]
     assert len({letter["state"] for letter in made}) > 280
+
+
+def test_serve_takes_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def from_pretrained(model: str, **settings: Any) -> None:
+        given.update(settings)
+
+    def serve(config: Any, load: Any) -> int:
+        load()
+        return 0
+
+    monkeypatch.setattr(Scorer, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("itemwise.server.process.serve", serve)
+    profile = tmp_path / PROFILE_FILE
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--model-path", "somewhere", "--decision-profile", str(profile)])
+    assert ended.value.code == 0
+    assert given["decision_profile"] == profile

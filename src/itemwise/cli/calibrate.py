@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from itemwise.cli.options import expand_options, option
+from itemwise.cli.options import DecisionProfile, expand_options, option
 from itemwise.config import DEMO_MODEL, EngineConfig, SourceConfig
 
 NOT_BETTER = 1  # exit status if nothing was written
@@ -26,17 +26,14 @@ def calibrate(
     model: Annotated[
         str, option("model-path", "Folder of a checkpoint, or its Hub id.", "model")
     ] = DEMO_MODEL,
-    decision_profile: Annotated[
-        Path | None,
-        option(
-            "decision-profile",
-            "File that says how questions are asked and read.",
-            show_default="the file of --profile-out if it exists, else the checkpoint's own",
-        ),
-    ] = None,
+    decision_profile: DecisionProfile = None,
     profile_out: Annotated[
         Path,
-        typer.Option("--profile-out", help="Decision profile to write, for `serve` to use."),
+        typer.Option(
+            "--profile-out",
+            help="Decision profile to write, for `serve` to use. If it exists and "
+            "--decision-profile is not given, questions are asked as it says.",
+        ),
     ] = Path("decision_profile.json"),
     report: Annotated[
         Path, typer.Option("--report", help="HTML page to write, with reliability plots.")
