@@ -42,6 +42,7 @@ ORDER = (
     "server",
     "validation",
     "bench",
+    "calibration",
     "cli",
 )
 # They start others or, in the case of `__init__`, load others late. Nobody imports them.
@@ -51,7 +52,7 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 HOST_ONLY = (
     *("errors", "progress", "types", "config", "machine", "machine_code", "request", "dialects"),
     "checkpoint",
-    *("server", "validation", "cli", "models/config"),
+    *("calibration", "server", "validation", "cli", "models/config"),
     *(
         "engine/step_packer",
         "engine/packed_sequence",

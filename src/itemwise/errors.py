@@ -14,12 +14,17 @@
     ├── SelfCheckError        scores change with batch composition, or are not finite
     ├── EndpointError         a server under validation is unreachable, slow, or broken
     │   └── RequestRefusedError            it works, but refuses this request
-    └── ResultsError          (ValueError) a file of validation results is missing or invalid
+    ├── ResultsError          (ValueError) a file of validation results is missing or invalid
+    └── LabelledSetError      (ValueError) a labelled set cannot calibrate; it has all `problems`
 
 Each class has a stable `code`; `server/errors.py` maps codes to HTTP statuses.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+MAX_SHOWN = 20  # problems of a file that one message lists
 
 
 class ItemwiseError(Exception):
@@ -122,6 +127,24 @@ class ResultsError(ItemwiseError, ValueError):
     """A file of validation results is missing, damaged, or does not match another one."""
 
     code = "invalid_results"
+
+
+class LabelledSetError(ItemwiseError, ValueError):
+    """A labelled set is missing or unreadable, or says too little; `problems` has every reason."""
+
+    code = "invalid_labelled_set"
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        shown = [*problems[:MAX_SHOWN]]
+        if len(problems) > MAX_SHOWN:
+            shown.append(f"and {len(problems) - MAX_SHOWN} more")
+        super().__init__(
+            shown[0]
+            if len(shown) == 1
+            else f"the labelled set has {len(problems)} problems:"
+            + "".join(f"\n  {line}" for line in shown)
+        )
+        self.problems = tuple(problems)
 
 
 def brief(error: Exception) -> str:

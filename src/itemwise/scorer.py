@@ -324,6 +324,17 @@ class Scorer:
         profile = self._tools.profile
         return {"name": None, "why": profile} if isinstance(profile, str) else profile.info()
 
+    def decision_profile(self) -> DecisionProfile:
+        """How the model answers typed questions.
+
+        Raises:
+            RequestError: it cannot (`no_profile`).
+        """
+        profile = self._tools.decisions
+        if isinstance(profile, DecisionProfile):
+            return profile
+        raise RequestError("no_profile", f"the model cannot answer questions: {profile}")
+
     def decision_info(self) -> dict[str, Any]:
         """How the model answers typed questions and why so, as JSON values; or why it cannot."""
         profile = self._tools.decisions

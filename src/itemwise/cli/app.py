@@ -11,6 +11,7 @@ import typer
 
 from itemwise import __version__
 from itemwise.cli.bench import bench_app
+from itemwise.cli.calibrate import calibrate
 from itemwise.cli.command_line import NOTICE, ServeCommand
 from itemwise.cli.decide import decide
 from itemwise.cli.options import DecisionProfile, PromptTemplate, expand_options, fail, option
@@ -41,6 +42,7 @@ checkpoint_app = typer.Typer(
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
 add_validation_commands(app)
+app.command()(calibrate)
 app.command()(tpu_compile)
 app.command()(decide)
 

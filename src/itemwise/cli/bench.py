@@ -221,6 +221,54 @@ def bench_compare(
     )
 
 
+@bench_app.command("decisions")
+@expand_options
+def bench_decisions(
+    model: _Model,
+    state_tokens: Annotated[
+        str, typer.Option("--state-tokens", help="Lengths of the state, comma-separated.")
+    ] = "300,2000",
+    questions: Annotated[
+        str, typer.Option("--questions", help="Numbers of questions, comma-separated.")
+    ] = "1,8,64,255",
+    ways: Annotated[
+        str,
+        typer.Option(
+            "--ways",
+            help="Comma-separated, beside Itemwise; empty for none: torch-serial, -padded, "
+            "-expanded, -packed, -flex, -cascade. They need the `validate` extra.",
+        ),
+    ] = "torch-serial,torch-expanded",
+    rounds: Annotated[int, typer.Option("--rounds", help="Timed turns of each method.", min=1)] = 3,
+    most_alone: Annotated[
+        int,
+        typer.Option(
+            "--most-alone",
+            help="Most questions to ask one by one, where each computes the state again; their "
+            "time stands for all.",
+            min=1,
+        ),
+    ] = 16,
+    json_file: _JsonFile = None,
+    *,
+    engine: EngineConfig,
+) -> None:
+    """Measure what many questions about one state cost: together, one by one, with PyTorch."""
+    from itemwise.bench.compare.decisions import run_decisions
+
+    fine = run_decisions(
+        model,
+        state_tokens=numbers(state_tokens, "state-tokens"),
+        questions=numbers(questions, "questions"),
+        ways=_names(ways),
+        rounds=rounds,
+        most_alone=most_alone,
+        out_json=json_file,
+        **asdict(engine),
+    )
+    raise typer.Exit(0 if fine else 1)
+
+
 @bench_app.command("arrivals")
 @expand_options
 def bench_arrivals(

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from itemwise.bench.compare.batching import batches, pad, runs
 from itemwise.bench.compare.cascade import Cascade
-from itemwise.bench.compare.workloads import LABELS, BenchRequest
+from itemwise.bench.compare.workloads import BenchRequest
 from itemwise.bench.peak import forget_peak, peak_rss_bytes
 from itemwise.bench.probe import best_seconds, probe_of
 from itemwise.types import Float32Array
@@ -65,9 +65,12 @@ class TorchWay:
     def score(self, requests: Sequence[BenchRequest]) -> Float32Array:
         """See `Way.score`."""
         with torch.inference_mode():
-            hidden = [self._hidden(self._model, one.query, one.items) for one in requests]
-            rows = self._model.lm_head.weight[list(LABELS)].float()
-            scores: Float32Array = (torch.cat(hidden).float() @ rows.T).softmax(-1).cpu().numpy()
+            found = []
+            for one in requests:
+                rows = self._model.lm_head.weight[list(one.labels)].float()
+                hidden = self._hidden(self._model, one.query, one.items).float()
+                found.append((hidden @ rows.T).softmax(-1))
+            scores: Float32Array = torch.cat(found).cpu().numpy()
         return scores
 
     def probe(self) -> dict[str, float]:

@@ -5,6 +5,7 @@ input, one JSON object per line, so that the ways of a comparison can take turns
 memory and threads:
 
     {"do": "score", "workload": "short", "max_items": null}
+    {"do": "score_tokens", "query": [1, 2], "items": [[3], [4]], "labels": [5, 6]}
     {"do": "probe"}
 """
 
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from itemwise.bench.compare.workloads import LABELS, WORKLOADS, BenchRequest, Workload
+from itemwise.bench.compare.workloads import WORKLOADS, BenchRequest, Workload
 from itemwise.bench.peak import forget_peak, peak_rss_bytes
 from itemwise.bench.probe import probe_of
 from itemwise.checkpoint.read import read_config
@@ -101,7 +102,7 @@ class ItemwiseWay:
             ScoreRequest(
                 request.query,
                 request.items,
-                (LABELS,) * len(request.items),
+                (request.labels,) * len(request.items),
                 apply_softmax=True,
             )
             for request in requests
@@ -169,6 +170,14 @@ def make_way(name: str, folder: Path, settings: dict[str, Any]) -> Way:
     return TorchWay(name, folder)
 
 
+def timed_scores(way: Way, requests: Sequence[BenchRequest]) -> dict[str, Any]:
+    """Seconds that a way takes for requests, its scores and its peak memory, as JSON values."""
+    start = time.perf_counter()
+    scores = way.score(requests)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "scores": scores.tolist(), "peak_bytes": way.peak_bytes()}
+
+
 def serve_way(name: str, folder: Path, settings: dict[str, Any]) -> None:
     """Creates the way, then runs the commands on standard input until it ends."""
     answers = os.fdopen(os.dup(1), "w")
@@ -189,6 +198,11 @@ def serve_way(name: str, folder: Path, settings: dict[str, Any]) -> None:
         if command["do"] == "probe":
             answer(**way.probe())
             continue
+        if command["do"] == "score_tokens":
+            labels = tuple(command["labels"])
+            request = BenchRequest(command["query"], command["items"], labels)
+            answer(**timed_scores(way, [request]))
+            continue
         limits = [command["max_items"]] if command["max_items"] else []
         if way.repeats_query:
             limits.append(few_items(WORKLOADS[command["workload"]], way.few_tokens))
@@ -197,10 +211,7 @@ def serve_way(name: str, folder: Path, settings: dict[str, Any]) -> None:
         if command["workload"] != workload:
             workload = command["workload"]
             way.forget_peak()
-        start = time.perf_counter()
-        scores = way.score(requests)
-        seconds = time.perf_counter() - start
-        answer(seconds=seconds, scores=scores.tolist(), peak_bytes=way.peak_bytes())
+        answer(**timed_scores(way, requests))
 
 
 if __name__ == "__main__":

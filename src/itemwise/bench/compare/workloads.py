@@ -16,10 +16,11 @@ LABELS = (1, 2)  # token ids of the labels of every request
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """A query and its items, in token ids."""
+    """A query, its items and the labels of all of them, in token ids."""
 
     query: list[int]
     items: list[list[int]]
+    labels: tuple[int, ...] = LABELS
 
 
 @dataclass(frozen=True)
