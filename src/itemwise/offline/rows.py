@@ -24,7 +24,7 @@ from itemwise.errors import ConfigError, ItemwiseError, RequestError
 from itemwise.progress import ProgressFn, silent
 from itemwise.request.calls import Call, Prepared
 from itemwise.scorer import Scorer
-from itemwise.types import OpenRequest
+from itemwise.types import OpenRequest, ScoreRequest
 
 SCORE, RERANK = "/v1/score", "/v1/rerank"
 # What all items of a body share, by the names that formats have for it, outermost text first.
@@ -40,9 +40,15 @@ Kind = Literal["score", "scores", "result"]
 
 @dataclass(frozen=True)
 class Unread:
-    """A row that could not be read; `error` says why."""
+    """A row that could not be read.
+
+    Attributes:
+        error: why.
+        columns: what is known of it, to be repeated in an output.
+    """
 
     error: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 Row = Mapping[str, Any] | Unread
@@ -191,12 +197,17 @@ class RowScorer:
         scorer: of the model.
         form: of the rows.
         model: name that answers give the model.
+
+    Attributes:
+        num_items: items scored so far.
+        num_tokens: tokens of these, as if each had been computed alone.
     """
 
     def __init__(self, scorer: Scorer, form: RowForm, model: str = "default") -> None:
         self.form = form
         self.scorer = scorer
         self.model = model
+        self.num_items = self.num_tokens = 0
 
     def __call__(
         self, rows: Sequence[Row], on_progress: ProgressFn = silent
@@ -217,6 +228,12 @@ class RowScorer:
             self.scorer.engine.reset()  # pages may be unwritten
             raise
         return batch.results
+
+    def count(self, request: ScoreRequest) -> None:
+        """Counts a request that was scored."""
+        self.num_items += len(request.items)
+        num_shared = len(request.query) * len(request.items)
+        self.num_tokens += num_shared + len(request.items.tokens)
 
 
 class _Batch:
@@ -317,6 +334,7 @@ class _Batch:
             raise error
         for done in outcome.finished:
             _, work = self._opened.pop(id(done))
+            self._owner.count(done.request)
             try:
                 result = work.prepared.finish(done.result())
                 self._finish(work.indices, work.answer(result, self._owner.model))
