@@ -39,6 +39,7 @@ ORDER = (
     "engine",
     "tpu",
     "scorer",
+    "offline",
     "server",
     "validation",
     "bench",
@@ -52,7 +53,7 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 HOST_ONLY = (
     *("errors", "progress", "types", "config", "machine", "machine_code", "request", "dialects"),
     "checkpoint",
-    *("calibration", "server", "validation", "cli", "models/config"),
+    *("calibration", "offline", "server", "validation", "cli", "models/config"),
     *(
         "engine/step_packer",
         "engine/packed_sequence",
@@ -69,7 +70,7 @@ JIT_ALLOWED = {
     Path("models/decoder.py"): "inside a program: a layer is traced once",
 }
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
-LATE_LIBRARIES = {"torch", "transformers", "matplotlib", "jinja2"}
+LATE_LIBRARIES = {"torch", "transformers", "matplotlib", "jinja2", "pyarrow", "fsspec"}
 # Themselves loaded late.
 ALL_TORCH = {Path(f"bench/compare/{name}.py") for name in ("batching", "cascade", "torch_ways")}
 

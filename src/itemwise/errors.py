@@ -15,7 +15,8 @@
     ├── EndpointError         a server under validation is unreachable, slow, or broken
     │   └── RequestRefusedError            it works, but refuses this request
     ├── ResultsError          (ValueError) a file of validation results is missing or invalid
-    └── LabelledSetError      (ValueError) a labelled set cannot calibrate; it has all `problems`
+    ├── LabelledSetError      (ValueError) a labelled set cannot calibrate; it has all `problems`
+    └── BatchError            a job over files stopped; it goes on where it was
 
 Each class has a stable `code`; `server/errors.py` maps codes to HTTP statuses.
 """
@@ -145,6 +146,12 @@ class LabelledSetError(ItemwiseError, ValueError):
             + "".join(f"\n  {line}" for line in shown)
         )
         self.problems = tuple(problems)
+
+
+class BatchError(ItemwiseError):
+    """A job over files stopped: a file cannot be read or written, or too many rows failed."""
+
+    code = "batch_failed"
 
 
 def brief(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from itemwise import __version__
+from itemwise.cli.batch import batch
 from itemwise.cli.bench import bench_app
 from itemwise.cli.calibrate import calibrate
 from itemwise.cli.command_line import NOTICE, ServeCommand
@@ -45,6 +46,7 @@ add_validation_commands(app)
 app.command()(calibrate)
 app.command()(tpu_compile)
 app.command()(decide)
+app.command()(batch)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -40,3 +40,12 @@ class PromptTools:
             decisions = replace(decisions, tokenizer=own)
         tokenizer = self.tokenizer.with_check(between_pieces)
         return replace(self, tokenizer=tokenizer, decisions=decisions)
+
+    def independent(self) -> PromptTools:
+        """The same, for calls in which no item has a say in how others are tokenised.
+
+        Other calls are refused (`dependent_items`).
+        """
+        if self.tokenizer is None:
+            return self
+        return replace(self, tokenizer=self.tokenizer.independent())
