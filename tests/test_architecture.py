@@ -31,6 +31,7 @@ ORDER = (
     "config",
     "machine",
     "machine_code",
+    "routing",
     "request",
     "dialects",
     "ops",
@@ -50,6 +51,7 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # cannot reach them.
 HOST_ONLY = (
     *("errors", "progress", "types", "config", "machine", "machine_code", "request", "dialects"),
+    "routing",
     "checkpoint",
     *("server", "validation", "cli", "models/config"),
     *(
