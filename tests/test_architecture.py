@@ -41,6 +41,7 @@ ORDER = (
     "tpu",
     "scorer",
     "server",
+    "ray",
     "validation",
     "bench",
     "cli",
@@ -53,7 +54,7 @@ HOST_ONLY = (
     *("errors", "progress", "types", "config", "machine", "machine_code", "request", "dialects"),
     "routing",
     "checkpoint",
-    *("server", "validation", "cli", "models/config"),
+    *("server", "ray", "validation", "cli", "models/config"),
     *(
         "engine/step_packer",
         "engine/packed_sequence",
@@ -286,8 +287,8 @@ def test_architecture_page_lists_modules_in_order() -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("itemwise", "jax numpy fastapi uvicorn pydantic torch transformers beartype"),
-        ("itemwise.cli.app", "jax fastapi uvicorn torch transformers matplotlib jinja2 httpx"),
+        ("itemwise", "jax numpy fastapi uvicorn pydantic torch transformers beartype ray"),
+        ("itemwise.cli.app", "jax fastapi uvicorn torch transformers matplotlib jinja2 httpx ray"),
         (
             "itemwise.validation.evaluate",
             "jax fastapi uvicorn torch transformers matplotlib jinja2",
