@@ -57,7 +57,9 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=config.server.drain_timeout_s + EXIT_S,
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress(build)())
-    made: serve.Application = front.bind(engines.bind(_of_replica(config.server), config.scorer_arguments()))
+    made: serve.Application = front.bind(
+        engines.bind(_of_replica(config.server), config.scorer_arguments())
+    )
     return made
 
 
@@ -74,7 +76,7 @@ def engine_options(config: AppConfig) -> dict[str, Any]:
             replicas.device, replicas.num_cpus, config.engine.tp_size
         ),
         "request_router_config": RequestRouterConfig(
-            request_router_class=PolicyRouter,
+            request_router_class=PolicyRouter,  # type: ignore[arg-type]  # a class is fine
             request_router_kwargs={"policy": replicas.routing},
         ),
     }
@@ -84,7 +86,8 @@ def engine_options(config: AppConfig) -> dict[str, Any]:
         min_replicas=replicas.min_replicas,
         max_replicas=replicas.max_replicas,
         policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
-            policy_function=QueuedTokensPolicy, policy_kwargs={"target": replicas.target_queued_tokens}
+            policy_function=QueuedTokensPolicy,
+            policy_kwargs={"target": replicas.target_queued_tokens},
         ),
     )
     return options

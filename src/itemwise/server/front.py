@@ -143,11 +143,10 @@ def shared_key(call: Any) -> str:
         hexadecimal digits; empty if the items share nothing, or it is not known what.
     """
     fields = getattr(call, "fields", None)
-    query: Any
-    if fields is None:
-        query = getattr(call, "query", None)
-    else:
+    if fields is not None:
         query = None if fields.get("item_first") else fields.get("query")
+    else:
+        query = getattr(call, "query", getattr(call, "state", None))
     if isinstance(query, str) or _are_token_ids(query):
         return query_key(query).hex() if len(query) else ""
     return ""
