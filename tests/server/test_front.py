@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import orjson
 import pytest
 import uvicorn
 from hypothesis import given
@@ -129,7 +129,8 @@ def test_answers_are_those_of_one_server(path: str, change: dict[str, Any], url:
     one, other = ({**each.json(), "id": 0, "created": 0} for each in answers)
     assert one == other
     assert answers[0].status_code == answers[1].status_code
-    names = [sorted(each.headers.keys()) for each in answers]
+    # `running_server` closes connections in its own way.
+    names = [set(each.headers.keys()) - {"connection"} for each in answers]
     assert names[0] == names[1]
     stages = [
         {part.split(";")[0] for part in each.headers["server-timing"].split(", ")}
@@ -281,7 +282,7 @@ JSON = st.recursive(
     ),
 )
 def test_no_body_breaks_the_search_for_its_key(path: str, body: dict[str, Any]) -> None:
-    raw = bytearray(orjson.dumps(body, option=orjson.OPT_PASSTHROUGH_SUBCLASS, default=str))
+    raw = bytearray(json.dumps(body).encode())
     scope = {"type": "http", "headers": [], "path": path}
     route = _look(ServerConfig("fake"), scope, path, raw)
     assert route.most_s == ServerConfig().max_timeout_s
