@@ -40,6 +40,7 @@ ORDER = (
     "engine",
     "tpu",
     "scorer",
+    "offline",
     "server",
     "ray",
     "validation",
@@ -54,7 +55,7 @@ HOST_ONLY = (
     *("errors", "progress", "types", "config", "machine", "machine_code", "request", "dialects"),
     "routing",
     "checkpoint",
-    *("server", "ray", "validation", "cli", "models/config"),
+    *("offline", "server", "ray", "validation", "cli", "models/config"),
     *(
         "engine/step_packer",
         "engine/packed_sequence",
@@ -71,7 +72,7 @@ JIT_ALLOWED = {
     Path("models/decoder.py"): "inside a program: a layer is traced once",
 }
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
-LATE_LIBRARIES = {"torch", "transformers", "matplotlib", "jinja2"}
+LATE_LIBRARIES = {"torch", "transformers", "matplotlib", "jinja2", "pyarrow", "fsspec"}
 # Themselves loaded late.
 ALL_TORCH = {Path(f"bench/compare/{name}.py") for name in ("batching", "cascade", "torch_ways")}
 

@@ -14,7 +14,8 @@
     ├── SelfCheckError        scores change with batch composition, or are not finite
     ├── EndpointError         a server under validation is unreachable, slow, or broken
     │   └── RequestRefusedError            it works, but refuses this request
-    └── ResultsError          (ValueError) a file of validation results is missing or invalid
+    ├── ResultsError          (ValueError) a file of validation results is missing or invalid
+    └── BatchError            a job over files stopped; it goes on where it was
 
 Each class has a stable `code`; `server/errors.py` maps codes to HTTP statuses.
 """
@@ -122,6 +123,12 @@ class ResultsError(ItemwiseError, ValueError):
     """A file of validation results is missing, damaged, or does not match another one."""
 
     code = "invalid_results"
+
+
+class BatchError(ItemwiseError):
+    """A job over files stopped: a file cannot be read or written, or too many rows failed."""
+
+    code = "batch_failed"
 
 
 def brief(error: Exception) -> str:

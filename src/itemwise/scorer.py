@@ -259,6 +259,15 @@ class Scorer:
         """
         return call.prepare(self._tools.with_check(between_pieces))
 
+    def prepare_group(self, call: Call[T]) -> Prepared[T]:
+        """As `prepare_call`, for items that get the same bits as each of them alone.
+
+        Raises:
+            RequestError: the call is invalid, or where its query ends depends on the items
+                (`dependent_items`), as with tokenizers of which nothing can be proved.
+        """
+        return call.prepare(self._tools.independent())
+
     def run_call(self, call: Call[T], on_progress: ProgressFn = silent) -> T:
         """The result of a call; raises what `prepare_call` and its `finish` raise."""
         prepared = self.prepare_call(call)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from itemwise import __version__
+from itemwise.cli.batch import batch
 from itemwise.cli.bench import bench_app
 from itemwise.cli.command_line import NOTICE, ServeCommand
 from itemwise.cli.options import PromptTemplate, expand_options, fail, option
@@ -41,6 +42,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
 add_validation_commands(app)
 app.command()(tpu_compile)
+app.command()(batch)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

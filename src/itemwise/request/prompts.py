@@ -153,6 +153,8 @@ def _probable_split(tokenizer: Tokenizer, shared: Prompt, items: Sequence[Prompt
 
     Ends the query where the last word of the shared text begins, if the prompts confirm that.
     """
+    if tokenizer.safe_borders_alone:
+        raise RequestError("dependent_items", "the items decide where their query ends")
     text = _spell(tokenizer, shared)
     place = max(0, len(text) - BORDER_SEARCH_CHARS, text.rstrip().rfind(" "))
     prompts = [_spell(tokenizer, [*shared, *item]) for item in items]

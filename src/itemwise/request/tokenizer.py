@@ -59,6 +59,7 @@ class Tokenizer:
             more.
         begin: the tokens that begin every sequence, often one or none.
         max_token_bytes: bytes of UTF-8 that a token stands for at most, for bounds of texts.
+        safe_borders_alone: whether a text without a safe border is refused; see `independent`.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -70,6 +71,7 @@ class Tokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=False)
         longest = max((len(token.encode()) for token in vocabulary), default=1)
         self.max_token_bytes = min(longest, MAX_TOKEN_BYTES)
+        self.safe_borders_alone = False
         self._between_pieces: Callable[[], None] = lambda: None
         self._context_lengths: dict[str, int] = {}
         added = list(backend.get_added_tokens_decoder().values())
@@ -142,6 +144,16 @@ class Tokenizer:
         checked = copy.copy(self)
         checked._between_pieces = between_pieces
         return checked
+
+    def independent(self) -> Tokenizer:
+        """The same tokenizer, with which texts are cut at borders that are known to be safe.
+
+        Where there is none, `encode_prompts` raises `RequestError` (`dependent_items`): items would
+        decide where their query ends.
+        """
+        strict = copy.copy(self)
+        strict.safe_borders_alone = True
+        return strict
 
     def spell_control(self, text: str) -> str:
         """The text with a mark in place of every control token that it spells."""

@@ -32,3 +32,12 @@ class PromptTools:
         if self.tokenizer is None or between_pieces is None:
             return self
         return replace(self, tokenizer=self.tokenizer.with_check(between_pieces))
+
+    def independent(self) -> PromptTools:
+        """The same, for calls in which no item has a say in how others are tokenised.
+
+        Other calls are refused (`dependent_items`).
+        """
+        if self.tokenizer is None:
+            return self
+        return replace(self, tokenizer=self.tokenizer.independent())

@@ -1,0 +1,1 @@
+"""Scoring without a server: rows of files or of other batches, in and out."""
