@@ -1,4 +1,4 @@
-"""Starts `cluster.py`, and ends every process of it."""
+"""Runs scripts that start Ray, and ends every process of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 START_S = 300  # on a busy machine; ten seconds on an idle one once programs are compiled
 END_S = 60
-SCRIPT = Path(__file__).with_name("cluster.py")
+HERE = Path(__file__).parent
 
 
 class Cluster:
@@ -81,21 +81,21 @@ def of_session(session: int) -> dict[int, str]:
 
 
 @contextmanager
-def running_cluster(arguments: dict[str, Any]) -> Iterator[Cluster]:
-    """A cluster that serves; afterwards none of its processes is left, whatever happened."""
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, as it is in the paths of sockets
-    log = Path(folder) / "log"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def started(script: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A script, called with a new folder and arguments; and that folder, which has its `log`.
+
+    Afterwards none of its processes is left, whatever happened.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: it is in paths of sockets
     environment = {
         **os.environ,
-        "RAY_AUTH_MODE": "disabled",  # else it writes a token into the user's home
+        "RAY_AUTH_MODE": "disabled",  # else Ray writes a token into the user's home
         "RAY_USAGE_STATS_ENABLED": "0",
         "JAX_PLATFORMS": "cpu",
     }
-    with log.open("w") as errors:
+    with (folder / "log").open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, SCRIPT, folder, str(port)],
+            [sys.executable, HERE / script, folder, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -105,9 +105,7 @@ def running_cluster(arguments: dict[str, Any]) -> Iterator[Cluster]:
             start_new_session=True,
         )
     try:
-        cluster = Cluster(process, f"http://127.0.0.1:{port}", log)
-        cluster.serve(arguments)
-        yield cluster
+        yield process, folder
     finally:
         try:
             process.communicate(timeout=END_S)
@@ -117,3 +115,29 @@ def running_cluster(arguments: dict[str, Any]) -> Iterator[Cluster]:
         for pid in of_session(process.pid):
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def running_cluster(arguments: dict[str, Any]) -> Iterator[Cluster]:
+    """A cluster that serves an application."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with started("cluster.py", str(port)) as (process, folder):
+        cluster = Cluster(process, f"http://127.0.0.1:{port}", folder / "log")
+        cluster.serve(arguments)
+        yield cluster
+
+
+def in_session(
+    script: str, arguments: list[str], prepare: Callable[[Path], None], result: str
+) -> Any:
+    """The JSON that a script leaves in its folder, which `prepare` has filled before."""
+    with started(script, *arguments) as (process, folder):
+        prepare(folder)
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.close()
+        process.stdin = None
+        process.wait(START_S)
+        assert process.returncode == 0, (folder / "log").read_text()[-3000:]
+        return json.loads((folder / result).read_text())
