@@ -134,10 +134,6 @@ def in_session(
     """The JSON that a script leaves in its folder, which `prepare` has filled before."""
     with started(script, *arguments) as (process, folder):
         prepare(folder)
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.close()
-        process.stdin = None
-        process.wait(START_S)
+        process.communicate("go\n", START_S)
         assert process.returncode == 0, (folder / "log").read_text()[-3000:]
         return json.loads((folder / result).read_text())

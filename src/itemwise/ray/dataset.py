@@ -54,11 +54,12 @@ def score_dataset(
     engines: Engines | None = None,
     **settings: Any,
 ) -> Dataset:
-    """The dataset with the columns of results added, in the dataset's own order of rows.
+    """The dataset with the columns of results added.
 
     Nothing runs before the dataset is read or written. A row that cannot be scored has an error in
-    its last column. Rows with the same query share its pages if they are in one batch of one
-    engine: sort the dataset by its query where that is not so already.
+    its last column. Rows with the same query share its pages if they are in one batch: sort the
+    dataset by its query where that is not so already. Ray Data hands on what is finished first,
+    unless `DataContext.execution_options.preserve_order` is set.
 
     Args:
         dataset: rows as `form` says.
