@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -302,4 +303,31 @@ def test_cancelled_answer_cancels_the_request(replicas: Local) -> None:
 
     asyncio.run(ask_and_leave())
     assert cancelled(replicas) == 1
+    replicas.close()
+
+
+def test_cancelled_answer_stops_the_tokenising(replicas: Local) -> None:
+    started, ended = threading.Event(), threading.Event()
+
+    def prepare(_: Any, check_wanted: Any) -> Any:
+        started.set()
+        try:
+            while True:
+                check_wanted()
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    replicas.services["replica-0"].prepare = prepare  # type: ignore[method-assign]
+
+    async def ask_and_leave() -> None:
+        ask = Ask("POST", "/v1/score", body=json.dumps(GOOD).encode())
+        asked = asyncio.create_task(answer(replicas.apps["replica-0"], ask))
+        await asyncio.to_thread(started.wait, WAIT_S)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+    asyncio.run(ask_and_leave())
+    assert ended.wait(WAIT_S)
     replicas.close()

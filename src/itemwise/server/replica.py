@@ -103,18 +103,26 @@ async def answer(app: ASGIApp, ask: Ask) -> Answer:
         "server": None,
     }
     unread = [ask.body]
+    left = asyncio.Event()
     sent: list[MutableMapping[str, Any]] = []
 
     async def receive() -> Message:
         if unread:
             return {"type": "http.request", "body": unread.pop(), "more_body": False}
-        # The client is gone when the caller is cancelled, which ends the app's tasks as well.
-        return await asyncio.Future[Message]()
+        await left.wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app(scope, receive, send)
+    running = asyncio.ensure_future(app(scope, receive, send))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        # As when a client leaves, so that a thread that tokenises stops as well.
+        left.set()
+        await asyncio.wait((running,))
+        raise
     record = record_of(scope)
     return Answer(
         sent[0]["status"],
