@@ -98,13 +98,16 @@ class Job:
             )
         self._folder.make_folder()
         self._take_lock()
-        if not begun or restart:
-            self._clear(names)
-            names = []
-            self._folder.child(JOB_FILE).write(
-                orjson.dumps(self._facts, option=orjson.OPT_INDENT_2)
-            )
-        self._find_parts(names)
+        try:
+            if not begun or restart:
+                self._clear(names)
+                names = []
+                facts = orjson.dumps(self._facts, option=orjson.OPT_INDENT_2)
+                self._folder.child(JOB_FILE).write(facts)
+            self._find_parts(names)
+        except BaseException:
+            self.close()
+            raise
 
     def _check_facts(self, facts: Mapping[str, Any]) -> None:
         changed = [
@@ -128,6 +131,7 @@ class Job:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.close()
             raise BatchError(
                 f"another process is at the job of `{self.output.shown}`; wait for it, or end it"
             ) from None

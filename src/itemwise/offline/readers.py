@@ -161,9 +161,11 @@ class CsvReader:
                 clean = [_unicode(cell) for cell in cells]
                 if clean != cells:
                     fault = "has bytes that are no UTF-8"
-                row: Row = dict(zip(header, clean, strict=False))
+                columns = dict(zip(header, clean, strict=False))
+                row: Row = columns
                 if clean != cells or len(cells) != len(header):
-                    row = Unread(f"invalid_csv: row {number} of `{file.place.shown}` {fault}", row)
+                    where = f"row {number} of `{file.place.shown}`"
+                    row = Unread(f"invalid_csv: {where} {fault}", columns)
                 yield Unit((row,), None, sum(map(len, cells)), stored.tell())
 
 

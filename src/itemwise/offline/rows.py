@@ -137,7 +137,7 @@ class RowForm:
 
     def body(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         """The body of pairs with the same query, or of one row that is a body."""
-        if self.query_column is None:
+        if self.query_column is None or self.item_column is None:
             (row,) = rows
             return {**self.fields, **row}
         query, items = rows[0][self.query_column], [row[self.item_column] for row in rows]

@@ -199,6 +199,7 @@ def writer_for(output: Place, form: RowForm, source: Source) -> Writer:
                 f"`{output.shown}`: Parquet packs its columns itself, expected .parquet"
             )
         return ParquetWriter(form, source.kept, compress, source.schema)
+    kinds: dict[str, type[JsonlWriter | CsvWriter]]
     kinds = {"jsonl": JsonlWriter, "csv": CsvWriter, "tsv": TsvWriter}
     return kinds[name](form, source.kept, compress)
 
