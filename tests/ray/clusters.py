@@ -91,6 +91,7 @@ def started(script: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str
         **os.environ,
         "RAY_AUTH_MODE": "disabled",  # else Ray writes a token into the user's home
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(folder),
         "JAX_PLATFORMS": "cpu",
     }
     with (folder / "log").open("w") as errors:
@@ -128,12 +129,10 @@ def running_cluster(arguments: dict[str, Any]) -> Iterator[Cluster]:
         yield cluster
 
 
-def in_session(
-    script: str, arguments: list[str], prepare: Callable[[Path], None], result: str
-) -> Any:
-    """The JSON that a script leaves in its folder, which `prepare` has filled before."""
-    with started(script, *arguments) as (process, folder):
+def in_session(script: str, argument: str, prepare: Callable[[Path], None], result: str) -> str:
+    """The text of a file that a script leaves in its folder, which `prepare` has filled before."""
+    with started(script, argument) as (process, folder):
         prepare(folder)
         process.communicate("go\n", START_S)
         assert process.returncode == 0, (folder / "log").read_text()[-3000:]
-        return json.loads((folder / result).read_text())
+        return (folder / result).read_text()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from itemwise import Scorer
+from itemwise.cli.app import app
 from itemwise.errors import ConfigError
 from itemwise.offline.rows import RowForm, RowScorer
 from itemwise.ray import Engines
@@ -58,17 +61,32 @@ def test_table_gets_the_columns_of_results(
     assert len(json.loads(found["result"])["results"]) == 2
 
 
+def write_rows(folder: Path) -> None:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+
 @pytest.mark.slow
 def test_two_engines_score_as_one(settings: dict[str, Any], expected: list[dict[str, Any]]) -> None:
-    def write(folder: Any) -> None:
-        lines = "".join(json.dumps(row) + "\n" for row in ROWS)
-        (folder / "rows.jsonl").write_text(lines)
-
-    found = in_session("score_rows.py", [json.dumps(settings)], write, "scores.json")
+    text = in_session("score_rows.py", json.dumps(settings), write_rows, "scores.json")
+    found = json.loads(text)
     assert [row["id"] for row in found] == [row["id"] for row in ROWS]
     assert bits(found) == bits(expected)
     assert [row["error"] for row in found] == [row["error"] for row in expected]
     assert sum(row["error"] is not None for row in found) == 10
+
+
+@pytest.mark.slow
+def test_batch_on_ray_writes_the_same_file(settings: dict[str, Any], tmp_path: Path) -> None:
+    columns = ["--query-column", "query", "--item-column", "item", "--window", "40"]
+    labels = ["--label", " yes", "--label", " no", "--apply-softmax", "--max-errors", "10"]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    options = [*columns, *labels, *flags]
+    write_rows(tmp_path)
+    files = [str(tmp_path / "rows.jsonl"), str(tmp_path / "out.jsonl")]
+    alone = CliRunner().invoke(app, ["batch", *files, *options])
+    assert alone.exit_code == 0, alone.output
+    text = in_session("batch.py", json.dumps(options), write_rows, "out.jsonl")
+    assert text == (tmp_path / "out.jsonl").read_text()
 
 
 @pytest.mark.parametrize("wrong", [{"least": 0}, {"least": 3, "most": 2}])

@@ -12,7 +12,8 @@ from itemwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from itemwise.offline.rows import RowForm
-    from itemwise.ray.dataset import Engines, score_dataset
+    from itemwise.ray.dataset import score_dataset
+    from itemwise.ray.settings import Engines
 
 if find_spec("ray") is None:
     raise ConfigError("`itemwise.ray` needs Ray, which is not installed: install itemwise[ray]")
@@ -22,10 +23,14 @@ __all__ = ["Engines", "RowForm", "score_dataset"]
 
 def __getattr__(name: str) -> Any:
     # Ray Data and Ray Serve are large, and who needs one seldom needs the other.
-    if name in ("Engines", "score_dataset"):
-        from itemwise.ray import dataset
+    if name == "score_dataset":
+        from itemwise.ray.dataset import score_dataset
 
-        return getattr(dataset, name)
+        return score_dataset
+    if name == "Engines":
+        from itemwise.ray.settings import Engines
+
+        return Engines
     if name == "RowForm":
         from itemwise.offline.rows import RowForm
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -11,40 +10,9 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
 from itemwise.config import DEMO_MODEL
-from itemwise.errors import ConfigError
 from itemwise.offline.rows import RowForm, RowScorer
 from itemwise.offline.writing import result_fields
-from itemwise.ray.settings import Device, actor_options
-
-BATCH_ROWS = (
-    4096  # a step of a small model has thousands of tokens, and a batch feeds several steps
-)
-
-
-@dataclass(frozen=True)
-class Engines:
-    """The engines that score a dataset.
-
-    Attributes:
-        least: engines that always run.
-        most: engines that run while there are batches for them; None for `least`.
-        device: of each: `tp_size` GPUs or TPU chips, or `num_cpus` processors.
-        num_cpus: processors that Ray reserves for each.
-        batch_rows: rows that an engine gets at a time; it sorts them by query.
-    """
-
-    least: int = 1
-    most: int | None = None
-    device: Device = "cpu"
-    num_cpus: float = 1.0
-    batch_rows: int = BATCH_ROWS
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.least <= (self.most or self.least):
-            raise ConfigError(
-                f"`least` is {self.least} and `most` {self.most}, expected 1 or more engines, and "
-                "`most` at least `least`"
-            )
+from itemwise.ray.settings import Engines
 
 
 def score_dataset(
@@ -70,7 +38,7 @@ def score_dataset(
     """
     engines = engines or Engines()
     least, most = engines.least, engines.most or engines.least
-    options = actor_options(engines.device, engines.num_cpus, settings.get("tp_size", 1))
+    options = engines.actor_options(settings)
     return dataset.map_batches(
         RowEngine,
         batch_size=engines.batch_rows,

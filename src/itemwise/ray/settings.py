@@ -23,6 +23,9 @@ from itemwise.routing import PolicyName
 
 Device = Literal["cpu", "gpu", "tpu"]
 C = TypeVar("C", bound=CheckedConfig)
+BATCH_ROWS = (
+    4096  # a step of a small model has thousands of tokens, and a batch feeds several steps
+)
 # Settings of `itemwise serve` that Ray Serve has in its own way.
 NOT_HERE = {
     "host": "Serve listens, by its `http_options`",
@@ -166,3 +169,33 @@ def actor_options(device: Device, num_cpus: float, num_devices: int) -> dict[str
     elif device == "tpu":
         options["resources"] = {"TPU": num_devices}
     return options
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The engines that score a dataset.
+
+    Attributes:
+        least: engines that always run.
+        most: engines that run while there are batches for them; None for `least`.
+        device: of each: `tp_size` GPUs or TPU chips, or `num_cpus` processors.
+        num_cpus: processors that Ray reserves for each.
+        batch_rows: rows that an engine gets at a time; it sorts them by query.
+    """
+
+    least: int = 1
+    most: int | None = None
+    device: Device = "cpu"
+    num_cpus: float = 1.0
+    batch_rows: int = BATCH_ROWS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= (self.most or self.least):
+            raise ConfigError(
+                f"`least` is {self.least} and `most` {self.most}, expected 1 or more engines, and "
+                "`most` at least `least`"
+            )
+
+    def actor_options(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What Ray reserves for each, by the settings of the engine."""
+        return actor_options(self.device, self.num_cpus, settings.get("tp_size", 1))
