@@ -1,6 +1,6 @@
 """Runs `itemwise batch` on FOLDER/rows.jsonl with two engines on Ray.
 
-python batch.py FOLDER OPTIONS    begins once a line comes on standard input; writes FOLDER/out.jsonl
+python batch.py FOLDER OPTIONS    writes FOLDER/out.jsonl, once a line comes on standard input
 """
 
 from __future__ import annotations
