@@ -182,6 +182,9 @@ def test_another_replica_answers_for_one_that_is_broken(replicas: Local, url: st
     replicas.ask = ask_other  # type: ignore[method-assign]
     assert post(url, GOOD).json()["scores"] == GOOD_SCORES
     assert samples(url)["itemwise_front_retries_total{reason=unhealthy}"] == 1
+    (_, first), (_, second) = [each for each in replicas.asked if each[0] == "/v1/score"]
+    assert first
+    assert not second
 
 
 def test_a_failure_of_the_request_itself_is_not_repeated(replicas: Local, url: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -116,7 +117,7 @@ class EngineReplica:
 
             return Scorer.from_pretrained(config.model_path, **arguments)
 
-        self._service = Service(config, load, on_loaded=lambda _: loaded.set())
+        self._service = Service(config, load, lambda _: loaded.set(), on_lost=_end_process)
         self._app = app_of(self._service)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._service.start()
@@ -144,6 +145,14 @@ class EngineReplica:
     async def __del__(self) -> None:
         """Called by Serve once this replica has no requests and gets no more."""
         await asyncio.to_thread(self._service.drain)
+
+
+def _end_process() -> None:
+    """Ends a replica whose device is lost at once, so that its requests go to others.
+
+    Until health checks notice it, it would be the one with the fewest requests, and get all.
+    """
+    os._exit(1)
 
 
 class _ServeReplicas:
