@@ -31,6 +31,7 @@ ORDER = (
     "config",
     "machine",
     "machine_code",
+    "routing",
     "request",
     "dialects",
     "ops",
@@ -41,6 +42,7 @@ ORDER = (
     "scorer",
     "offline",
     "server",
+    "ray",
     "validation",
     "bench",
     "calibration",
@@ -52,8 +54,9 @@ ENTRY_POINTS = ("__init__", "__main__", "launch_server")
 # cannot reach them.
 HOST_ONLY = (
     *("errors", "progress", "types", "config", "machine", "machine_code", "request", "dialects"),
+    "routing",
     "checkpoint",
-    *("calibration", "offline", "server", "validation", "cli", "models/config"),
+    *("calibration", "offline", "server", "ray", "validation", "cli", "models/config"),
     *(
         "engine/step_packer",
         "engine/packed_sequence",
@@ -286,8 +289,8 @@ def test_architecture_page_lists_modules_in_order() -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("itemwise", "jax numpy fastapi uvicorn pydantic torch transformers beartype"),
-        ("itemwise.cli.app", "jax fastapi uvicorn torch transformers matplotlib jinja2 httpx"),
+        ("itemwise", "jax numpy fastapi uvicorn pydantic torch transformers beartype ray"),
+        ("itemwise.cli.app", "jax fastapi uvicorn torch transformers matplotlib jinja2 httpx ray"),
         (
             "itemwise.validation.evaluate",
             "jax fastapi uvicorn torch transformers matplotlib jinja2",

@@ -142,7 +142,7 @@ def running_server(
     app = create_app(config, load)
     http = protocol(limits or ConnectionLimits(config.max_connections))
     server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, ws="none", lifespan="on", http=http)
+        uvicorn.Config(app, log_config=None, ws="none", lifespan="on", http=http, loop="asyncio")
     )
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]

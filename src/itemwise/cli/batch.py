@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 import typer
@@ -108,6 +108,32 @@ class RowOptions:
         return fields
 
 
+@dataclass(frozen=True)
+class RayOptions:
+    """Options of engines on a Ray cluster."""
+
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Score on engines of a Ray cluster: its address, auto for the one that this "
+            "machine is in, or local for one that is started here. Needs the extra `ray`.",
+            show_default="in this process",
+        ),
+    ] = None
+    ray_engines: Annotated[
+        int, typer.Option("--ray-engines", help="Engines on the cluster.", min=1)
+    ] = 1
+    ray_device: Annotated[
+        Literal["cpu", "gpu", "tpu"],
+        typer.Option("--ray-device", help="Device of each engine."),
+    ] = "cpu"
+    ray_cpus: Annotated[
+        float, typer.Option("--ray-cpus", help="Processors that Ray reserves for each engine.")
+    ] = 1.0
+
+
 @expand_options
 def batch(
     *,
@@ -151,6 +177,7 @@ def batch(
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an unfinished job has done.")
     ] = False,
+    ray: RayOptions,
     prompt_template: PromptTemplate = None,
     source: SourceConfig,
     engine: EngineConfig,
@@ -170,23 +197,37 @@ def batch(
     form = RowForm(rows.endpoint, rows.query_column, rows.item_column, rows.fields(), rows.prefix)
     task = Task(source_url, output_url, form, rows.id_column, window, max_errors, restart)
     settings = {**asdict(engine), **asdict(source), "prompt_template": prompt_template}
-    raise typer.Exit(_run(task, model, settings))
+    raise typer.Exit(_run(task, model, settings, ray))
 
 
-def _run(task: Any, model: str, settings: dict[str, Any]) -> int:
-    """Runs the job; the exit status."""
+def _row_scorer(form: Any, model: str, settings: dict[str, Any], on: RayOptions) -> Any:
+    """What scores rows: an engine of this process, or engines on Ray."""
+    if on.ray is not None:
+        from itemwise.ray.rows import RayRows, connect
+        from itemwise.ray.settings import Engines
+
+        connect(on.ray)
+        engines = Engines(on.ray_engines, device=on.ray_device, num_cpus=on.ray_cpus)
+        return RayRows(form, model, engines, settings)
     from itemwise.offline.rows import RowScorer
-    from itemwise.offline.run import BatchRun
     from itemwise.progress import progress
     from itemwise.scorer import Scorer
 
-    run = BatchRun(task)
     with progress() as on_progress:
         scorer = Scorer.from_pretrained(model, on_progress=on_progress, **settings)
+    return RowScorer(scorer, form, model)
+
+
+def _run(task: Any, model: str, settings: dict[str, Any], ray: RayOptions) -> int:
+    """Runs the job; the exit status."""
+    from itemwise.offline.run import BatchRun
+
+    run = BatchRun(task)
+    score = _row_scorer(task.form, model, settings, ray)
+    scorer = score.scorer
     job = run.open(_facts(model, settings, scorer.info()))
     if job.num_rows:
         typer.echo(f"Going on after row {job.num_rows:,}", err=True)
-    score = RowScorer(scorer, task.form, model)
     computed = scorer.info()["computed_tokens"]
     try:
         done = run.run(job, score)

@@ -96,17 +96,36 @@ def app_of(service: Service) -> FastAPI:
         if trace is not None:
             trace(record, scope)
 
+    add_edge(app, service.config, metrics.on_start, on_end)
+    bodies = Bodies(service.config.max_body_bytes)
+    for path, choices in by_path().items():
+        _add_dialects(app, service, bodies, path, choices)
+    add_information(app, service, metrics)
+    return app
+
+
+def add_edge(
+    app: FastAPI,
+    config: ServerConfig,
+    on_start: Callable[[Record], None],
+    on_end: Callable[[Record, Scope], None],
+) -> None:
+    """Adds what surrounds all routes: API keys, request ids, CORS, and errors in our own shapes.
+
+    Raises:
+        ConfigError: the file with keys cannot be read.
+    """
     app.add_middleware(
         Edge,
-        api_keys=read_keys(service.config),
-        root_path=service.config.root_path,
-        on_start=metrics.on_start,
+        api_keys=read_keys(config),
+        root_path=config.root_path,
+        on_start=on_start,
         on_end=on_end,
     )
-    if service.config.allowed_origins:
+    if config.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=origins(service.config.allowed_origins),
+            allow_origins=origins(config.allowed_origins),
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
@@ -118,11 +137,6 @@ def app_of(service: Service) -> FastAPI:
         (ClientDisconnect, on_disconnect),
     ):
         app.add_exception_handler(kind, handler)
-    bodies = Bodies(service.config.max_body_bytes)
-    for path, choices in by_path().items():
-        _add_dialects(app, service, bodies, path, choices)
-    add_information(app, service, metrics)
-    return app
 
 
 def _add_dialects(
@@ -185,7 +199,7 @@ async def _prepared_or_left(
 ) -> _Asked:
     """What the body asks for; gives up between pieces of text if the client leaves."""
     left = threading.Event()
-    gone = asyncio.create_task(_disconnected(request))
+    gone = asyncio.create_task(disconnected(request))
     gone.add_done_callback(lambda _: left.set())
     try:
         prepare = partial(_prepare, service, path, request.scope, left)
@@ -234,7 +248,7 @@ def _has_few_scores(request: ScoreRequest) -> bool:
 async def _scored_or_cancelled(request: Request, scheduler: Scheduler, job: Job) -> Scored:
     """The result; cancels the request if the client leaves or the deadline passes first."""
     scored = asyncio.wrap_future(job.future)
-    gone = asyncio.create_task(_disconnected(request))
+    gone = asyncio.create_task(disconnected(request))
     left_s = None if job.deadline is None else max(0.0, job.deadline - time.perf_counter())
     try:
         await asyncio.wait((scored, gone), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -248,7 +262,8 @@ async def _scored_or_cancelled(request: Request, scheduler: Scheduler, job: Job)
         gone.cancel()
 
 
-async def _disconnected(request: Request) -> None:
+async def disconnected(request: Request) -> None:
+    """Returns once the client has left; for requests whose body has been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

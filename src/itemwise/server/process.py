@@ -139,6 +139,7 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=SLOW_CLIENT_S,
                 backlog=backlog(limits.max_connections),
                 http=protocol(limits),
+                loop="asyncio",  # uvicorn would take uvloop where it is installed
                 ws="none",
             )
         )
