@@ -32,7 +32,7 @@ from itemwise.errors import DeadlineExceededError, ItemwiseError, RequestError
 from itemwise.request.calls import Prepared
 from itemwise.request.json_body import parse_body
 from itemwise.server.bodies import Bodies
-from itemwise.server.edge import Edge
+from itemwise.server.edge import OPEN_PATHS, Edge
 from itemwise.server.encodings import decoded
 from itemwise.server.errors import (
     STATUS_OF_CODE,
@@ -47,6 +47,7 @@ from itemwise.server.information import add_information, keyed
 from itemwise.server.keys import read_keys
 from itemwise.server.logs import log_access
 from itemwise.server.metrics import Metrics
+from itemwise.server.playground import add_playground, playground_files
 from itemwise.server.record import Record, record_of
 from itemwise.server.service import AnyScorer, Service
 from itemwise.server.tracing import make_tracer
@@ -96,12 +97,14 @@ def app_of(service: Service) -> FastAPI:
         if trace is not None:
             trace(record, scope)
 
+    files = {} if service.config.disable_playground else playground_files()
     app.add_middleware(
         Edge,
         api_keys=read_keys(service.config),
         root_path=service.config.root_path,
         on_start=metrics.on_start,
         on_end=on_end,
+        open_paths=OPEN_PATHS | files.keys(),
     )
     if service.config.allowed_origins:
         app.add_middleware(
@@ -109,7 +112,10 @@ def app_of(service: Service) -> FastAPI:
             allow_origins=origins(service.config.allowed_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
+            expose_headers=[
+                *("X-Request-Id", "Server-Timing", "Retry-After"),
+                *("X-Prompt-Tokens", "X-Shared-Tokens", "X-Cached-Tokens"),
+            ],
         )
     for kind, handler in (
         (ItemwiseError, on_itemwise_error),
@@ -122,6 +128,7 @@ def app_of(service: Service) -> FastAPI:
     for path, choices in by_path().items():
         _add_dialects(app, service, bodies, path, choices)
     add_information(app, service, metrics)
+    add_playground(app, files)
     return app
 
 
@@ -149,7 +156,7 @@ def _add_dialects(
             return json_response(asked.exchange.answer(NOTHING, config.model_name))
         job, scheduler = service.submit(asked.prepared.request, asked.cost)
         scored = await _scored_or_cancelled(request, scheduler, job)
-        record.items = len(job.request.items)
+        record.items, record.shared_tokens = len(job.request.items), len(job.request.query)
         if _has_few_scores(job.request):
             return _answer(asked, scored, config.model_name, record)
         return await run_in_threadpool(_answer, asked, scored, config.model_name, record)
