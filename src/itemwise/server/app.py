@@ -49,6 +49,7 @@ from itemwise.server.logs import log_access
 from itemwise.server.metrics import Metrics
 from itemwise.server.playground import add_playground, playground_files
 from itemwise.server.record import Record, record_of
+from itemwise.server.reports import add_reports
 from itemwise.server.service import AnyScorer, Service
 from itemwise.server.tracing import make_tracer
 from itemwise.types import ScoreRequest
@@ -129,6 +130,7 @@ def app_of(service: Service) -> FastAPI:
         _add_dialects(app, service, bodies, path, choices)
     add_information(app, service, metrics)
     add_playground(app, files)
+    add_reports(app, service.config.reports_dir)
     return app
 
 

@@ -72,8 +72,8 @@ async function showState() {
     if (profile) return say("ready", id);
     say("", `${id} is loading`);
   } catch (error) {
-    if (error.status === 401) return say("failed", "API key wanted");
-    say("failed", error.status ? error.message : "The server does not answer");
+    if (error.status === 401) return say("failed", "waiting for the API key");
+    say("failed", error.status ? error.message : "the server does not answer");
   }
   setTimeout(showState, RETRY_MS);
 }

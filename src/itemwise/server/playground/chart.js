@@ -29,9 +29,9 @@ export class Chart {
     const last = values.at(-1);
     const most = Math.max(...values, 1e-9);
     this.value.textContent = last === undefined ? "-" : this.write(last);
-    this.most.textContent = values.length ? `most ${this.write(most)}` : "";
+    this.most.textContent = values.length ? `highest ${this.write(most)}` : "";
     this.picture.setAttribute("aria-label",
-      values.length ? `${this.title}: now ${this.write(last)}, most ${this.write(most)}` : `${this.title}: nothing yet`);
+      values.length ? `${this.title}: now ${this.write(last)}, highest ${this.write(most)}` : `${this.title}: nothing yet`);
     const x = (at) => (WIDTH * (at - from)) / (to - from);
     const y = (value) => HEIGHT - 2 - ((HEIGHT - 4) * value) / most;
     const known = points.filter((point) => point.value !== null);

@@ -110,8 +110,8 @@ async function rank(signal) {
     tokenFacts(answer, items) ?? `${plural(usage.total_tokens, "token")}.`,
   ];
   const list = el("ol", { class: "ranking" });
-  const shown = [el("p", { class: "facts" }, facts), timing(answer), list];
-  const box = el("div", {}, shown);
+  list.style.setProperty("--digits", String(results.length).length);
+  const box = el("div", {}, el("p", { class: "facts" }, facts), timing(answer), list);
   const scale = scaleOf(results);
   fillLongList(list, results, (result, i) => row(result, i, asked.documents, scale));
   return [box];
@@ -155,9 +155,9 @@ async function compare(signal) {
   const others = { ...asked, query: `${asked.query} and others` };
   const [company] = await Promise.all([margins(asked, half, signal), margins(others, shuffled(places.length), signal)]);
   return comparison(asked.documents, given, [
-    ["another order", another],
-    ["alone", alone],
-    ["in other company", company],
+    ["Other order", another],
+    ["Alone", alone],
+    ["Company", company],
   ]);
 }
 
@@ -172,7 +172,7 @@ function comparison(documents, given, runs) {
   const cell = (run, index) => {
     if (!run.has(index)) return el("td", { class: "soft" }, "not sent");
     const bits = bitsOf(run.get(index));
-    return el("td", { class: "bits" }, same(run, index) ? "= equal" : bits);
+    return el("td", { class: "bits" }, same(run, index) ? "equal" : bits);
   };
   // Those that were sent alone first: their rows say most.
   const order = documents.map((_, i) => i).sort((a, b) => runs[1][1].has(b) - runs[1][1].has(a));
@@ -180,7 +180,7 @@ function comparison(documents, given, runs) {
     el("th", { scope: "row" }, documents[index]),
     el("td", { class: "bits" }, bitsOf(given.get(index))),
     runs.map(([, run]) => cell(run, index))));
-  const head = ["Item", "Bits in the order given", ...runs.map(([name]) => name)];
+  const head = ["Item", "Bits as given", ...runs.map(([name]) => name)];
   const left = documents.length - rows.length;
   return [
     verdict,

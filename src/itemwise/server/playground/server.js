@@ -96,13 +96,12 @@ function facts(info) {
   const list = el("dl", { class: "facts-grid" },
     fact("Model", info.served_model_name, modelFacts(engine)),
     fact("Profile", engine.profile?.name ?? (engine.profile && "none: it cannot rank"), engine.profile?.why),
-    fact("Device", engine.device && deviceFacts(engine.device), engine.jax_version && `JAX ${engine.jax_version}`),
+    fact("Device", engine.device && deviceFacts(engine.device), [engine.jax_version && `JAX ${engine.jax_version}`, `Itemwise ${info.version}`].filter(Boolean).join(", ")),
     fact("Kernels", engine.attention, engine.cpu_level && `CPU level ${engine.cpu_level}, activations ${engine.activations}`),
-    fact("Self-check", checkFacts(engine.self_check), engine.self_check?.checks && `${plural(Object.keys(engine.self_check.checks).length, "check")} that no bit depends on batch composition`),
+    fact("Self-check", engine.self_check?.status ?? info.state, checkFacts(engine.self_check)),
     fact("Step", engine.step_shape && `${count.format(engine.step_shape.tokens)} tokens`, stepFacts(engine)),
     fact("Cache", engine.pages && cacheFacts(engine.pages), engine.pages && `${plural(engine.pages.hits, "page")} found, ${count.format(engine.pages.misses)} computed, ${count.format(engine.pages.evictions)} evicted`),
     fact("Queue", info.scheduler && `${count.format(info.scheduler.queued)} waiting, ${count.format(info.scheduler.running)} open`, info.scheduler && `${count.format(info.scheduler.finished)} finished, ${count.format(info.scheduler.failed + info.scheduler.refused + info.scheduler.expired)} failed or refused`),
-    fact("Itemwise", info.version, `${info.state}${engine.compiled_since_ready ? `, ${plural(engine.compiled_since_ready, "program")} compiled since` : ""}`),
   );
   return el("div", {}, list, reports(info.reports ?? []));
 }
@@ -115,8 +114,10 @@ function modelFacts(engine) {
 
 const deviceFacts = ({ platform, kind }) => platform === kind ? platform.toUpperCase() : `${platform.toUpperCase()}, ${kind}`;
 
-function checkFacts(check) {
-  return check && `${check.status}${check.checked_at ? `, ${new Date(check.checked_at).toLocaleString()}` : ""}`;
+function checkFacts({ checks, checked_at: at } = {}) {
+  if (!checks) return "";
+  const when = at ? `, ${new Date(at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}` : "";
+  return `${plural(Object.keys(checks).length, "check")} that no bit depends on batch composition${when}`;
 }
 
 function stepFacts({ small_steps: small = [], steps }) {
