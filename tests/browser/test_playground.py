@@ -170,12 +170,14 @@ def test_five_thousand_items_stay_quick(visitor: Visit) -> None:
     page.click("#rank button[name=send]")
     page.wait_for_selector(".ranking li")
     assert page.locator(".ranking li").count() <= 400  # more come into view as one scrolls
-    for seen in (400, 1000, 5000):
-        while page.locator(".ranking li").count() < seen:
-            page.keyboard.press("End")
-            page.evaluate("scrollTo(0, document.body.scrollHeight)")
-    assert page.locator(".ranking li").count() == 5000
-    assert texts(page, ".ranking .text")[-1] == "Lamps for every desk 4999"
+    rows = page.locator(".ranking li")
+    for _ in range(1000):
+        if rows.count() == 5000:
+            break
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    assert rows.count() == 5000
+    # The text of a row that is not on the screen is not laid out.
+    assert page.locator(".ranking .text").last.text_content() == "Lamps for every desk 4999"
     visitor.check()
 
 
@@ -379,7 +381,6 @@ def test_tabs_work_by_keyboard(visitor: Visit) -> None:
             each == tab for each in TABS
         ]
         assert page.get_attribute(f"#tab-{tab}", "aria-selected") == "true"
-    page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     expect(page.locator("#rank-query")).to_be_focused()
     page.keyboard.press("Enter")  # sends the form

@@ -78,10 +78,10 @@ async function showState() {
   setTimeout(showState, RETRY_MS);
 }
 
-startTabs();
 startKey();
 startRank();
 startDecide();
 startScore();
 startServer();
+startTabs();
 showState();
