@@ -98,7 +98,12 @@ const asked = () => [...holder().children].map((field) => field.read());
 
 function body() {
   const questions = Object.fromEntries(asked().map((each, i) => [`question_${i + 1}`, questionOf(each)]));
-  return without({ state: stateOf(ask.fields.state.value), questions, x_rotations: numberIn(ask.fields.rotations) });
+  return without({
+    state: stateOf(ask.fields.state.value),
+    questions,
+    x_rotations: numberIn(ask.fields.rotations),
+    x_label_mass: ask.fields.mass.checked || undefined,
+  });
 }
 
 async function decide(signal) {
@@ -114,7 +119,7 @@ async function decide(signal) {
   const found = Object.values(answer.body.answers);
   return [
     el("p", { class: "facts" }, el("b", {}, plural(found.length, "answer")),
-      ` in ${duration(answer.stages.total ?? answer.milliseconds)}. `, tokenFacts(answer, found.length)),
+      ` in ${duration(answer.stages.total ?? answer.milliseconds)}. `, tokenFacts(answer, 1)),
     timing(answer),
     ...Object.keys(sent.questions).map((id, i) => decision(questions[i], answer.body.answers[id])),
   ];
