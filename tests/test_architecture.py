@@ -305,16 +305,20 @@ def test_import_is_light(module: str, unwanted: str) -> None:
 def test_public_names_are_pinned() -> None:
     assert sorted(itemwise.__all__) == [
         "CheckpointError",
+        "Choice",
         "ConfigError",
+        "Decisions",
         "ItemwiseError",
         "QueueFullError",
         "RankedItem",
+        "Rating",
         "RequestError",
         "ScoreResult",
         "Scorer",
         "SelfCheckError",
         "ShuttingDownError",
         "UnsupportedModelError",
+        "YesNo",
         "__version__",
     ]
     for name in itemwise.__all__:

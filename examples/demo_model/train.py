@@ -34,7 +34,7 @@ MODEL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
-    "max_position_embeddings": 2048,
+    "max_position_embeddings": 8192,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
 }
 VOCAB_SIZE = 1728  # that of the tokenizer, rounded up to a multiple of 64

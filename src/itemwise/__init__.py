@@ -21,22 +21,28 @@ from itemwise.errors import (
 )
 
 if TYPE_CHECKING:
+    from itemwise.request.decide.answers import Decisions
+    from itemwise.request.decide.questions import Choice, Rating, YesNo
     from itemwise.scorer import Scorer
     from itemwise.types import RankedItem, ScoreResult
 
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
+    "Choice",
     "ConfigError",
+    "Decisions",
     "ItemwiseError",
     "QueueFullError",
     "RankedItem",
+    "Rating",
     "RequestError",
     "ScoreResult",
     "Scorer",
     "SelfCheckError",
     "ShuttingDownError",
     "UnsupportedModelError",
+    "YesNo",
     "__version__",
 ]
 
@@ -50,6 +56,14 @@ def __getattr__(name: str) -> Any:
         from itemwise import types
 
         return getattr(types, name)
+    if name in ("Choice", "Rating", "YesNo"):
+        from itemwise.request.decide import questions
+
+        return getattr(questions, name)
+    if name == "Decisions":
+        from itemwise.request.decide.answers import Decisions
+
+        return Decisions
     raise AttributeError(f"module `itemwise` has no attribute {name!r}")
 
 

@@ -13,6 +13,10 @@ from itemwise.errors import CheckpointError, RequestError
 from itemwise.progress import ProgressFn, silent
 from itemwise.request.calls import Call, Prepared, ScoreCall
 from itemwise.request.check import REQUEST_FIELDS, RequestLimits
+from itemwise.request.decide.answers import Decisions
+from itemwise.request.decide.call import DecideCall, Options
+from itemwise.request.decide.profile import DecisionProfile, find_decision_profile
+from itemwise.request.decide.questions import Question
 from itemwise.request.profiles import Profile, find_profile
 from itemwise.request.ranking import RankCall
 from itemwise.request.template import PromptTemplate
@@ -39,6 +43,7 @@ class Scorer:
         tokenizer: Tokenizer | None,
         template: PromptTemplate | None = None,
         profile: Profile | str = "it has no profile",
+        decisions: DecisionProfile | str = "it has no decision profile",
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
@@ -52,7 +57,7 @@ class Scorer:
             tokenize=engine.config.tokenize,
             special_tokens=engine.config.special_tokens,
         )
-        self._tools = PromptTools(limits, tokenizer, template, profile)
+        self._tools = PromptTools(limits, tokenizer, template, profile, decisions)
 
     @classmethod
     def from_pretrained(
@@ -60,6 +65,7 @@ class Scorer:
         model: str | Path = DEMO_MODEL,
         *,
         prompt_template: str | Path | None = None,
+        decision_profile: str | Path | None = None,
         tokenizer_path: str | None = None,
         revision: str | None = None,
         download_dir: str | None = None,
@@ -74,6 +80,8 @@ class Scorer:
                 search query.
             prompt_template: file with a template, to use instead of the checkpoint's own
                 `prompt_template.json`.
+            decision_profile: file that says how typed questions are asked and read, to use instead
+                of the checkpoint's own `decision_profile.json`.
             tokenizer_path: a folder or a Hub id whose tokenizer is used instead of the
                 checkpoint's own.
             revision: branch, tag or commit of the model on the Hub.
@@ -99,7 +107,9 @@ class Scorer:
         engine_of_folder = Engine(folder, config, on_progress)
         num_labels = engine_of_folder.model_config.num_labels
         profile = find_profile(str(model), folder, num_labels, tokenizer, template)
-        return cls(engine_of_folder, tokenizer, template, profile)
+        file = None if decision_profile is None else Path(decision_profile)
+        decisions = find_decision_profile(str(model), folder, num_labels, tokenizer, file)
+        return cls(engine_of_folder, tokenizer, template, profile, decisions)
 
     def score(
         self,
@@ -219,6 +229,39 @@ class Scorer:
             for item in ranking
         ]
 
+    def decide(
+        self,
+        state: Any,
+        questions: Mapping[str, Question],
+        *,
+        rotations: int = 1,
+        label_mass: bool = False,
+        case_forms: bool | None = None,
+        temperature: float | None = None,
+        on_progress: ProgressFn = silent,
+    ) -> Decisions:
+        """The answers to typed questions about one state, as the model's decision profile asks.
+
+        An answer depends on model, state and question alone, to the last bit, and not on what else
+        is asked.
+
+        Args:
+            state: what the questions are about: text, or a JSON value.
+            questions: `YesNo`, `Choice` or `Rating` by ids of your own, which the model never sees.
+            rotations: in how many cyclic rotations the options of a choice are shown; the mean of
+                their log-probabilities does not prefer an option for its place.
+            label_mass: whether answers tell which share the labels have of all the model might say.
+            case_forms: whether `yes` and `Yes` count as one answer; None as the profile says.
+            temperature: divides the logits, above zero; None as the profile says.
+            on_progress: called with (what, done, total) as questions are scored.
+
+        Raises:
+            RequestError: the request is invalid, or the model cannot decide (`no_profile`).
+            NotFiniteError: the model gives NaN or infinity for a question.
+        """
+        options = Options(rotations, label_mass, False, case_forms, temperature)
+        return self.run_call(DecideCall(state, questions, options), on_progress)
+
     def prepare(
         self,
         fields: Mapping[str, Any] | None = None,
@@ -270,11 +313,20 @@ class Scorer:
 
     def info(self) -> dict[str, Any]:
         """What runs, as JSON values: model, profile, settings, device, self-check and counters."""
-        return {**self.engine.info(), "profile": self.profile_info()}
+        return {
+            **self.engine.info(),
+            "profile": self.profile_info(),
+            "decision_profile": self.decision_info(),
+        }
 
     def profile_info(self) -> dict[str, Any]:
         """How the model ranks and why so, as JSON values; or why it cannot."""
         profile = self._tools.profile
+        return {"name": None, "why": profile} if isinstance(profile, str) else profile.info()
+
+    def decision_info(self) -> dict[str, Any]:
+        """How the model answers typed questions and why so, as JSON values; or why it cannot."""
+        profile = self._tools.decisions
         return {"name": None, "why": profile} if isinstance(profile, str) else profile.info()
 
 

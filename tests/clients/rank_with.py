@@ -14,7 +14,7 @@ from typing import Any
 
 QUERY = "desk lamps"
 DOCUMENTS = ["Tea kettle", "Brass lamp for the desk", "Desk with drawers", "Lamps for any desk"]
-TOO_LONG = "desk lamps " * 1500
+TOO_LONG = "desk lamps " * 3000
 Ranked = list[tuple[int, float]]
 Rank = Callable[[str, str], Ranked]
 MODEL = "default"

@@ -30,7 +30,18 @@ NAMES = sorted(
         *("apply_softmax", "item_first", "temperature", "return_token_logprobs", "priority"),
         *("max_tokens_per_doc", "max_tokens_per_item", "truncate_prompt_tokens", "raw_scores"),
         *("return_documents", "return_text", "activation", "timeout_s", "instruction"),
+        *("state", "questions", "input", "assets", "images", "x_rotations", "x_label_mass"),
     }
+)
+QUESTIONS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["noul", "choice", "score", "predicate", "yes_no", "box"])},
+    optional={
+        **dict.fromkeys(("id", "name", "instructions", "question", "criteria"), VALUES),
+        "criteria": VALUES | st.dictionaries(TEXTS, VALUES, max_size=3),
+        "options": st.lists(st.fixed_dictionaries({"name": TEXTS}), max_size=3),
+        "choices": st.lists(st.fixed_dictionaries({"value": TEXTS | st.booleans()}), max_size=3),
+        "levels": st.lists(TEXTS | st.fixed_dictionaries({"label": TEXTS}), max_size=3),
+    },
 )
 LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "query": TEXTS | st.lists(st.integers(0, 999), max_size=3),
@@ -40,6 +51,9 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "text_1": TEXTS | st.lists(TEXTS, max_size=2),
     "text_2": st.lists(TEXTS, max_size=2),
     "label_token_ids": st.just([7, 8]),
+    "state": VALUES,
+    "input": VALUES,
+    "questions": st.lists(QUESTIONS, max_size=3) | st.dictionaries(TEXTS, QUESTIONS, max_size=3),
 }
 BODIES = st.builds(
     lambda likely, odd: {**likely, **odd},

@@ -19,7 +19,10 @@ from tokenizers import models, pre_tokenizers, processors
 
 from itemwise.config import ServerConfig
 from itemwise.request.calls import Call, Prepared, ScoreCall
+from itemwise.request.chat import Frame
 from itemwise.request.check import RequestLimits
+from itemwise.request.decide.profile import DecisionProfile, make_profile
+from itemwise.request.decide.wording import Form, Wording
 from itemwise.request.profiles import Profile
 from itemwise.request.tokenizer import Tokenizer
 from itemwise.request.tools import PromptTools
@@ -61,6 +64,20 @@ def word_tokenizer() -> Tokenizer:
     return Tokenizer(backend)
 
 
+def word_decisions(tokenizer: Tokenizer) -> DecisionProfile:
+    """A wording in words of that tokenizer: `w40 yes? w41`, with labels from w100 on."""
+    labels = tuple(f"w{number}" for number in range(100, 355))
+    wording = Wording(
+        "sglang-1",
+        "{state} ",
+        yes_no=Form("w50 {question}", "w50", "", "{label} {description}", "w60", ("w7", "w8")),
+        choice=Form("{question}", "", "{label} {name}", "{label} {description}", "w61", labels),
+        score=Form("{question}", "", "", "{label} {description}", "w62", labels[:10]),
+    )
+    frame = Frame("", " w70", strips=False)
+    return make_profile("fake", "planted", wording, frame, tokenizer, spaces=(" ",))
+
+
 class FakeScorer:
     """Scores by `fake_score`; requests with HOLD run until `let_go`, or until a file is gone."""
 
@@ -72,7 +89,9 @@ class FakeScorer:
         limits = RequestLimits(VOCAB_SIZE, max_seq_len=64, max_items=8, delimiter=DELIMITER)
         profile = Profile("fake", "planted", "{query}", " {item} w9", ("w7", "w8"))
         profile = dataclasses.replace(profile, label_ids=(7, 8))
-        self._tools = PromptTools(limits, word_tokenizer(), profile=profile)
+        tokenizer = word_tokenizer()
+        decisions = word_decisions(tokenizer)
+        self._tools = PromptTools(limits, tokenizer, profile=profile, decisions=decisions)
 
     def prepare(self, fields: Mapping[str, Any], /) -> ScoreRequest:
         return self.prepare_call(ScoreCall(fields)).request

@@ -12,7 +12,8 @@ import typer
 from itemwise import __version__
 from itemwise.cli.bench import bench_app
 from itemwise.cli.command_line import NOTICE, ServeCommand
-from itemwise.cli.options import PromptTemplate, expand_options, fail, option
+from itemwise.cli.decide import decide
+from itemwise.cli.options import DecisionProfile, PromptTemplate, expand_options, fail, option
 from itemwise.cli.tpu import tpu_compile
 from itemwise.cli.validation import add_validation_commands
 from itemwise.config import (
@@ -41,6 +42,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
 add_validation_commands(app)
 app.command()(tpu_compile)
+app.command()(decide)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,6 +79,7 @@ def serve(
     engine: EngineConfig,
     source: SourceConfig,
     prompt_template: PromptTemplate = None,
+    decision_profile: DecisionProfile = None,
 ) -> None:
     """Serve a model over HTTP: POST /v1/score, documentation at /docs.
 
@@ -95,7 +98,11 @@ def serve(
         from itemwise.scorer import Scorer
 
         return Scorer.from_pretrained(
-            server.model_path, prompt_template=prompt_template, **asdict(source), **asdict(engine)
+            server.model_path,
+            prompt_template=prompt_template,
+            decision_profile=decision_profile,
+            **asdict(source),
+            **asdict(engine),
         )
 
     raise typer.Exit(run_server(server, load))

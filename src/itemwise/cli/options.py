@@ -61,6 +61,16 @@ PromptTemplate = Annotated[
 ]
 
 
+DecisionProfile = Annotated[
+    Path | None,
+    option(
+        "decision-profile",
+        "File with a decision profile, which says how typed questions are asked and read.",
+        show_default="the checkpoint's decision_profile.json",
+    ),
+]
+
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 

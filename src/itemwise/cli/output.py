@@ -23,7 +23,12 @@ BAR_WIDTH = 20
 
 
 def read_request(path: Path) -> dict[str, Any]:
-    """The fields of a request from a JSON file, or from standard input if the path is `-`.
+    """The fields of a score request from a JSON file; see `read_json`."""
+    return {name: value for name, value in read_json(path).items() if name in REQUEST_FIELDS}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or on standard input if the path is `-`.
 
     Raises:
         RequestError: the file cannot be read, or is not a JSON object (`invalid_json`).
@@ -38,7 +43,7 @@ def read_request(path: Path) -> dict[str, Any]:
         raise RequestError("invalid_json", f"`{path}` is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise RequestError("invalid_json", f"`{path}` is {type(body).__name__}, expected an object")
-    return {name: value for name, value in body.items() if name in REQUEST_FIELDS}
+    return body
 
 
 def read_lines(path: Path) -> list[str]:

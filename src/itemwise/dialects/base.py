@@ -116,6 +116,7 @@ class Dialect:
             of all bodies that no other one takes.
         error: the body of an error.
         errors: schema of that.
+        status: the HTTP status of an error, where the format has another one than others.
     """
 
     paths: tuple[str, ...]
@@ -126,3 +127,4 @@ class Dialect:
     takes: Callable[[Mapping[str, Any]], bool] | None = None
     error: Callable[[Fault], dict[str, Any]] = common_error
     errors: type[BaseModel] = ErrorBody
+    status: Callable[[Fault], int] = lambda fault: fault.status

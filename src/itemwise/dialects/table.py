@@ -36,7 +36,13 @@ def dialect_of(path: str, body: Mapping[str, Any]) -> Dialect:
     return next((each for each in choices if each.takes and each.takes(body)), choices[-1])
 
 
+def fallback(path: str) -> Dialect | None:
+    """The format of a path before a body has told which one it is of; None if it has none."""
+    choices = by_path().get(path)
+    return choices[-1] if choices else None
+
+
 def error_body(path: str, fault: Fault) -> dict[str, Any]:
     """The error as clients of a path read it, before the body has told which format it is of."""
-    choices = by_path().get(path)
-    return choices[-1].error(fault) if choices else common_error(fault)
+    dialect = fallback(path)
+    return dialect.error(fault) if dialect else common_error(fault)

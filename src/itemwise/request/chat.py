@@ -19,6 +19,24 @@ _DATE = datetime.date(2024, 7, 26)
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 
 
+_MESSAGE = "{message}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a chat template puts around a user's message.
+
+    Attributes:
+        head: before it.
+        tail: after it, up to the model's turn.
+        strips: whether the template takes white space off both ends of the message.
+    """
+
+    head: str
+    tail: str
+    strips: bool
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A chat template and the special tokens that it may name.
@@ -62,6 +80,39 @@ class ChatTemplate:
         Raises:
             CheckpointError: the template fails on these messages, or loses a part of them.
         """
+        text = self._render(messages)
+        head, placeholder, rest = text.partition("{item}")
+        if head.count("{query}") != 1 or "{item}" in rest or not placeholder:
+            raise CheckpointError("the chat template loses or repeats a part of a message")
+        return head, placeholder + rest
+
+    def frame(self, system: str = "") -> Frame:
+        """What stands around a user's message, up to the model's turn, with thinking off.
+
+        Args:
+            system: a system message, or empty for none.
+
+        Raises:
+            CheckpointError: the template fails, changes the message, or lets the model think.
+        """
+        before = [{"role": "system", "content": system}] if system else []
+        plain = self._render([*before, {"role": "user", "content": _MESSAGE}])
+        head, found, tail = plain.partition(_MESSAGE)
+        padded = self._render([*before, {"role": "user", "content": f"\n {_MESSAGE} \n"}])
+        strips = padded == plain
+        kept = padded == f"{head}\n {_MESSAGE} \n{tail}"
+        if not found or _MESSAGE in tail or not (strips or kept):
+            raise CheckpointError("the chat template loses, repeats or changes a message")
+        if tail.count("<think>") > tail.count("</think>"):
+            raise CheckpointError("the chat template lets the model think before it answers")
+        return Frame(head, tail, strips)
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt before the model's turn.
+
+        Raises:
+            CheckpointError: the template fails on these messages.
+        """
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -73,7 +124,7 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = json.dumps
         try:
-            text = environment.from_string(_GENERATION.sub("", self.source)).render(
+            return environment.from_string(_GENERATION.sub("", self.source)).render(
                 messages=list(messages),
                 add_generation_prompt=True,
                 enable_thinking=False,
@@ -81,10 +132,6 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise CheckpointError(f"the chat template fails ({brief(error)})") from error
-        head, placeholder, rest = text.partition("{item}")
-        if head.count("{query}") != 1 or "{item}" in rest or not placeholder:
-            raise CheckpointError("the chat template loses or repeats a part of a message")
-        return head, placeholder + rest
 
 
 def _text(token: Any) -> str | None:

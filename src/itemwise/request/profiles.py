@@ -141,21 +141,32 @@ def find_profile(
     if tokenizer is None:
         return "it has no tokenizer.json"
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # Parts of paths, since clients see them; in the Hub's cache the folder's own name is a hash.
-    own = PurePath(str(raw.get("_name_or_path") or ""))
-    names = [
-        part
-        for path in (PurePath(model), folder.absolute(), own)
-        for part in reversed(path.parts[-4:])
-    ]
+    lowered = names_of(model, folder, raw)
     architecture = (raw.get("architectures") or [""])[0]
-    lowered = tuple(dict.fromkeys(name.lower() for name in names if name))
     try:
         chat = ChatTemplate.from_folder(folder)
         found = _candidates(Checkpoint(lowered, architecture, num_head_labels, chat), template)
     except CheckpointError as error:
         return f"{error}; a prompt_template.json can take its place"
     return _first_that_fits(found, tokenizer)
+
+
+def names_of(model: str, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names that a model goes by, in lower case, the first ones first.
+
+    Args:
+        model: path or Hub id that the user gave.
+        folder: where the model lies.
+        config: its `config.json`.
+    """
+    # Parts of paths, since clients see them; in the Hub's cache the folder's own name is a hash.
+    own = PurePath(str(config.get("_name_or_path") or ""))
+    names = [
+        part
+        for path in (PurePath(model), folder.absolute(), own)
+        for part in reversed(path.parts[-4:])
+    ]
+    return tuple(dict.fromkeys(name.lower() for name in names if name))
 
 
 def _candidates(checkpoint: Checkpoint, template: PromptTemplate | None) -> Sequence[Profile]:

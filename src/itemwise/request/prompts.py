@@ -110,7 +110,7 @@ def encode_parts(
     """Like `encode_prompts`, with `shared` and each item encoded as texts of their own."""
     work = _Encoder(tokenizer, max_tokens, cut, names)
     items = work.bounded(shared, items)
-    query = tokenizer.begun(tokenizer.encode_texts([_spell(tokenizer, shared)])[0])
+    query = tokenizer.begun(tokenizer.encode_texts([spell(tokenizer, shared)])[0])
     return work.encode(_Split(query), items)
 
 
@@ -134,7 +134,7 @@ class _Split:
 
 
 def _split(tokenizer: Tokenizer, shared: Prompt, items: Sequence[Prompt]) -> _Split:
-    text = _spell(tokenizer, shared)
+    text = spell(tokenizer, shared)
     last_run = list(_runs(shared))[-1:]
     if not (last_run and last_run[0].special and tokenizer.may_continue(last_run[0].text)):
         border = tokenizer.last_border(text)
@@ -153,9 +153,9 @@ def _probable_split(tokenizer: Tokenizer, shared: Prompt, items: Sequence[Prompt
 
     Ends the query where the last word of the shared text begins, if the prompts confirm that.
     """
-    text = _spell(tokenizer, shared)
+    text = spell(tokenizer, shared)
     place = max(0, len(text) - BORDER_SEARCH_CHARS, text.rstrip().rfind(" "))
-    prompts = [_spell(tokenizer, [*shared, *item]) for item in items]
+    prompts = [spell(tokenizer, [*shared, *item]) for item in items]
     found = tokenizer.encode_texts([text[:place], text, *prompts])
     start, *wholes = (tokenizer.not_begun(ids) for ids in found)
     num_shared = min((_num_common(start, whole) for whole in wholes), default=len(start))
@@ -176,7 +176,7 @@ def _runs(prompt: Prompt) -> list[Segment]:
     ]
 
 
-def _spell(tokenizer: Tokenizer, prompt: Prompt) -> str:
+def spell(tokenizer: Tokenizer, prompt: Prompt) -> str:
     """The text of a prompt, with marks for its control tokens."""
     return "".join(
         tokenizer.spell_control(run.text) if run.special else run.text for run in _runs(prompt)
@@ -250,7 +250,7 @@ class _Encoder:
         return EncodedPrompts(token_array(split.query), TokenLists(tokens, offsets), self._was_cut)
 
     def _rows(self, split: _Split, items: Sequence[Prompt]) -> list[list[int]]:
-        texts = [_spell(self._tokenizer, [*split.front, *item]) for item in items]
+        texts = [spell(self._tokenizer, [*split.front, *item]) for item in items]
         found = self._tokenizer.encode_texts(texts, split.context)
         if split.begins:
             found = [self._tokenizer.not_begun(ids) for ids in found]
@@ -260,8 +260,8 @@ class _Encoder:
         """The tokens of an item that is too long, with as much of its text as has room."""
         assert self._cut is not None
         self._was_cut[index] = True
-        text = _spell(self._tokenizer, [item[self._cut]])
-        before = split.context + _spell(self._tokenizer, [*split.front, *item[: self._cut]])
+        text = spell(self._tokenizer, [item[self._cut]])
+        before = split.context + spell(self._tokenizer, [*split.front, *item[: self._cut]])
         while True:
             item = _replaced(item, self._cut, text)
             row = self._rows(split, [item])[0]
@@ -270,7 +270,7 @@ class _Encoder:
                 return row
             if not text:
                 raise self._too_many_tokens(index, len(split.query), len(row))
-            whole = split.context + _spell(self._tokenizer, [*split.front, *item])
+            whole = split.context + spell(self._tokenizer, [*split.front, *item])
             starts = [start - len(before) for start in self._tokenizer.places(whole)]
             starts = [start for start in starts if 0 <= start < len(text)]
             text = text[: starts[-excess]] if excess < len(starts) else ""

@@ -143,6 +143,12 @@ class Tokenizer:
         checked._between_pieces = between_pieces
         return checked
 
+    def as_written(self) -> Tokenizer:
+        """The same tokenizer, which puts no tokens before a text: chat templates write them."""
+        plain = copy.copy(self)
+        plain.begin = []
+        return plain
+
     def spell_control(self, text: str) -> str:
         """The text with a mark in place of every control token that it spells."""
         if self._spelled is None:

@@ -12,8 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from itemwise.dialects.base import Dialect, Fault
-from itemwise.dialects.table import error_body
+from itemwise.dialects.base import Dialect, Fault, common_error
+from itemwise.dialects.table import fallback
 from itemwise.errors import ItemwiseError, QueueFullError, RequestError
 from itemwise.server.record import record_of, route_path
 
@@ -53,6 +53,7 @@ STATUS_OF_CODE: dict[str, int] = {
     "invalid_truncate": 400,
     "invalid_max_tokens_per_item": 400,
     "unsupported_field": 400,
+    "invalid_question": 400,
     "no_profile": 400,
     "no_instruction": 400,
     "item_first_with_template": 400,
@@ -127,11 +128,12 @@ def error_response(
     status = STATUS_OF_CODE[code] if status is None else status
     kind = _TYPE_OF_STATUS.get(status, "invalid_request_error")
     fault = Fault(status, code, kind, message, param)
-    dialect: Dialect | None = scope.get(_DIALECT) if scope else None
-    body = (
-        dialect.error(fault) if dialect else error_body(route_path(scope) if scope else "", fault)
-    )
-    return json_response(body, status, headers)
+    dialect: Dialect | None = None
+    if scope:
+        dialect = scope.get(_DIALECT) or fallback(route_path(scope))
+    if dialect is None:
+        return json_response(common_error(fault), status, headers)
+    return json_response(dialect.error(fault), dialect.status(fault), headers)
 
 
 async def on_itemwise_error(request: Request, error: Exception) -> Response:

@@ -67,18 +67,19 @@ def _add_models(app: FastAPI, service: Service) -> None:
     started = int(time.time())
 
     def card() -> dict[str, Any]:
-        profile = service.scorer.info().get("profile") if service.scorer else None
+        info = service.scorer.info() if service.scorer else {}
         return {
             "id": service.config.model_name,
             "object": "model",
             "created": started,
             "owned_by": "itemwise",
-            "profile": profile,
+            "profile": info.get("profile"),
+            "decision_profile": info.get("decision_profile"),
         }
 
     @app.get("/v1/models", response_model=ModelList, dependencies=keyed(service))
     async def models() -> Response:
-        """The one model that is served, and how it ranks."""
+        """The one model that is served, and how it ranks and decides."""
         date = datetime.datetime.fromtimestamp(started, datetime.UTC).date().isoformat()
         found = await run_in_threadpool(card)
         named = {"name": found["id"], "description": "", "release_date": date}

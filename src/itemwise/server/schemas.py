@@ -23,6 +23,7 @@ class ModelCard(BaseModel):
     profile: dict[str, Any] | None = Field(
         None, description="How the model is asked and read in rankings, and why so; once loaded."
     )
+    decision_profile: dict[str, Any] | None = Field(None, description="The same for decisions.")
 
 
 class NamedModel(BaseModel):
