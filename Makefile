@@ -25,6 +25,9 @@ run-tests = absent=$$($(BIN)/python -c $(ABSENT_DEVICES)) && \
 	if [ "$$absent" = "gpu or tpu" ]; then workers=2; else workers=0; fi && \
 	$(BIN)/python -m pytest -m "not ($$absent$(1))" -n $$workers --dist worksteal $(ARGS)
 
+# Warnings, such as a link to nowhere, are errors.
+build-docs = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build
+
 # The compilers for TPU and GPU, apart from other packages: with libtpu among them, each import of
 # jax on a machine without a TPU would first look for one in the network. Tests that compile name
 # them.
@@ -35,7 +38,7 @@ CUDA := $(if $(HAS_COMPILERS),$(VENV)/.cuda-installed)
 # Clients of other servers, apart from other packages, with whose pins theirs clash.
 CLIENTS := $(VENV)/.clients-installed
 
-.PHONY: help setup demo smollm2 test test-all clients tpu-matrix check clean
+.PHONY: help setup demo smollm2 test test-all clients tpu-matrix check docs pictures clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -61,10 +64,18 @@ clients: $(CLIENTS)  ## Install clients of other servers, for their tests
 tpu-matrix: $(VENV)/.dev-installed $(LIBTPU)  ## Compile every supported shape for every TPU
 	@ITEMWISE_TPU_MATRIX=1 $(BIN)/python -m pytest tests/tpu/test_compile.py $(ARGS)
 
-check: $(VENV)/.dev-installed  ## Lint, check the format and the types
+check: $(VENV)/.dev-installed  ## Lint, check the format, the types and the links of the docs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(build-docs)
+
+docs: $(VENV)/.dev-installed  ## Build docs/ as a site that can be read offline
+	@$(build-docs)
+	@echo "Open build/site/index.html"
+
+pictures: $(VENV)/.dev-installed  ## Make the pictures in docs/images anew, from the real thing
+	@$(BIN)/python scripts/pictures.py
 
 clean:  ## Remove .venv, caches and build outputs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

@@ -475,6 +475,19 @@ class ServerConfig(CheckedConfig):
             unset="none",
         ),
     ] = None
+    disable_playground: Annotated[
+        bool,
+        Setting("Do not serve the page at /, where people try the model in a browser."),
+    ] = False
+    reports_dir: Annotated[
+        str | None,
+        Setting(
+            "Folder in which `itemwise validate` has put reports, such as ./reports; the page at "
+            "/ links them. Clients with a key, or all if there is none, may read them.",
+            Check("a path that is not empty", bool),
+            unset="no reports",
+        ),
+    ] = None
     root_path: Annotated[
         str,
         Setting(

@@ -215,6 +215,26 @@ class Timings:
     extend: float = 0.0
 
 
+class TokenTexts(NamedTuple):
+    """Tokens: their ids, and the text that each stands for."""
+
+    ids: list[int]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """The prompts of a request as the model reads them.
+
+    Attributes:
+        shared: what all of them begin with, including the delimiter.
+        items: what comes after it in each.
+    """
+
+    shared: TokenTexts
+    items: list[TokenTexts]
+
+
 @dataclass(frozen=True)
 class ScoreResult:
     """The answer to a request.
@@ -233,6 +253,7 @@ class ScoreResult:
         logprobs: of the labels over the whole vocabulary at temperature 1, in the form of
             `scores`; None unless they were asked for.
         cut_items: items that were too long and of which only the beginning was read.
+        tokens: the prompts in tokens; None unless they were asked for.
     """
 
     scores: Float32Array | list[Float32Array]
@@ -243,6 +264,7 @@ class ScoreResult:
     logsumexps: Float32Array | None = None
     logprobs: Float32Array | list[Float32Array] | None = None
     cut_items: tuple[int, ...] = ()
+    tokens: PromptTokens | None = None
 
 
 @dataclass(frozen=True)

@@ -128,3 +128,37 @@ def test_generative_scoring_gives_the_first_label() -> None:
     answer = ask("/generative_scoring", {**GOOD, "apply_softmax": False})
     assert [row["score"] for row in answer["data"]] == [row[0] for row in GOOD_SCORES]
     assert ask("/generative_scoring", {**GOOD, "items": []})["data"] == []
+
+
+def test_tokens_come_with_their_texts_the_shared_ones_apart() -> None:
+    answer = ask("/v1/score", {**TEXT, "return_tokens": True})
+    assert answer["scores"] == ask("/v1/score", TEXT)["scores"]
+    # Sequences begin with token 0; the fake server has a delimiter.
+    assert answer["tokens"] == {
+        "shared": {"ids": [0, 1, 999], "texts": ["w0", "w1", "w999"]},
+        "items": [{"ids": [2], "texts": ["w2"]}, {"ids": [3, 4], "texts": ["w3", "w4"]}],
+    }
+    assert "tokens" not in ask("/v1/score", {**TEXT, "return_tokens": None})
+
+
+def test_tokens_with_the_item_first_share_nothing() -> None:
+    answer = ask("/v1/score", {**GOOD, "return_tokens": True, "item_first": True})
+    assert answer["tokens"]["shared"] == {"ids": [], "texts": []}
+    assert [item["ids"] for item in answer["tokens"]["items"]] == [
+        [*item, 999, 1, 2] for item in GOOD["items"]
+    ]
+
+
+@pytest.mark.parametrize("wanted", [1, "yes", [True]])
+def test_tokens_are_asked_for_with_true(wanted: Any) -> None:
+    assert refused("/v1/score", {**GOOD, "return_tokens": wanted}).code == "invalid_request"
+
+
+def test_tokens_of_long_requests_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("itemwise.request.token_texts.MAX_TOKENS", 5)
+    assert ask("/v1/score", {**GOOD, "return_tokens": True})["tokens"]  # 2 + 1 + 0 + 2 tokens
+    longer = {**GOOD, "items": [[3], [], [4, 5, 6]], "return_tokens": True}
+    error = refused("/v1/score", longer)
+    assert (error.code, error.param) == ("too_many_tokens", "return_tokens")
+    again = {**GOOD, "item_first": True, "return_tokens": True}  # the query in front of each item
+    assert refused("/v1/score", again).code == "too_many_tokens"

@@ -312,7 +312,7 @@ def test_openapi_documents_bodies(client: httpx.Client) -> None:
     post = api["paths"]["/v1/score"]["post"]
     body = post["requestBody"]["content"]["application/json"]["schema"]
     fields = body["anyOf"][-1]["properties"]  # the other format there is vLLM's
-    assert set(fields) == {"model", "return_token_logprobs", *REQUEST_FIELDS}
+    assert set(fields) == {"model", "return_token_logprobs", "return_tokens", *REQUEST_FIELDS}
     assert {"200", "400", "401", "413", "422", "429", "500", "503"} <= set(post["responses"])
     for reference in _references(api):
         target = api

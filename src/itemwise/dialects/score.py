@@ -88,6 +88,11 @@ class ScoreBody(BaseModel):
         description="Also give the labels' log-probabilities over the vocabulary, at temperature "
         "1, as `token_logprobs`.",
     )
+    return_tokens: bool = Field(
+        False,
+        description="Also give every token of the prompts with its text, those that all items "
+        "share apart, as `tokens`; of at most 32,768 tokens.",
+    )
     chunk_size: int | None = Field(
         None,
         ge=0,
@@ -114,6 +119,20 @@ class Usage(BaseModel):
     completion_tokens: int = Field(0, description="Always 0: nothing is generated.")
 
 
+class TokenList(BaseModel):
+    """Tokens in order."""
+
+    ids: list[int]
+    texts: list[str] = Field(description="What each stands for; empty without a tokenizer.")
+
+
+class PromptTokenLists(BaseModel):
+    """The prompts as the model reads them."""
+
+    shared: TokenList = Field(description="What all prompts begin with.")
+    items: list[TokenList] = Field(description="What follows it in each.")
+
+
 class ScoreResponse(BaseModel):
     """Answer of `POST /v1/score`."""
 
@@ -130,6 +149,7 @@ class ScoreResponse(BaseModel):
     truncated_items: list[int] | None = Field(
         None, description="Items of which only the beginning was read, if there are any."
     )
+    tokens: PromptTokenLists | None = Field(None, description="With `return_tokens`.")
     usage: Usage
 
 
@@ -152,15 +172,20 @@ def read_call(body: Mapping[str, Any]) -> ScoreCall | None:
             raise RequestError(
                 "unsupported_field", f"`{name}` is not supported: {reason}; leave it out", name
             )
-    items, wanted = body.get("items"), body.get("return_token_logprobs")
-    if wanted is not None and not isinstance(wanted, bool):
-        name = "return_token_logprobs"
-        raise RequestError("invalid_request", f"`{name}` is not true or false", name)
+    items = body.get("items")
+    logprobs, tokens = (_flag(body, f"return_{each}") for each in ("token_logprobs", "tokens"))
     if items == []:
         return None
     if isinstance(items, str):
         body = {**body, "items": [items]}
-    return ScoreCall(body, may_lack_query=True, with_logprobs=bool(wanted))
+    return ScoreCall(body, may_lack_query=True, with_logprobs=logprobs, with_tokens=tokens)
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    wanted = body.get(name)
+    if wanted is not None and not isinstance(wanted, bool):
+        raise RequestError("invalid_request", f"`{name}` is not true or false", name)
+    return bool(wanted)
 
 
 def _read(body: Mapping[str, Any]) -> Exchange[ScoreResult]:
@@ -183,6 +208,9 @@ def _answer(result: ScoreResult, model: str) -> dict[str, Any]:
     }
     if result.logprobs is not None:
         body["token_logprobs"] = result.logprobs
+    if result.tokens is not None:
+        items = [item._asdict() for item in result.tokens.items]
+        body["tokens"] = {"shared": result.tokens.shared._asdict(), "items": items}
     if result.cut_items:
         body["truncated_items"] = result.cut_items
     return body

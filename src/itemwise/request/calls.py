@@ -17,6 +17,7 @@ from itemwise.errors import NotFiniteError, RequestError
 from itemwise.request.check import check_request
 from itemwise.request.leniency import cut_items, without_query
 from itemwise.request.read_out import softmax_of_labels
+from itemwise.request.token_texts import prompt_tokens
 from itemwise.request.tools import PromptTools
 from itemwise.types import ScoreRequest, ScoreResult
 
@@ -61,11 +62,13 @@ class ScoreCall:
             items are cut at their end to fit the model and `max_tokens_per_item`.
         may_lack_query: whether items may begin the sequence if there is no query.
         with_logprobs: whether the result has `logprobs`.
+        with_tokens: whether the result has `tokens`.
     """
 
     fields: Mapping[str, Any]
     may_lack_query: bool = False
     with_logprobs: bool = False
+    with_tokens: bool = False
 
     def prepare(self, tools: PromptTools) -> Prepared[ScoreResult]:
         """See `Call.prepare`."""
@@ -81,6 +84,7 @@ class ScoreCall:
             tools.template,
             may_lack_query=self.may_lack_query,
         )
+        tokens = prompt_tokens(request, tools) if self.with_tokens else None
         scored = request
         if self.with_logprobs:
             if not request.apply_softmax and request.temperature != 1:
@@ -97,7 +101,7 @@ class ScoreCall:
             result = finite(result)
             if self.with_logprobs:
                 result = _with_logprobs(result, request)
-            return dataclasses.replace(result, cut_items=cut) if cut else result
+            return dataclasses.replace(result, cut_items=cut, tokens=tokens)
 
         return Prepared(scored, finish, labels="label_token_ids" if by_id else "labels")
 

@@ -237,6 +237,19 @@ class Tokenizer:
         encoding = self._backend.encode_batch([text], add_special_tokens=False)[0]
         return [start for start, _ in encoding.offsets]
 
+    def texts_of(self, ids: Sequence[int]) -> list[str]:
+        """The text that each token stands for inside a text; empty for an id that is no token.
+
+        A token may be a part of a character's bytes, which reads as U+FFFD.
+        """
+        decoded = self._backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
+        names = [self._backend.id_to_token(i) or "" for i in ids]
+        # Some decoders drop the space that a word begins with, since it would begin the text.
+        return [
+            f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text
+            for name, text in zip(names, decoded, strict=True)
+        ]
+
     def _num_tokens(self, context: str) -> int:
         if context not in self._context_lengths:
             self._context_lengths[context] = len(self._encode_piece([context])[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from itemwise.errors import DeadlineExceededError, ItemwiseError, RequestError
 from itemwise.request.calls import Prepared
 from itemwise.request.json_body import parse_body
 from itemwise.server.bodies import Bodies
-from itemwise.server.edge import Edge
+from itemwise.server.edge import OPEN_PATHS, Edge
 from itemwise.server.encodings import decoded
 from itemwise.server.errors import (
     STATUS_OF_CODE,
@@ -47,7 +47,9 @@ from itemwise.server.information import add_information, keyed
 from itemwise.server.keys import read_keys
 from itemwise.server.logs import log_access
 from itemwise.server.metrics import Metrics
+from itemwise.server.playground import add_playground, playground_files
 from itemwise.server.record import Record, record_of
+from itemwise.server.reports import add_reports
 from itemwise.server.service import AnyScorer, Service
 from itemwise.server.tracing import make_tracer
 from itemwise.types import ScoreRequest
@@ -96,11 +98,14 @@ def app_of(service: Service) -> FastAPI:
         if trace is not None:
             trace(record, scope)
 
-    add_edge(app, service.config, metrics.on_start, on_end)
+    files = {} if service.config.disable_playground else playground_files()
+    add_edge(app, service.config, metrics.on_start, on_end, files.keys())
     bodies = Bodies(service.config.max_body_bytes)
     for path, choices in by_path().items():
         _add_dialects(app, service, bodies, path, choices)
     add_information(app, service, metrics)
+    add_playground(app, files)
+    add_reports(app, service.config.reports_dir)
     return app
 
 
@@ -109,8 +114,16 @@ def add_edge(
     config: ServerConfig,
     on_start: Callable[[Record], None],
     on_end: Callable[[Record, Scope], None],
+    open_paths: Iterable[str] = (),
 ) -> None:
     """Adds what surrounds all routes: API keys, request ids, CORS, and errors in our own shapes.
+
+    Args:
+        app: where to add it.
+        config: the server's settings.
+        on_start: called with each request's record as it begins.
+        on_end: called with the record and the scope of each request that is over.
+        open_paths: that need no API key, beside those that never do.
 
     Raises:
         ConfigError: the file with keys cannot be read.
@@ -121,6 +134,7 @@ def add_edge(
         root_path=config.root_path,
         on_start=on_start,
         on_end=on_end,
+        open_paths=OPEN_PATHS.union(open_paths),
     )
     if config.allowed_origins:
         app.add_middleware(
@@ -128,7 +142,10 @@ def add_edge(
             allow_origins=origins(config.allowed_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Server-Timing", "Retry-After"],
+            expose_headers=[
+                *("X-Request-Id", "Server-Timing", "Retry-After"),
+                *("X-Prompt-Tokens", "X-Shared-Tokens", "X-Cached-Tokens"),
+            ],
         )
     for kind, handler in (
         (ItemwiseError, on_itemwise_error),
@@ -163,7 +180,7 @@ def _add_dialects(
             return json_response(asked.exchange.answer(NOTHING, config.model_name))
         job, scheduler = service.submit(asked.prepared.request, asked.cost)
         scored = await _scored_or_cancelled(request, scheduler, job)
-        record.items = len(job.request.items)
+        record.items, record.shared_tokens = len(job.request.items), len(job.request.query)
         if _has_few_scores(job.request):
             return _answer(asked, scored, config.model_name, record)
         return await run_in_threadpool(_answer, asked, scored, config.model_name, record)

@@ -26,10 +26,11 @@ class Edge:
 
     Args:
         app: the inner layers.
-        api_keys: any of these lets a request in, except to `OPEN_PATHS`; none if all are open.
+        api_keys: any of these lets a request in, except to `open_paths`; none if all are open.
         root_path: path under which a proxy serves the API, or empty. It may take that off.
         on_start: called with each request as it arrives.
         on_end: called with each request that was answered or cancelled.
+        open_paths: paths that need no key.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Edge:
         root_path: str,
         on_start: Callable[[Record], None],
         on_end: Callable[[Record, Scope], None],
+        open_paths: frozenset[str] = OPEN_PATHS,
     ) -> None:
         self._app = app
         self._api_keys = api_keys
         self._root_path = root_path
         self._on_start = on_start
         self._on_end = on_end
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
@@ -63,7 +66,11 @@ class Edge:
                 record.status = message["status"]
                 named = (b"x-request-id", record.request_id.encode())
                 timed = (b"server-timing", record.server_timing().encode())
-                message = {**message, "headers": [*message["headers"], named, timed]}
+                counted = [
+                    (name.encode(), str(count).encode())
+                    for name, count in record.token_counts().items()
+                ]
+                message = {**message, "headers": [*message["headers"], named, timed, *counted]}
             await send(message)
 
         try:
@@ -104,7 +111,7 @@ class Edge:
             await failure(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
-        if not self._api_keys or route_path(scope) in OPEN_PATHS:
+        if not self._api_keys or route_path(scope) in self._open_paths:
             return True
         scheme, _, key = _header(scope, b"authorization").partition(b" ")
         return scheme.lower() == b"bearer" and is_known(key.strip(), self._api_keys)

@@ -20,6 +20,7 @@ from itemwise.server.api_page import HEADERS as API_PAGE_HEADERS
 from itemwise.server.api_page import api_page
 from itemwise.server.errors import error_response, json_response
 from itemwise.server.metrics import CONTENT_TYPE, Metrics
+from itemwise.server.reports import report_names
 from itemwise.server.schemas import Health, ModelCard, ModelInfo, ModelList, ServerInfo
 from itemwise.server.service import Service
 
@@ -119,7 +120,7 @@ def _add_server(app: FastAPI, service: Service) -> None:
 
 def _server_info(service: Service) -> dict[str, Any]:
     settings = dataclasses.asdict(service.config)
-    del settings["api_key"], settings["api_key_file"]
+    del settings["api_key"], settings["api_key_file"], settings["reports_dir"]
     shown = service.config.shown_model_path
     settings["model_path"] = shown
     scheduler, scorer = service.scheduler, service.scorer
@@ -129,6 +130,7 @@ def _server_info(service: Service) -> dict[str, Any]:
         "server": settings,
         "scheduler": dataclasses.asdict(scheduler.counters()) if scheduler else None,
         "engine": scorer.info() if scorer else None,
+        "reports": report_names(service.config.reports_dir),
         # Where SGLang has them.
         "model_path": shown,
         "served_model_name": service.config.model_name,

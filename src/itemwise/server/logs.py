@@ -122,8 +122,9 @@ def _log_lost_thread(lost: threading.ExceptHookArgs) -> None:
 
 
 def log_access(record: Record) -> None:
-    """Logs one line per finished request, except for successful probes."""
-    if record.path in _PROBES and record.status == 200:
+    """Logs one line per finished request, except for successful probes and files of the page."""
+    quiet = record.path in _PROBES or record.path.startswith("/playground/")
+    if quiet and record.status in (200, 304):
         return
     facts = {
         "request_id": record.request_id,

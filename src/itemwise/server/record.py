@@ -24,6 +24,7 @@ class Record:
         code: stable name of the error, `ok` if there was none.
         items: items scored.
         tokens: tokens of the request, its shared prefix counted once.
+        shared_tokens: of these, tokens of the prefix.
         cached_tokens: prefix tokens that were not computed again.
         stages: seconds in each stage, by their names in `STAGES`.
     """
@@ -36,6 +37,7 @@ class Record:
     code: str = "ok"
     items: int = 0
     tokens: int = 0
+    shared_tokens: int = 0
     cached_tokens: int = 0
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -47,6 +49,16 @@ class Record:
         """The stages so far as the value of a `Server-Timing` header, in milliseconds."""
         stages = {**self.stages, "total": self.seconds()}
         return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in stages.items())
+
+    def token_counts(self) -> dict[str, int]:
+        """Headers of a scored request's answer that count its tokens; none for other requests."""
+        if not self.tokens:
+            return {}
+        return {
+            "x-prompt-tokens": self.tokens,
+            "x-shared-tokens": self.shared_tokens,
+            "x-cached-tokens": self.cached_tokens,
+        }
 
 
 def attach(scope: Scope, record: Record) -> None:

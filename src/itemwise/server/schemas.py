@@ -60,6 +60,7 @@ class ServerInfo(BaseModel):
     engine: dict[str, Any] | None = Field(
         description="The model, device, settings and counters, once loaded."
     )
+    reports: list[str] = Field(description="Reports of validations, at `/reports/NAME/`.")
     model_path: str = Field(description="As far as clients may see it.")
     served_model_name: str
     internal_states: list[dict[str, Any]] = Field(description="Always empty.")
