@@ -43,6 +43,7 @@ ORDER = (
     "server",
     "validation",
     "bench",
+    "capacity",
     "cli",
 )
 # They start others or, in the case of `__init__`, load others late. Nobody imports them.
