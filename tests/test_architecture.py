@@ -46,6 +46,7 @@ ORDER = (
     "validation",
     "bench",
     "calibration",
+    "capacity",
     "cli",
 )
 # They start others or, in the case of `__init__`, load others late. Nobody imports them.

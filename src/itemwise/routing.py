@@ -26,7 +26,7 @@ from itemwise.types import Tokens
 PolicyName = Literal["random", "two-choices", "prefix"]
 # Requests that the replica with a query's pages may have above the mean of all.
 # `docs/capacity.md` shows other values.
-SLACK_REQUESTS = 2.0
+SLACK_REQUESTS = 1.0
 _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 

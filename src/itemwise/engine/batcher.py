@@ -96,14 +96,25 @@ class Batcher:
 
     Which request gives the next rows is the caller's choice, and changes no bit of any score.
 
+    Args:
+        programs: what runs the steps.
+        new_cache: makes an empty cache.
+        counters: what has run so far.
+        clock: seconds, real or of a simulation.
+
     Attributes:
         cache: the pages.
     """
 
     def __init__(
-        self, programs: Programs, new_cache: Callable[[], PageCache], counters: Counters
+        self,
+        programs: Programs,
+        new_cache: Callable[[], PageCache],
+        counters: Counters,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._programs = programs
+        self._clock = clock
         self._new_cache = new_cache
         self._counters = counters
         self.cache = new_cache()
@@ -203,7 +214,7 @@ class Batcher:
         if not self._packer:
             return None
         batch = self._packer.take()
-        sent_at = time.perf_counter()
+        sent_at = self._clock()
         hidden = self._programs.step(batch)
         logits, logsumexps = self._read(hidden, self._filling)
         for segment in self._filling:
@@ -300,7 +311,7 @@ class Batcher:
         if flight.logsumexps:
             logsumexps = np.concatenate([np.asarray(part) for part in flight.logsumexps])
         flight.hidden.block_until_ready()
-        now, start = time.perf_counter(), 0
+        now, start = self._clock(), 0
         for segment in flight.segments:
             end = start + len(segment.items)
             if segment.has_prefix:

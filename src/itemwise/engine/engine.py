@@ -94,6 +94,16 @@ class Engine:
         return self._programs.shape
 
     @property
+    def shapes(self) -> tuple[StepShape, ...]:
+        """Sizes of all steps, ascending."""
+        return self._programs.shapes
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the pool, the null page included."""
+        return self._parts.plan.num_pages
+
+    @property
     def step_tokens(self) -> int:
         """Token places of the largest step."""
         return self.shape.tokens
@@ -162,8 +172,7 @@ class Engine:
 
     def cost(self, request: ScoreRequest) -> int:
         """Tokens to compute if no page of the request is known, long lists of labels counted in."""
-        tokens = self._batcher_for(request).cost(request, self.config)
-        return tokens + label_cost(request.labels)
+        return total_cost(self._batcher_for(request), request, self.config)
 
     def open(self, request: ScoreRequest) -> OpenRequest | None:
         """Takes a request in for `step`; None if there are no pages for it now.
@@ -240,3 +249,10 @@ class Engine:
                 "evictions": cache.evictions,
             },
         }
+
+
+def total_cost(
+    batcher: Batcher | PackedBatcher, request: ScoreRequest, config: EngineConfig
+) -> int:
+    """Tokens to compute if no page of a request is known, long lists of labels counted in."""
+    return batcher.cost(request, config) + label_cost(request.labels)

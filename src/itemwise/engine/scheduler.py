@@ -189,6 +189,8 @@ class Scheduler:
         strict_priority: a lower `priority` always goes first, however long others wait. Otherwise
             one step in `FAIR_STEP` goes by age, short requests get a part of the others, and the
             eldest gets its pages first.
+        clock: seconds of a simulation; then there is no thread, and the caller runs steps with
+            `run_step` and `settle`. None for real time.
     """
 
     def __init__(
@@ -198,8 +200,10 @@ class Scheduler:
         on_step: Callable[[StepStats], None] | None = None,
         on_lost: Callable[[BaseException], None] | None = None,
         strict_priority: bool = False,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._core = core
+        self._clock = clock or time.perf_counter
         self._strict_priority = strict_priority
         self._num_turns = 0
         self._blocked: Job | None = None  # the eldest, which waits for pages: nobody takes them
@@ -220,7 +224,8 @@ class Scheduler:
         )
         # A daemon, so that a process in a hurry need not wait for the engine.
         self._thread = threading.Thread(target=self._work, name="itemwise-engine", daemon=True)
-        self._thread.start()
+        if clock is None:
+            self._thread.start()
 
     @property
     def tokens_per_s(self) -> float:
@@ -239,7 +244,7 @@ class Scheduler:
             ShuttingDownError: `drain` was called.
             EngineLostError: the engine is lost.
         """
-        now = time.perf_counter()
+        now = self._clock()
         if cost is None:
             cost = self._core.cost(request)
         bounds = (request.timeout_s, self._limits.max_timeout_s)
@@ -341,7 +346,7 @@ class Scheduler:
         """What waits or is under way."""
         with self._changed:
             arrived = [job.arrived for job in self._waiting]
-            oldest_s = time.perf_counter() - min(arrived) if arrived else 0.0
+            oldest_s = self._clock() - min(arrived) if arrived else 0.0
             return Backlog(len(arrived), self._backlog_tokens(), oldest_s, self.tokens_per_s)
 
     def _backlog_tokens(self) -> int:
@@ -353,11 +358,9 @@ class Scheduler:
             while self._wait_for_work(under_way):
                 if self._forget_if_asked(under_way):
                     continue
-                self._drop_ended()
-                works = [job.work for job in self._turns()]
-                outcome = self._core.step(works)
+                outcome = self.run_step()
                 under_way = outcome.in_flight
-                self._settle(outcome)
+                self.settle(outcome)
         except BaseException as error:
             logger.critical("The engine is lost: the device no longer runs steps.", exc_info=error)
             with self._changed:
@@ -365,6 +368,11 @@ class Scheduler:
             self._end_all("failed", EngineLostError("the engine is lost"))
             if self._on_lost is not None:
                 self._on_lost(error)
+
+    def run_step(self) -> StepOutcome:
+        """Calls the engine once, with the requests whose turn it is; for `settle`."""
+        self._drop_ended()
+        return self._core.step([job.work for job in self._turns()])
 
     def _wait_for_work(self, under_way: bool) -> bool:
         """Whether there is something to do; False once there will be no more."""
@@ -394,7 +402,7 @@ class Scheduler:
 
     def _drop_ended(self) -> None:
         """Lets go of requests that were cancelled, or whose time is over."""
-        now = time.perf_counter()
+        now = self._clock()
         with self._changed:
             jobs = [*self._waiting, *self._open]
         for job in jobs:
@@ -465,7 +473,7 @@ class Scheduler:
             self._fail(job, error)
         if job.work is None:
             return False
-        job.opened = time.perf_counter()
+        job.opened = self._clock()
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
@@ -474,7 +482,8 @@ class Scheduler:
         self._core.close(job.work)  # given up just now
         return False
 
-    def _settle(self, outcome: StepOutcome) -> None:
+    def settle(self, outcome: StepOutcome) -> None:
+        """Takes in what came of `run_step`: answers, failures and the throughput."""
         for step in outcome.landed:
             if self._mean_s:
                 self._mean_tokens += _RECENT * (step.num_tokens - self._mean_tokens)
@@ -489,7 +498,7 @@ class Scheduler:
         failed = [(jobs.pop(id(w)), error) for w, error in outcome.failed if id(w) in jobs]
         with self._changed:
             self._open = list(jobs.values())
-        now = time.perf_counter()
+        now = self._clock()
         for job in finished:
             if self._claim(job, "finished"):
                 scored = Scored(job.work.result, job.opened - job.arrived, now - job.arrived)

@@ -1,0 +1,1 @@
+"""How many replicas a load takes: the cost of steps, a simulation of replicas, and a plan."""
