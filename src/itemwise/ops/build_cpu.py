@@ -40,7 +40,7 @@ SOURCES = {
     "float32": (OPS / "step/cpu.cc", OPS / "linear/cpu.cc"),
     "bfloat16": (OPS / "step/cpu_bfloat16.cc", OPS / "linear/cpu_bfloat16.cc"),
 }
-HEADERS = OPS / "cpu.h", OPS / "bfloat16.h", OPS / "step/step.h"
+HEADERS = OPS / "cpu.h", OPS / "bfloat16.h", OPS / "xla.h", OPS / "step/step.h"
 COMPILERS = ("c++", "g++", "clang++")
 # Products are fused with sums where the source says so, and nowhere else.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
