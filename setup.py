@@ -12,8 +12,7 @@ from setuptools import Command, Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
-SOURCE = Path(__file__).parent / "src"
-sys.path.insert(0, str(SOURCE))
+sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from itemwise.ops import build_cpu  # noqa: E402
 
@@ -23,7 +22,7 @@ class BuildKernels(Command):
 
     user_options: ClassVar[list[tuple[str, str, str]]] = []
     editable_mode = False  # setuptools sets it
-    build_lib = ""
+    build_lib: str | None = None
 
     def initialize_options(self) -> None:  # noqa: D102 asked for by setuptools
         pass
@@ -35,9 +34,9 @@ class BuildKernels(Command):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         if self.editable_mode:
             build_cpu.build(build_cpu.levels_here())
-        else:
-            levels = build_cpu.levels_of(platform.machine())
-            build_cpu.build(levels, Path(self.build_lib) / build_cpu.OPS.relative_to(SOURCE))
+            return
+        package = Path(str(self.build_lib)) / "itemwise"
+        build_cpu.build(build_cpu.levels_of(platform.machine()), package / "ops")
 
     def get_source_files(self) -> list[str]:
         """None: the list of the package's data has them."""

@@ -45,7 +45,7 @@ MAX_REASON = 2000  # characters of a compiler's message that are logged
 MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}  # other names of the same
 # What a wheel built without a system's compiler is compiled with, and the C library it needs:
 # that of jaxlib. Without a target Zig would use all instructions of the machine it runs on.
-ZIG = "ziglang==0.17.1"
+ZIG, ZIG_MACHINES = "ziglang==0.17.1", ("x86_64", "aarch64")
 ZIG_TARGET = "{machine}-linux-gnu.2.27"
 logger = logging.getLogger(__name__)
 
@@ -127,18 +127,21 @@ def find_compiler() -> list[str] | None:
             return command
         logger.warning("The C++ compiler `%s` ($CXX) does not exist.", chosen)
         return None
-    found = next(filter(None, map(shutil.which, COMPILERS)), None)
+    found = _system_compiler()
     if found:
         return [found]
-    if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++"]
-    return None
+    has_zig = importlib.util.find_spec("ziglang") is not None
+    return [sys.executable, "-m", "ziglang", "c++"] if has_zig else None
+
+
+def _system_compiler() -> str | None:
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
 
 
 def build_requirements() -> list[str]:
     """What the build needs beside what it always needs: a compiler, where the system has none."""
-    has_zig = sys.platform == "linux" and levels_of(platform.machine())
-    return [ZIG] if has_zig and not chosen_compiler() and find_compiler() is None else []
+    has_zig = sys.platform == "linux" and _machine() in ZIG_MACHINES
+    return [ZIG] if has_zig and not chosen_compiler() and _system_compiler() is None else []
 
 
 def build(levels: Iterable[CppLevel], ops: Path = OPS) -> list[CppLevel]:
@@ -208,9 +211,12 @@ def header_folder() -> Path:
 
 
 def _target_flags(compiler: Sequence[str]) -> list[str]:
-    machine = MACHINES.get(platform.machine(), platform.machine())
     is_zig = "ziglang" in compiler or Path(compiler[0]).name == "zig"
-    return ["-target", ZIG_TARGET.format(machine=machine)] if is_zig else []
+    return ["-target", ZIG_TARGET.format(machine=_machine())] if is_zig else []
+
+
+def _machine() -> str:
+    return MACHINES.get(platform.machine(), platform.machine())
 
 
 def _cores() -> int:
