@@ -193,6 +193,8 @@ def test_a_compiler_is_asked_for_where_there_is_none(
     assert build_requirements() == []
     monkeypatch.setenv("CXX", "g++ -m64")
     assert find_compiler() == ["g++", "-m64"]
+    monkeypatch.setenv("CXX", "python -m ziglang c++")
+    assert build_requirements() == [ZIG], "for a wheel that older systems can run"
 
 
 def test_zig_compiles_for_older_systems_and_no_more_than_the_level_says() -> None:

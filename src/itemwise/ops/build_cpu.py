@@ -140,8 +140,10 @@ def _system_compiler() -> str | None:
 
 def build_requirements() -> list[str]:
     """What the build needs beside what it always needs: a compiler, where the system has none."""
+    chosen = chosen_compiler()
     has_zig = sys.platform == "linux" and _machine() in ZIG_MACHINES
-    return [ZIG] if has_zig and not chosen_compiler() and _system_compiler() is None else []
+    wants_zig = "ziglang" in chosen if chosen else has_zig and _system_compiler() is None
+    return [ZIG] if wants_zig else []
 
 
 def build(levels: Iterable[CppLevel], ops: Path = OPS) -> list[CppLevel]:
