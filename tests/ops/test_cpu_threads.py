@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from itemwise.ops import build_cpu as native
-from itemwise.ops.build_cpu import compile_command
+from itemwise.ops.build_cpu import OPS, compile_command
 
 COMPILER = shutil.which("c++") or ""
 pytestmark = pytest.mark.skipif(
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     made = tmp_path_factory.mktemp("threads") / "run_units.so"
     source = Path(__file__).with_name("run_units.cc")
-    command = compile_command([COMPILER], ["-march=native", f"-I{native.OPS}"])
+    command = compile_command([COMPILER], ["-march=native", "-shared", f"-I{OPS}"])
     subprocess.run([*command, str(source), "-o", str(made)], check=True)
     found = ctypes.CDLL(str(made))
     found.caller_sleeps.restype = ctypes.c_bool

@@ -14,7 +14,8 @@ import numpy as np
 from itemwise.config import EngineConfig, chosen_cpu_level
 from itemwise.errors import ConfigError
 from itemwise.machine import instructions
-from itemwise.ops.build_cpu import Kernels, load_kernels
+from itemwise.ops.build_cpu import TARGETS
+from itemwise.ops.load_cpu import Kernels, load_kernels
 from itemwise.types import CppLevel, CpuLevelName
 
 
@@ -26,23 +27,26 @@ class CpuLevel:
         name: as settings and `/server_info` have it.
         activations: their type, and that of pages. Weights in float32 need float32.
         instructions: sets of extensions, as /proc/cpuinfo names them. A processor that has all of
-            any one set is meant for the level.
-        compiler_flags: which instructions the compiler of the C++ kernels uses; None for XLA, which
-            runs each level on every processor and emulates the instructions that are missing.
+            any one set is meant for the level. XLA runs its levels on every processor and emulates
+            the instructions that are missing; C++ needs them.
         on_request: whether an engine takes it only when it is asked for.
     """
 
     name: CpuLevelName
     activations: Literal["bfloat16", "float32"]
     instructions: tuple[frozenset[str], ...]
-    compiler_flags: tuple[str, ...] | None = None
     on_request: bool = False
+
+    @property
+    def is_cpp(self) -> bool:
+        """Whether C++ kernels compute attention and matrix products, and not XLA."""
+        return self.name in TARGETS
 
     @property
     def meaning(self) -> str:
         """What the level is, in words."""
         code = "XLA computes everything"
-        if self.compiler_flags is not None:
+        if self.is_cpp:
             code = "C++ kernels compute attention and matrix products"
         return f"{code}, activations are {self.activations}"
 
@@ -51,64 +55,39 @@ class CpuLevel:
         return any(wanted <= found for wanted in self.instructions)
 
     def kernels(self) -> Kernels | None:
-        """The level's C++ kernels, compiled at the first call; None for XLA, or if that fails."""
-        if self.compiler_flags is None:
-            return None
-        return load_kernels(cast(CppLevel, self.name), self.compiler_flags, self.activations)
+        """The level's C++ kernels, loaded at the first call; None for XLA, or if there are none."""
+        return load_kernels(cast(CppLevel, self.name)) if self.is_cpp else None
 
     def lack(self) -> str | None:
         """Why this machine cannot run the level; None if it can."""
-        if self.compiler_flags is None:
+        if not self.is_cpp:
             return None
         if not self.suits(instructions()):
             return f"needs a processor with {' or '.join(map(_listed, self.instructions))}"
-        return None if self.kernels() else "needs a C++ compiler that works"
+        return None if self.kernels() else "needs C++ kernels that were compiled for it"
 
 
-AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mtune=native")
-AVX2 = ("-mavx2", "-mfma", "-mtune=native")
-AMX = ("-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DITEMWISE_AMX")
+def _cpp(name: CppLevel, on_request: bool = False) -> CpuLevel:
+    target = TARGETS[name]
+    return CpuLevel(name, target.activations, (target.instructions,), on_request)
+
 
 # The best first: without other wishes an engine takes the first one that suits the processor. The
 # levels of C++ in bfloat16 have the same products, `cpp-amx` included: see `ops/bfloat16.h`.
 LEVELS = (
-    CpuLevel(
-        "cpp-amx",
-        "bfloat16",
-        (frozenset({"amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl"}),),
-        (*AVX512, *AMX),
-        on_request=True,  # until a processor with AMX has run it
-    ),
+    _cpp("cpp-amx", on_request=True),  # until a processor with AMX has run it
     CpuLevel(
         "xla-bfloat16",
         "bfloat16",
         (frozenset({"amx_bf16"}), frozenset({"avx512_bf16"}), frozenset({"bf16"})),
     ),
-    CpuLevel(
-        "cpp-avx512",
-        "float32",
-        (frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),),
-        AVX512,
-    ),
-    CpuLevel(
-        "cpp-avx2",
-        "float32",
-        (frozenset({"avx2", "fma"}),),
-        AVX2,
-    ),
-    CpuLevel("cpp-neon", "float32", (frozenset({"asimd"}),), ("-march=native",)),
+    _cpp("cpp-avx512"),
+    _cpp("cpp-avx2"),
+    _cpp("cpp-neon"),
     CpuLevel("xla-float32", "float32", (frozenset(),)),
-    CpuLevel(
-        "cpp-avx512-bfloat16",
-        "bfloat16",
-        (frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),),
-        AVX512,
-        on_request=True,
-    ),
-    CpuLevel("cpp-avx2-bfloat16", "bfloat16", (frozenset({"avx2", "fma"}),), AVX2, on_request=True),
-    CpuLevel(
-        "cpp-plain-bfloat16", "bfloat16", (frozenset(),), ("-DITEMWISE_PLAIN",), on_request=True
-    ),
+    _cpp("cpp-avx512-bfloat16", on_request=True),
+    _cpp("cpp-avx2-bfloat16", on_request=True),
+    _cpp("cpp-plain-bfloat16", on_request=True),
 )
 BY_NAME = {level.name: level for level in LEVELS}
 PLAIN = BY_NAME["xla-float32"]  # runs everywhere, with all settings
@@ -152,7 +131,7 @@ def _best(config: EngineConfig, weights: np.dtype[Any]) -> CpuLevel:
 def _fits(level: CpuLevel, config: EngineConfig, weights: np.dtype[Any]) -> bool:
     """Whether a level goes with the settings."""
     wide_enough = level.activations == "float32" or weights != np.float32
-    return wide_enough and (level.compiler_flags is None or config.attention_backend != "native")
+    return wide_enough and (not level.is_cpp or config.attention_backend != "native")
 
 
 def _listed(names: frozenset[str]) -> str:

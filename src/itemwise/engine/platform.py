@@ -19,7 +19,7 @@ from itemwise.engine.cpu_level import CpuLevel, choose_level
 from itemwise.errors import ConfigError
 from itemwise.machine import available_memory_bytes, memory_limit_bytes
 from itemwise.models.config import ModelConfig
-from itemwise.ops.build_cpu import Kernels
+from itemwise.ops.load_cpu import Kernels
 from itemwise.ops.step.arrays import StepShape
 from itemwise.ops.step.cpu import serves
 from itemwise.types import DTypes, Kernel

@@ -14,8 +14,8 @@ from itemwise.config import Quantization
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import Weights, describe_weights
 from itemwise.models.sharding import place
-from itemwise.ops.build_cpu import Kernels
 from itemwise.ops.linear.base import Panels, Quantized
+from itemwise.ops.load_cpu import Kernels
 from itemwise.progress import ProgressFn
 from itemwise.types import DTypes, Float32Array, WeightSpec
 

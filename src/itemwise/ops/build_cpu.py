@@ -1,210 +1,242 @@
-"""Compiles the C++ kernels on the machine that runs them, and makes them known to XLA.
+"""Compiles the C++ kernels into shared libraries, when the package is built or in a source tree.
 
-The library lies in the cache folder, under a name that stands for the source, the compiler and the
-processor. Code for one set of instructions makes one library; a process may load several.
+    python -m itemwise.ops.build_cpu    # those that this machine can run, beside the sources
+
+`setup.py` calls it, so it imports neither JAX nor what needs it. A level's library has a name that
+stands for its sources and flags: what was compiled of others is never loaded.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import hashlib
+import importlib.util
 import logging
+import os
+import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
-import jax
-import jaxlib.version
-import ml_dtypes
-import numpy as np
-from numpy.typing import NDArray
-
-from itemwise.config import cache_dir, chosen_compiler
-from itemwise.machine import processor
-from itemwise.machine_code import is_sealed, private_folder, seal
-from itemwise.ops.linear import cpu as cpu_linear
-from itemwise.ops.step import cpu as cpu_step
+from itemwise.config import chosen_compiler
+from itemwise.machine import instructions
 from itemwise.types import CppLevel
 
 OPS = Path(__file__).parent
+COMPILED = "compiled"  # the folder of libraries, beside the sources
 SOURCES = {
     "float32": (OPS / "step/cpu.cc", OPS / "linear/cpu.cc"),
     "bfloat16": (OPS / "step/cpu_bfloat16.cc", OPS / "linear/cpu_bfloat16.cc"),
 }
-HEADERS = OPS / "cpu.h", OPS / "bfloat16.h", OPS / "step/step.h"
+HEADERS = OPS / "cpu.h", OPS / "bfloat16.h", OPS / "xla.h", OPS / "step/step.h"
 COMPILERS = ("c++", "g++", "clang++")
 # Products are fused with sums where the source says so, and nowhere else.
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
-VERSION_TIMEOUT_S, TIMEOUT_S = 10, 120
-DRAFT = "draft-"  # begins the names of folders in which a compiler writes
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC")
+LINK_FLAGS = ("-shared", "-s")
+TIMEOUT_S = 900  # Zig compiles its C++ library first
 MAX_REASON = 2000  # characters of a compiler's message that are logged
-Activations = Literal["bfloat16", "float32"]
-logger = logging.getLogger("itemwise.engine")
+MACHINES = {"AMD64": "x86_64", "arm64": "aarch64"}  # other names of the same
+# What a wheel built without a system's compiler is compiled with, and the C library it needs:
+# that of jaxlib. Without a target Zig would use all instructions of the machine it runs on.
+ZIG, ZIG_MACHINES = "ziglang==0.17.1", ("x86_64", "aarch64")
+ZIG_TARGET = "{machine}-linux-gnu.2.27"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """The compiled kernels.
+class Target:
+    """What a level's kernels are compiled for.
 
     Attributes:
-        level: what they are compiled for; part of the names that XLA knows them by.
-        library: the file.
-        activations: the type of activations.
-        panel_width: outputs that lie side by side in a panel of weights.
+        activations: their type.
+        instructions: that a processor needs, as /proc/cpuinfo names them.
+        flags: by which the compiler uses them.
+        machine: the architecture; None for all.
     """
 
-    level: CppLevel
-    library: Path
-    activations: Activations
-    panel_width: int
+    activations: Literal["bfloat16", "float32"]
+    instructions: frozenset[str]
+    flags: tuple[str, ...]
+    machine: str | None = "x86_64"
 
-    def panels(self, matrix: NDArray[Any]) -> NDArray[Any] | None:
-        """A matrix [out, in] as the kernels read it; None if they cannot multiply with it."""
-        if matrix.shape[0] % self.panel_width != 0:
-            return None
-        if self.activations == "float32":
-            return cpu_linear.to_panels(matrix, self.panel_width)
-        is_bfloat16 = matrix.dtype == np.dtype(ml_dtypes.bfloat16)
-        return cpu_linear.to_paired_panels(matrix) if is_bfloat16 else None
+
+AVX2 = frozenset({"avx2", "fma"}), ("-mavx2", "-mfma")
+AVX512 = (
+    frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
+    ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+)
+AMX = (
+    frozenset({"amx_bf16", "amx_tile", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl"}),
+    (*AVX512[1], "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DITEMWISE_AMX"),
+)
+TARGETS: dict[CppLevel, Target] = {
+    "cpp-amx": Target("bfloat16", *AMX),
+    "cpp-avx512": Target("float32", *AVX512),
+    "cpp-avx2": Target("float32", *AVX2),
+    "cpp-neon": Target("float32", frozenset({"asimd"}), (), "aarch64"),
+    "cpp-avx512-bfloat16": Target("bfloat16", *AVX512),
+    "cpp-avx2-bfloat16": Target("bfloat16", *AVX2),
+    "cpp-plain-bfloat16": Target("bfloat16", frozenset(), ("-DITEMWISE_PLAIN",), None),
+}
+
+
+def levels_of(machine: str, found: frozenset[str] | None = None) -> list[CppLevel]:
+    """The levels of an architecture; with `found`, of a processor that has these instructions."""
+    machine = MACHINES.get(machine, machine)
+    return [
+        level
+        for level, target in TARGETS.items()
+        if target.machine in (machine, None) and (found is None or target.instructions <= found)
+    ]
+
+
+def levels_here() -> list[CppLevel]:
+    """The levels that this processor can run."""
+    return levels_of(platform.machine(), instructions())
 
 
 @functools.cache
-def load_kernels(
-    level: CppLevel, flags: tuple[str, ...], activations: Activations
-) -> Kernels | None:
-    """Compiles the kernels, if that was not done before, and makes them known to XLA.
-
-    Args:
-        level: what XLA shall know them by.
-        flags: of the compiler, beside `FLAGS`: the instructions to use.
-        activations: the type of activations.
-
-    Returns:
-        the kernels; None where there is no C++ compiler, where it failed, or where the operating
-        system refuses what they need, which is logged.
-    """
-    command = find_compiler()
-    if command is None:
-        return None
-    sources = SOURCES[activations]
-    try:
-        path, library = _compiled(command, flags, sources)
-        symbols = [library[kernel.SYMBOL] for kernel in (cpu_step, cpu_linear)]
-        kernels = Kernels(level, path, activations, library.itemwise_panel())
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        reason = str(getattr(error, "stderr", None) or error).strip()[:MAX_REASON]
-        logger.warning(
-            "The C++ kernels for %s cannot be compiled; using XLA for attention and matmuls "
-            "(slower): %s",
-            level,
-            reason,
-        )
-        return None
-    if not library.itemwise_is_ready():
-        logger.warning("The operating system refuses what %s needs (AMX tiles).", level)
-        return None
-    for kernel, symbol in zip((cpu_step, cpu_linear), symbols, strict=True):
-        target = kernel.target(level)
-        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(symbol), platform="cpu")
-    return kernels
-
-
-def _compiled(
-    command: Sequence[str], flags: tuple[str, ...], sources: Sequence[Path]
-) -> tuple[Path, ctypes.CDLL]:
-    """The library, from the cache folder; for this process alone where it cannot lie there.
-
-    Raises:
-        OSError, subprocess.SubprocessError: it cannot be compiled, or not be loaded.
-    """
-    try:
-        path = build(command, flags, private_folder(cache_dir() / "kernels"), sources)
-        return path, ctypes.cdll.LoadLibrary(str(path))
-    except OSError as error:  # the folder is not ours alone, the disk is full or may not execute
-        with tempfile.TemporaryDirectory() as folder:
-            path = build(command, flags, Path(folder), sources)
-            library = ctypes.cdll.LoadLibrary(str(path))  # stays, without its file
-        logger.warning("The compiled C++ kernels are not kept (slower start): %s", error)
-        return path, library
+def library_of(level: CppLevel, ops: Path = OPS) -> Path:
+    """Where the library of a level is, if it was compiled; `ops` is this folder of a package."""
+    target = TARGETS[level]
+    sources = [*SOURCES[target.activations], *HEADERS]
+    made_of = FLAGS, target.flags, [path.read_text(encoding="utf-8") for path in sources]
+    digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+    return ops / COMPILED / f"{level}-{digest}.so"
 
 
 def find_compiler() -> list[str] | None:
-    """The command of a C++ compiler: the one that the environment names, or one that is there."""
+    """The command of a C++ compiler: what the environment names, the system's, or Zig.
+
+    The environment may name one that does not exist, such as `none`: then there is none.
+    """
     chosen = chosen_compiler()
     if chosen:
-        with contextlib.suppress(ValueError):  # a quote without its other
+        try:
             command = shlex.split(chosen)
-            if command and shutil.which(command[0]):
-                return command
-        logger.warning(
-            "The C++ compiler `%s` ($CXX) does not exist; using XLA for attention and matmuls "
-            "(slower).",
-            chosen,
-        )
+        except ValueError:  # a quote without its other
+            command = []
+        if command and shutil.which(command[0]):
+            return command
+        logger.warning("The C++ compiler `%s` ($CXX) does not exist.", chosen)
         return None
-    found = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if found is None:
-        logger.info("No C++ compiler found; using XLA for attention and matmuls (slower).")
-    return [found] if found else None
+    found = _system_compiler()
+    if found:
+        return [found]
+    has_zig = importlib.util.find_spec("ziglang") is not None
+    return [sys.executable, "-m", "ziglang", "c++"] if has_zig else None
 
 
-def build(
-    compiler: Sequence[str], flags: tuple[str, ...], folder: Path, sources: Sequence[Path]
-) -> Path:
-    """The library of the sources, compiled with `FLAGS` and `flags`; made in the folder if need be.
+def _system_compiler() -> str | None:
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
 
-    One that was changed since, or that others may have written, is made anew.
+
+def build_requirements() -> list[str]:
+    """What the build needs beside what it always needs: a compiler, where the system has none."""
+    chosen = chosen_compiler()
+    has_zig = sys.platform == "linux" and _machine() in ZIG_MACHINES
+    wants_zig = "ziglang" in chosen if chosen else has_zig and _system_compiler() is None
+    return [ZIG] if wants_zig else []
+
+
+def build(levels: Iterable[CppLevel], ops: Path = OPS) -> list[CppLevel]:
+    """Compiles the libraries of levels that are not there yet, and removes those of other sources.
+
+    A level that the compiler fails at is left out, and XLA computes in its place; the log says so.
+
+    Returns:
+        the levels whose libraries are there.
+    """
+    wanted = list(levels)
+    missing = [level for level in wanted if not library_of(level, ops).exists()]
+    command = find_compiler() if missing else None
+    if missing and command is None:
+        logger.warning("No C++ compiler; without C++ kernels XLA computes everything (slower).")
+    if missing and command is not None:
+        (ops / COMPILED).mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(_cores()) as pool:
+            for _ in pool.map(lambda level: _build_level(command, level, ops), missing):
+                pass
+    return [level for level in wanted if library_of(level, ops).exists()]
+
+
+def _build_level(command: Sequence[str], level: CppLevel, ops: Path) -> None:
+    target, library = TARGETS[level], library_of(level, ops)
+    try:
+        compile_library(command, target.flags, SOURCES[target.activations], library)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(getattr(error, "stderr", None) or error).strip()[:MAX_REASON]
+        logger.warning("The C++ kernels for %s cannot be compiled: %s", level, reason)
+        return
+    for other in library.parent.glob(f"{level}-{'?' * 16}.so"):
+        if other != library:
+            other.unlink()
+    logger.info("Compiled %s", library)
+
+
+def compile_library(
+    compiler: Sequence[str], flags: Sequence[str], sources: Sequence[Path], library: Path
+) -> None:
+    """Compiles sources into a library. Nobody finds a part of it.
 
     Raises:
         OSError, subprocess.SubprocessError: the compiler cannot be run, or failed.
     """
-    texts = [path.read_text(encoding="utf-8") for path in (*sources, *HEADERS)]
-    version = _run([*compiler, "--version"], VERSION_TIMEOUT_S)
-    made_of = texts, list(compiler), version, FLAGS, flags, processor(), jaxlib.version.__version__
-    library = folder / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.so"
-    if is_sealed(library):
-        return library
-    _remove_old_drafts(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=DRAFT) as draft:
+    with tempfile.TemporaryDirectory(dir=library.parent) as draft:
         made = Path(draft) / library.name
-        command = compile_command(compiler, flags)
         objects = [str(made.with_suffix(f".{number}.o")) for number, _ in enumerate(sources)]
-        commands = [
-            [*command, "-c", str(source), "-o", to]
-            for source, to in zip(sources, objects, strict=True)
-        ]
-        with ThreadPoolExecutor() as pool:  # half of a first start is spent here
-            list(pool.map(_run, commands))
-        _run([*command, *objects, "-o", str(made)])
+        for source, to in zip(sources, objects, strict=True):
+            _run([*compile_command(compiler, flags), "-c", str(source), "-o", to])
+        _run([*compiler, *_target_flags(compiler), *LINK_FLAGS, *objects, "-o", str(made)])
         made.replace(library)
-    seal(library)
-    return library
-
-
-def _remove_old_drafts(folder: Path) -> None:
-    """Removes what processes left that were killed while they compiled."""
-    for draft in folder.glob(f"{DRAFT}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - draft.stat().st_mtime > 2 * TIMEOUT_S:
-                shutil.rmtree(draft)
 
 
 def compile_command(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
     """The compiler with all flags; warnings are those of our sources, not of XLA's header."""
-    return [*compiler, *FLAGS, *flags, "-isystem", jax.ffi.include_dir()]
+    own = _target_flags(compiler)
+    return [*compiler, *own, *FLAGS, *flags, "-isystem", str(header_folder())]
 
 
-def _run(command: Sequence[str], timeout_s: int = TIMEOUT_S) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=True, timeout=timeout_s
+def header_folder() -> Path:
+    """The folder with XLA's headers, found without an import of jaxlib."""
+    spec = importlib.util.find_spec("jaxlib")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("jaxlib, whose header the C++ kernels need, is not installed")
+    return Path(spec.origin).parent / "include"
+
+
+def _target_flags(compiler: Sequence[str]) -> list[str]:
+    is_zig = "ziglang" in compiler or Path(compiler[0]).name == "zig"
+    return ["-target", ZIG_TARGET.format(machine=_machine())] if is_zig else []
+
+
+def _machine() -> str:
+    return MACHINES.get(platform.machine(), platform.machine())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _run(command: Sequence[str]) -> None:
+    subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=TIMEOUT_S
     )
-    return done.stdout
+
+
+def main() -> int:
+    """Compiles the kernels of this machine, or of the levels that are named."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    wanted = [level for level in get_args(CppLevel) if level in sys.argv[1:]] or levels_here()
+    return 0 if build(wanted) == wanted else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -19,7 +19,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
+#include "xla.h"
 
 #if defined(ITEMWISE_PLAIN)
 // C++ for any processor, slow: what the others are compared with.
@@ -32,8 +32,6 @@
 #endif
 
 namespace itemwise {
-
-namespace ffi = xla::ffi;
 
 #if defined(__AVX512F__) && !defined(ITEMWISE_PLAIN)
 constexpr int WIDTH = 16;

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from itemwise.engine.cpu_level import BY_NAME
-from itemwise.ops.build_cpu import Kernels
 from itemwise.ops.linear.base import Panels
 from itemwise.ops.linear.cpu import linear_cpu
+from itemwise.ops.load_cpu import Kernels
 from itemwise.types import CppLevel
 
 SIZES = [(32, 64), (1000, 96), (1024, 32), (1025, 160), (2500, 64)]  # inputs and outputs

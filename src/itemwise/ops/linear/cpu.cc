@@ -52,7 +52,7 @@ void run_unit(const float* x, const Weight* panels, float* y, int64_t num_rows, 
 }
 
 template <typename Weight>
-void run(ffi::ThreadPool& pool, const float* x, const Weight* weights, float* y, int64_t num_rows,
+void run(xla::ThreadPool pool, const float* x, const Weight* weights, float* y, int64_t num_rows,
          int64_t inputs, int64_t outputs) {
   const int64_t panels = outputs / PANEL;
   const int64_t columns = (panels + UNIT_PANELS - 1) / UNIT_PANELS;
@@ -65,29 +65,26 @@ void run(ffi::ThreadPool& pool, const float* x, const Weight* weights, float* y,
   });
 }
 
-ffi::Error linear(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer weights,
-                  ffi::Buffer<ffi::S32> num_rows, ffi::ResultBuffer<ffi::F32> y) {
-  const int64_t places = x.dimensions()[0], inputs = x.dimensions()[1];
-  const int64_t outputs = y->dimensions()[1];
-  const int64_t rows = std::clamp<int64_t>(num_rows.typed_data()[0], 0, places);
-  const auto sizes = weights.dimensions();
-  if (sizes.size() != 3 || sizes[0] * PANEL != outputs || sizes[1] != inputs || sizes[2] != PANEL)
-    return ffi::Error::InvalidArgument("weights have another shape, or other panels");
-  const void* data = weights.untyped_data();
-  float* out = y->typed_data();
+void linear(xla::Call& call) {
+  const auto x = call.argument<xla::F32>(2);
+  const auto weights = call.any_argument(3);
+  const int64_t places = x.sizes[0], inputs = x.sizes[1];
+  const int64_t rows = std::clamp<int64_t>(call.number(), 0, places);
+  const auto y = call.result<xla::F32>(2);
+  const int64_t outputs = y.sizes[1];
+  if (weights.sizes[0] * PANEL != outputs || weights.sizes[1] != inputs ||
+      weights.sizes[2] != PANEL || y.sizes[0] != places)
+    throw xla::Fault{"weights have another shape, or other panels"};
+  float* const out = y.data;
   std::fill(out + rows * outputs, out + places * outputs, 0.0f);
-  switch (weights.element_type()) {
-    case ffi::F32:
-      run(pool, x.typed_data(), static_cast<const float*>(data), out, rows, inputs, outputs);
-      return ffi::Error::Success();
-    case ffi::BF16:
-      run(pool, x.typed_data(), static_cast<const uint16_t*>(data), out, rows, inputs, outputs);
-      return ffi::Error::Success();
-    case ffi::S8:
-      run(pool, x.typed_data(), static_cast<const int8_t*>(data), out, rows, inputs, outputs);
-      return ffi::Error::Success();
-    default:
-      return ffi::Error::InvalidArgument("weights are neither float32, bfloat16 nor int8");
+  const auto run_with = [&](const auto* panels) {
+    run(call.pool(), x.data, panels, out, rows, inputs, outputs);
+  };
+  switch (weights.type) {
+    case xla::F32: return run_with(static_cast<const float*>(weights.data));
+    case xla::BF16: return run_with(static_cast<const uint16_t*>(weights.data));
+    case xla::S8: return run_with(static_cast<const int8_t*>(weights.data));
+    default: throw xla::Fault{"weights are neither float32, bfloat16 nor int8"};
   }
 }
 
@@ -95,11 +92,6 @@ ffi::Error linear(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer 
 
 extern "C" int itemwise_panel() { return PANEL; }
 extern "C" int itemwise_is_ready() { return true; }
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(itemwise_linear, linear,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+extern "C" XLA_FFI_Error* itemwise_linear(XLA_FFI_CallFrame* frame) {
+  return xla::answer(frame, linear);
+}

@@ -31,7 +31,7 @@ def target(level: CppLevel) -> str:
 def to_panels(matrix: NDArray[Any], width: int) -> NDArray[Any]:
     """A matrix [out, in] as the kernel reads it, [out / width, in, width].
 
-    `width` is `build_cpu.Kernels.panel_width`, a divisor of `out`. For activations in float32.
+    `width` is `load_cpu.Kernels.panel_width`, a divisor of `out`. For activations in float32.
     """
     outputs, inputs = matrix.shape
     panels = matrix.reshape(outputs // width, width, inputs).transpose(0, 2, 1)

@@ -48,46 +48,42 @@ struct Product {
   }
 };
 
-ffi::Error linear(ffi::ThreadPool pool, ffi::Buffer<ffi::BF16> x, ffi::Buffer<ffi::BF16> weights,
-                  ffi::Buffer<ffi::S32> num_rows, ffi::ResultBuffer<ffi::F32> y) {
-  const int64_t places = x.dimensions()[0], inputs = x.dimensions()[1];
-  const int64_t outputs = y->dimensions()[1], chunks = chunks_of(inputs);
-  const int64_t count = std::clamp<int64_t>(num_rows.typed_data()[0], 0, places);
-  const auto sizes = weights.dimensions();
-  if (sizes.size() != 3 || sizes[0] * COLUMNS != outputs || sizes[1] != chunks * CHUNK ||
-      sizes[2] != COLUMNS)
-    return ffi::Error::InvalidArgument("weights have another shape, or other panels");
-  std::fill(y->typed_data() + count * outputs, y->typed_data() + places * outputs, 0.0f);
+void linear(xla::Call& call) {
+  const auto x = call.argument<xla::BF16>(2);
+  const auto weights = call.argument<xla::BF16>(3);
+  const int64_t places = x.sizes[0], inputs = x.sizes[1], chunks = chunks_of(inputs);
+  const int64_t count = std::clamp<int64_t>(call.number(), 0, places);
+  const auto y = call.result<xla::F32>(2);
+  const int64_t outputs = y.sizes[1], panels = weights.sizes[0];
+  if (panels * COLUMNS != outputs || weights.sizes[1] != chunks * CHUNK ||
+      weights.sizes[2] != COLUMNS || y.sizes[0] != places)
+    throw xla::Fault{"weights have another shape, or other panels"};
+  std::fill(y.data + count * outputs, y.data + places * outputs, 0.0f);
 
   thread_local Lines memory;
   const int64_t numbers = whole_blocks(count) * chunks * CHUNK;
   Left* const left = reinterpret_cast<Left*>(
       memory.some(numbers * static_cast<int64_t>(sizeof(Left)) / sizeof(float)));
-  const uint16_t* const from = x.typed_data();
+  const uint16_t* const from = x.data;
+  xla::ThreadPool pool = call.pool();
   run_units(pool, (count + BLOCK_ROWS - 1) / BLOCK_ROWS, [=](int64_t block) {
     const int64_t end = std::min((block + 1) * BLOCK_ROWS, count);
     for (int64_t row = block * BLOCK_ROWS; row < end; ++row)
       put_row(left, row, from + row * inputs, inputs);
   });
 
-  const Product product{left, weights.typed_data(), y->typed_data(), count, chunks, sizes[0]};
+  const Product product{left, weights.data, y.data, count, chunks, panels};
   const int64_t blocks = (count + UNIT_ROWS - 1) / UNIT_ROWS;
-  const int64_t columns = (sizes[0] + UNIT_PANELS - 1) / UNIT_PANELS;
+  const int64_t columns = (panels + UNIT_PANELS - 1) / UNIT_PANELS;
   run_units(pool, columns * blocks, [=](int64_t i) {
     product.run_unit(i % blocks * UNIT_ROWS, i / blocks * UNIT_PANELS);
   });
-  return ffi::Error::Success();
 }
 
 }  // namespace
 
 extern "C" int itemwise_panel() { return COLUMNS; }
 extern "C" int itemwise_is_ready() { return is_ready(); }
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(itemwise_linear, linear,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::BF16>>()
-                                  .Arg<ffi::Buffer<ffi::BF16>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+extern "C" XLA_FFI_Error* itemwise_linear(XLA_FFI_CallFrame* frame) {
+  return xla::answer(frame, linear);
+}

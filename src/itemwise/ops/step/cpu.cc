@@ -182,9 +182,8 @@ void run_unit(const Step<float, float>& step, int64_t lane, int64_t head) {
   }
 }
 
-constexpr auto attend_step = attend<ffi::F32, ffi::F32, run_unit>;
-
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(itemwise_attend, attend_step,
-                              (attend_binding<ffi::F32, ffi::F32>()));
+extern "C" XLA_FFI_Error* itemwise_attend(XLA_FFI_CallFrame* frame) {
+  return xla::answer(frame, [](xla::Call& call) { attend<xla::F32, xla::F32>(call, run_unit); });
+}

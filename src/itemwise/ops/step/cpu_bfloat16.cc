@@ -287,9 +287,8 @@ void run_unit(const BFloat16Step& step, int64_t lane, int64_t head) {
   Unit(step, lane, head).run();
 }
 
-constexpr auto attend_step = attend<ffi::BF16, ffi::U16, run_unit>;
-
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(itemwise_attend, attend_step,
-                              (attend_binding<ffi::BF16, ffi::U16>()));
+extern "C" XLA_FFI_Error* itemwise_attend(XLA_FFI_CallFrame* frame) {
+  return xla::answer(frame, [](xla::Call& call) { attend<xla::BF16, xla::U16>(call, run_unit); });
+}

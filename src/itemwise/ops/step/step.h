@@ -98,68 +98,49 @@ struct Step {
 };
 
 // Runs a step; `run_unit(step, lane, head)` computes a lane and a key/value head.
-template <ffi::DataType NUMBER, ffi::DataType STORED, auto run_unit>
-ffi::Error attend(ffi::ThreadPool pool, ffi::Buffer<NUMBER> q, ffi::Buffer<NUMBER> k,
-                  ffi::Buffer<NUMBER> v, ffi::Buffer<STORED> k_pages, ffi::Buffer<STORED> v_pages,
-                  ffi::Buffer<ffi::S32> lane_start, ffi::Buffer<ffi::S32> num_lanes,
-                  ffi::Buffer<ffi::S32> context_pages, ffi::Buffer<ffi::S32> context_lens,
-                  ffi::Buffer<ffi::S32> granule_start, ffi::Buffer<ffi::S32> granule_index,
-                  ffi::Buffer<ffi::S32> num_granules, ffi::Buffer<ffi::S32> wanted,
-                  ffi::Buffer<ffi::S32> num_wanted, ffi::ResultBuffer<NUMBER> out,
-                  int64_t lane_tokens, int64_t granule_tokens) {
-  const auto same = [](const auto& a, const auto& b) {
-    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+template <xla::Type NUMBER, xla::Type STORED, typename RunUnit>
+void attend(xla::Call& call, RunUnit run_unit) {
+  const auto q = call.argument<NUMBER>(3), k = call.argument<NUMBER>(3);
+  const auto v = call.argument<NUMBER>(3);
+  const auto k_pages = call.argument<STORED>(4), v_pages = call.argument<STORED>(4);
+  const auto lane_start = call.argument<xla::S32>(1);
+  const int64_t num_lanes = call.number();
+  const auto context_pages = call.argument<xla::S32>(2);
+  const auto context_lens = call.argument<xla::S32>(2);
+  const auto granule_start = call.argument<xla::S32>(1);
+  const auto granule_index = call.argument<xla::S32>(1);
+  const int64_t num_granules = call.number();
+  const auto wanted = call.argument<xla::S32>(1);
+  const int64_t num_wanted = call.number();
+  const auto out = call.result<NUMBER>(3);
+
+  const auto same = [](const auto& a, const auto& b, int64_t rank) {
+    return std::equal(a.sizes, a.sizes + rank, b.sizes);
   };
-  if (!same(k.dimensions(), v.dimensions()) || !same(q.dimensions(), out->dimensions()) ||
-      !same(k_pages.dimensions(), v_pages.dimensions()) ||
-      q.dimensions()[1] % k.dimensions()[1] != 0)
-    return ffi::Error::InvalidArgument("arrays of queries, keys and values do not fit together");
-  Step<ffi::NativeType<NUMBER>, ffi::NativeType<STORED>> step;
-  step.q = q.typed_data(), step.k = k.typed_data(), step.v = v.typed_data();
-  step.k_pages = k_pages.typed_data(), step.v_pages = v_pages.typed_data();
-  step.lane_start = lane_start.typed_data();
-  step.context_pages = context_pages.typed_data();
-  step.context_lens = context_lens.typed_data();
-  step.out = out->typed_data();
-  step.num_tokens = q.dimensions()[0], step.num_heads = q.dimensions()[1];
-  step.num_kv_heads = k.dimensions()[1], step.head_dim = k.dimensions()[2];
-  step.page_tokens = k_pages.dimensions()[2];
-  step.max_context_pages = context_pages.dimensions()[1];
-  step.num_lanes = num_lanes.typed_data()[0], step.lane_tokens = lane_tokens;
-  step.find_rows(granule_start.typed_data(), granule_index.typed_data(),
-                 num_granules.typed_data()[0], granule_tokens);
-  const int64_t count = std::min<int64_t>(num_wanted.typed_data()[0], wanted.element_count());
-  if (!step.find_places(wanted.typed_data(), count))
-    return ffi::Error::InvalidArgument("a wanted place lies outside the step");
+  if (!same(k, v, 3) || !same(q, out, 3) || !same(k_pages, v_pages, 4) ||
+      q.sizes[1] % k.sizes[1] != 0)
+    throw xla::Fault{"arrays of queries, keys and values do not fit together"};
+  Step<xla::Number<NUMBER>, xla::Number<STORED>> step;
+  step.q = q.data, step.k = k.data, step.v = v.data;
+  step.k_pages = k_pages.data, step.v_pages = v_pages.data;
+  step.lane_start = lane_start.data;
+  step.context_pages = context_pages.data, step.context_lens = context_lens.data;
+  step.out = out.data;
+  step.num_tokens = q.sizes[0], step.num_heads = q.sizes[1];
+  step.num_kv_heads = k.sizes[1], step.head_dim = k.sizes[2];
+  step.page_tokens = k_pages.sizes[2];
+  step.max_context_pages = context_pages.sizes[1];
+  step.num_lanes = num_lanes, step.lane_tokens = call.attribute("lane_tokens");
+  step.find_rows(granule_start.data, granule_index.data, num_granules,
+                 call.attribute("granule_tokens"));
+  if (!step.find_places(wanted.data, std::min(num_wanted, wanted.sizes[0])))
+    throw xla::Fault{"a wanted place lies outside the step"};
   step.clear_others();
   // Lanes of a head one after the other: they often share their context, which then is in cache.
-  run_units(pool, step.num_lanes * step.num_kv_heads, [&step](int64_t i) {
+  xla::ThreadPool pool = call.pool();
+  run_units(pool, step.num_lanes * step.num_kv_heads, [&step, run_unit](int64_t i) {
     run_unit(step, i % step.num_lanes, i / step.num_lanes);
   });
-  return ffi::Error::Success();
-}
-
-template <ffi::DataType NUMBER, ffi::DataType STORED>
-auto attend_binding() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .template Arg<ffi::Buffer<NUMBER>>()
-      .template Arg<ffi::Buffer<NUMBER>>()
-      .template Arg<ffi::Buffer<NUMBER>>()
-      .template Arg<ffi::Buffer<STORED>>()
-      .template Arg<ffi::Buffer<STORED>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Arg<ffi::Buffer<ffi::S32>>()
-      .template Ret<ffi::Buffer<NUMBER>>()
-      .template Attr<int64_t>("lane_tokens")
-      .template Attr<int64_t>("granule_tokens");
 }
 
 }  // namespace itemwise
