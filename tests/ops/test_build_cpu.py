@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import platform
 import shutil
@@ -138,6 +139,23 @@ def test_library_is_built_once_for_its_sources(write_source: Write, tmp_path: Pa
     assert ctypes.CDLL(str(changed)).one() == 2
 
 
+def test_another_header_or_flag_is_another_library(
+    write_source: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_source("")
+    header = tmp_path / "kernels.h"
+    header.touch()
+    monkeypatch.setattr(build_cpu, "HEADERS", (header,))
+    names = [build_cpu.library_of(PLAIN)]
+    header.write_text("// changed")
+    names.append(build_cpu.library_of(PLAIN))
+    monkeypatch.setattr(build_cpu, "FLAGS", (*build_cpu.FLAGS, "-DMORE"))
+    names.append(build_cpu.library_of(PLAIN))
+    monkeypatch.setitem(TARGETS, PLAIN, dataclasses.replace(TARGETS[PLAIN], flags=("-DLESS",)))
+    names.append(build_cpu.library_of(PLAIN))
+    assert len(set(names)) == 4
+
+
 @needs_compiler
 def test_a_level_that_cannot_be_compiled_is_left_out(
     write_source: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -220,7 +238,8 @@ def wheel_of(folder: Path, compiler: str) -> tuple[str, set[str]]:
     )
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    command = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
+    command = ["pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    command += ["-w", str(folder), "."]
     subprocess.run(
         [sys.executable, "-m", *command],
         cwd=source,
