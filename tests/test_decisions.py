@@ -106,7 +106,7 @@ def test_a_planted_leak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         {"type": "noul", "instructions": "Is it a refund?"},
         {"type": "noul", "instructions": "Is it late?"},
     ]
-    assert changed_by_company("late refund", questions, 0) == [1]
+    assert 1 in changed_by_company("late refund", questions, 0)
 
 
 def test_answers_are_the_same_under_load() -> None:
