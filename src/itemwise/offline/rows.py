@@ -29,10 +29,11 @@ from itemwise.types import OpenRequest, ScoreRequest
 SCORE, RERANK = "/v1/score", "/v1/rerank"
 # What all items of a body share, by the names that formats have for it, outermost text first.
 # A name that is missing here costs speed, never a result.
-SHARED_FIELDS = ("instruction", "instruct", "context", "state", "query", "queries", "text_1")
+SHARED_FIELDS = ("instruction", "instruct", "state", "input", "query", "queries", "text_1")
 MAX_GROUP = 256  # pairs that share a body
 OPEN_STEPS = 4  # rows are opened until their tokens fill so many steps
-CHANGING = ("id", "created")  # fields of an answer that differ each time
+# Fields of an answer that differ each time; what was in the cache is one.
+CHANGING = ("id", "created", "created_at", "x_usage")
 
 T = TypeVar("T")
 Kind = Literal["score", "scores", "result"]
@@ -61,7 +62,7 @@ class RowForm:
     With `query_column` and `item_column` a row is one pair: with `labels` (or `label_token_ids`) in
     `fields` the result is `scores`, a float for each label; without, `score`, as the model ranks.
     Otherwise a row is a body of the format at `endpoint`, and the result is `result`, the answer's
-    body as clients of the server read it, without `id` and `created`.
+    body as clients of the server read it, without `CHANGING`.
 
     Attributes:
         endpoint: path of a wire format; None for the one of the columns, or `/v1/score`.

@@ -121,6 +121,7 @@ class BatchRun:
             job.add(len(results), num_failed, self._writer.part(window, results))
             begin = window.position
             self._check_failed(job)
+            del window, results  # before the next one is read
         meter.close()
         job.finish(self._writer)
         seconds = time.perf_counter() - started
