@@ -202,6 +202,8 @@ class RowScorer:
     Attributes:
         num_items: items scored so far.
         num_tokens: tokens of these, as if each had been computed alone.
+        backwards: whether the next batch is sorted the other way round, as every second one: it
+            begins with the queries whose pages are still there.
     """
 
     def __init__(self, scorer: Scorer, form: RowForm, model: str = "default") -> None:
@@ -209,6 +211,7 @@ class RowScorer:
         self.scorer = scorer
         self.model = model
         self.num_items = self.num_tokens = 0
+        self.backwards = False
 
     def __call__(
         self, rows: Sequence[Row], on_progress: ProgressFn = silent
@@ -223,6 +226,7 @@ class RowScorer:
             ItemwiseError: the engine failed, which is no row's fault.
         """
         batch = _Batch(self, rows, on_progress)
+        self.backwards = not self.backwards
         try:
             batch.run()
         except BaseException:
@@ -281,7 +285,7 @@ class _Batch:
                 keyed.append((_shared_text(self._form.body([row])), index))
             except RequestError as error:
                 self._fail([index], error)
-        keyed.sort()
+        keyed.sort(reverse=self._owner.backwards)
         config = self._engine.config
         if self._form.query_column is None or config.multi_item_algorithm == "packed":
             return [
