@@ -225,5 +225,5 @@ def test_input_that_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:
         (("nosuchscheme://x/in.jsonl", f"{out}.jsonl"), "cannot be opened"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run(*arguments)  # type: ignore[arg-type]
+            run(*arguments)
     assert run(table, f"{out}.csv", prefixed).num_rows == 1
