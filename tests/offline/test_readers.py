@@ -192,6 +192,17 @@ def test_reading_from_a_row_on_gives_the_rows_behind_it(
         assert read(folder, start, window) == rows[start:]
 
 
+def test_column_of_a_row_is_not_written_over(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{**row, "score": 0.5} for row in pairs(2)])
+    run(source, str(tmp_path / "out.jsonl"))
+    assert [row["error"].split(":")[0] for row in lines(tmp_path / "out.jsonl")] == [
+        *["column_taken"] * 2
+    ]
+    run(source, str(tmp_path / "free.jsonl"), RowForm(None, "query", "item", prefix="my_"))
+    for row in lines(tmp_path / "free.jsonl"):
+        assert (row["score"], row["my_error"]) == (0.5, None)
+
+
 def test_input_that_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", pairs(3))
     table = write_csv(tmp_path / "in.csv", "id,query,score\n1,a,b\n")
@@ -214,5 +225,5 @@ def test_input_that_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:
         (("nosuchscheme://x/in.jsonl", f"{out}.jsonl"), "cannot be opened"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run(*arguments)  # type: ignore[arg-type]
+            run(*arguments)
     assert run(table, f"{out}.csv", prefixed).num_rows == 1

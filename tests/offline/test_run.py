@@ -67,7 +67,8 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch, after: int, error: Any) -> I
 def test_job_killed_at_any_write_goes_on_to_the_same_bytes(
     tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch, name: str, failed_write: int
 ) -> None:
-    kept = {"kept": ["id", "query"], "window_rows": 25}  # job file, four parts, output
+    # The writes are the job's file, four parts, and the output.
+    kept: dict[str, Any] = {"kept": ["id", "query"], "window_rows": 25}
     run(source, str(tmp_path / f"whole-{name}"), **kept)
     output = tmp_path / name
     with failing_writes(monkeypatch, failed_write, Killed), pytest.raises(Killed):

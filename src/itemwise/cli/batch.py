@@ -234,6 +234,8 @@ def _run(task: Any, model: str, settings: dict[str, Any], ray: RayOptions) -> in
     except KeyboardInterrupt:
         typer.echo(f"Stopped after row {job.num_rows:,}; run the same command to go on", err=True)
         return 130
+    finally:
+        job.close()
     computed = scorer.info()["computed_tokens"] - computed
     saved = 1 - computed / score.num_tokens if score.num_tokens else 0.0
     rate = score.num_items / done.seconds

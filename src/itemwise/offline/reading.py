@@ -106,8 +106,9 @@ class Source:
             num_rows += len(unit.rows)
             num_bytes += unit.num_bytes
             if num_rows >= max_rows or num_bytes >= MAX_WINDOW_BYTES:
-                yield _joined(units)
-                units, num_rows, num_bytes = [], 0, 0
+                window, units, num_rows, num_bytes = _joined(units), [], 0, 0
+                yield window
+                del window  # before the next one is read
         if units:
             yield _joined(units)
 

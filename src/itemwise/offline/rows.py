@@ -29,10 +29,11 @@ from itemwise.types import OpenRequest, ScoreRequest
 SCORE, RERANK = "/v1/score", "/v1/rerank"
 # What all items of a body share, by the names that formats have for it, outermost text first.
 # A name that is missing here costs speed, never a result.
-SHARED_FIELDS = ("instruction", "instruct", "context", "state", "query", "queries", "text_1")
+SHARED_FIELDS = ("instruction", "instruct", "state", "input", "query", "queries", "text_1")
 MAX_GROUP = 256  # pairs that share a body
 OPEN_STEPS = 4  # rows are opened until their tokens fill so many steps
-CHANGING = ("id", "created")  # fields of an answer that differ each time
+# Fields of an answer that differ each time; what was in the cache is one.
+CHANGING = ("id", "created", "created_at", "x_usage")
 
 T = TypeVar("T")
 Kind = Literal["score", "scores", "result"]
@@ -61,7 +62,7 @@ class RowForm:
     With `query_column` and `item_column` a row is one pair: with `labels` (or `label_token_ids`) in
     `fields` the result is `scores`, a float for each label; without, `score`, as the model ranks.
     Otherwise a row is a body of the format at `endpoint`, and the result is `result`, the answer's
-    body as clients of the server read it, without `id` and `created`.
+    body as clients of the server read it, without `CHANGING`.
 
     Attributes:
         endpoint: path of a wire format; None for the one of the columns, or `/v1/score`.
@@ -201,6 +202,8 @@ class RowScorer:
     Attributes:
         num_items: items scored so far.
         num_tokens: tokens of these, as if each had been computed alone.
+        backwards: whether the next batch is sorted the other way round, as every second one: it
+            begins with the queries whose pages are still there.
     """
 
     def __init__(self, scorer: Scorer, form: RowForm, model: str = "default") -> None:
@@ -208,6 +211,7 @@ class RowScorer:
         self.scorer = scorer
         self.model = model
         self.num_items = self.num_tokens = 0
+        self.backwards = False
 
     def __call__(
         self, rows: Sequence[Row], on_progress: ProgressFn = silent
@@ -222,6 +226,7 @@ class RowScorer:
             ItemwiseError: the engine failed, which is no row's fault.
         """
         batch = _Batch(self, rows, on_progress)
+        self.backwards = not self.backwards
         try:
             batch.run()
         except BaseException:
@@ -280,7 +285,7 @@ class _Batch:
                 keyed.append((_shared_text(self._form.body([row])), index))
             except RequestError as error:
                 self._fail([index], error)
-        keyed.sort()
+        keyed.sort(reverse=self._owner.backwards)
         config = self._engine.config
         if self._form.query_column is None or config.multi_item_algorithm == "packed":
             return [

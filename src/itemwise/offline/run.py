@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from itemwise.errors import BatchError
 from itemwise.offline.files import Place, find_inputs
 from itemwise.offline.job import Job
 from itemwise.offline.reading import Source
-from itemwise.offline.rows import Row, RowForm
+from itemwise.offline.rows import Row, RowForm, Unread
 from itemwise.offline.writing import writer_for
 from itemwise.progress import Meter, ProgressFn
 
@@ -112,6 +112,8 @@ class BatchRun:
         size, begin = max(1, self._source.num_bytes), 0.0
         self._check_failed(job)
         for window in self._source.windows(start, self._task.window_rows):
+            if self._source.kept is None:
+                window = replace(window, rows=[*map(self._free, window.rows)])
             if job.num_rows == start:
                 begin = max(0.0, window.position - window.num_bytes) if start else 0.0
                 meter = Meter("rows", start, begin / size)
@@ -121,10 +123,20 @@ class BatchRun:
             job.add(len(results), num_failed, self._writer.part(window, results))
             begin = window.position
             self._check_failed(job)
+            del window, results  # before the next one is read
         meter.close()
         job.finish(self._writer)
         seconds = time.perf_counter() - started
         return Outcome(job.num_rows, job.num_failed, job.num_rows - start, seconds)
+
+    def _free(self, row: Row) -> Row:
+        """The row, if it has no column of the results' names; else it fails, without these."""
+        names = self._task.form.columns
+        if isinstance(row, Unread) or not any(name in row for name in names):
+            return row
+        taken = next(name for name in names if name in row)
+        error = f"column_taken: the row has a column `{taken}`, as the results have; use `--prefix`"
+        return Unread(error, {name: row[name] for name in row if name not in names})
 
     def _check_failed(self, job: Job) -> None:
         most = self._task.max_failed
