@@ -37,7 +37,7 @@ def test_ray_manifest_has_settings_and_an_application_that_exist() -> None:
     assert callable(getattr(importlib.import_module(module), name))
     assert ServeDeploySchema.model_validate(serve).applications[0].args == application["args"]
     cluster = spec["rayClusterConfig"]
-    assert cluster["rayVersion"] == requirements("py312.txt")["ray"]
+    assert cluster["rayVersion"] == requirements("py311.txt")["ray"]
     (workers,) = cluster["workerGroupSpecs"]
     # An engine of each worker, and all processors of it.
     assert (workers["minReplicas"], workers["maxReplicas"]) == (

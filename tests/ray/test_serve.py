@@ -118,7 +118,10 @@ def test_deadline_and_disconnect_reach_the_engine(client: httpx.Client, cluster:
     # Many seconds of work, so that neither is over before it is given up.
     items = [[(7 * i + j) % 900 + 1 for j in range(100)] for i in range(20_000)]
     long = {"query": [1, 2, 3], "items": items, "label_token_ids": [5]}
-    given_up = lambda: sum(scheduled(client, "cancelled") + scheduled(client, "expired"))  # noqa: E731
+
+    def given_up() -> int:
+        return sum(scheduled(client, "cancelled") + scheduled(client, "expired"))
+
     before = given_up()
     response = client.post("/v1/score", json={**long, "timeout_s": 4})
     assert response.status_code == 504, response.text
@@ -152,16 +155,17 @@ class Load:
         """Runs `act` under load; then waits for 100 more answers, and all that are under way."""
         with ThreadPoolExecutor(NUM_CLIENTS) as pool:
             clients = [pool.submit(self._send, place) for place in range(NUM_CLIENTS)]
+
+            def wait_for_more() -> None:
+                wanted = self.num_answers + 100
+                wait_until(
+                    lambda: self.num_answers >= wanted or any(each.done() for each in clients)
+                )
+
             try:
-                for step in (lambda: None, act):
-                    step()
-                    seen = self.num_answers
-                    wait_until(
-                        lambda seen=seen: (
-                            self.num_answers >= seen + 100  # type: ignore[misc]
-                            or any(each.done() for each in clients)
-                        )
-                    )
+                wait_for_more()
+                act()
+                wait_for_more()
             finally:
                 self._stop.set()
         for each in clients:

@@ -90,7 +90,7 @@ class Known:
     def __init__(self, loads: dict[str, int], name: str = "prefix") -> None:
         self.router = PolicyRouter.__new__(PolicyRouter)
         self.router.initialize_state(policy=name)
-        self.router._replica_queue_len_cache = SimpleNamespace(get=loads.get)  # type: ignore[assignment]
+        vars(self.router)["_replica_queue_len_cache"] = SimpleNamespace(get=loads.get)
         self.replicas: list[Any] = [
             SimpleNamespace(replica_id=_Id(each), unique_id=each) for each in loads
         ]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -44,13 +45,21 @@ from tests.server.fakes import (
 )
 
 
+def _same(scorer: FakeScorer) -> FakeScorer:
+    return scorer
+
+
+def _is_ready(service: Service) -> bool:
+    return service.state == "ready"
+
+
 class Local:
     """Replicas in this process; the next one asked is the first of `order`."""
 
     def __init__(self, count: int = 2, config: ServerConfig | None = None) -> None:
         self.scorers = {f"replica-{i}": FakeScorer() for i in range(count)}
         self.services = {
-            name: Service(config or ServerConfig("fake"), lambda scorer=scorer: scorer)  # type: ignore[misc]
+            name: Service(config or ServerConfig("fake"), partial(_same, scorer))
             for name, scorer in self.scorers.items()
         }
         self.apps = {name: app_of(service) for name, service in self.services.items()}
@@ -60,7 +69,7 @@ class Local:
         self.full = False
         for service in self.services.values():
             service.start()
-            wait_until(lambda service=service: service.state == "ready")  # type: ignore[misc]
+            wait_until(partial(_is_ready, service))
 
     async def ask(self, ask: Ask, key: str) -> Answer:
         self.asked.append((ask.path, key))
@@ -170,7 +179,9 @@ def test_a_request_that_ends_replicas_is_given_up(replicas: Local, url: str) -> 
     assert replicas.lost == 1
 
 
-def test_another_replica_answers_for_one_that_is_broken(replicas: Local, url: str) -> None:
+def test_another_replica_answers_for_one_that_is_broken(
+    replicas: Local, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replicas.services["replica-0"].failure = RuntimeError("planted")
     asking = replicas.ask
 
@@ -179,7 +190,7 @@ def test_another_replica_answers_for_one_that_is_broken(replicas: Local, url: st
         replicas.order.reverse()
         return found
 
-    replicas.ask = ask_other  # type: ignore[method-assign]
+    monkeypatch.setattr(replicas, "ask", ask_other)
     assert post(url, GOOD).json()["scores"] == GOOD_SCORES
     assert samples(url)["itemwise_front_retries_total{reason=unhealthy}"] == 1
     (_, first), (_, second) = [each for each in replicas.asked if each[0] == "/v1/score"]
@@ -309,7 +320,9 @@ def test_cancelled_answer_cancels_the_request(replicas: Local) -> None:
     replicas.close()
 
 
-def test_cancelled_answer_stops_the_tokenising(replicas: Local) -> None:
+def test_cancelled_answer_stops_the_tokenising(
+    replicas: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started, ended = threading.Event(), threading.Event()
 
     def prepare(_: Any, check_wanted: Any) -> Any:
@@ -321,7 +334,7 @@ def test_cancelled_answer_stops_the_tokenising(replicas: Local) -> None:
         finally:
             ended.set()
 
-    replicas.services["replica-0"].prepare = prepare  # type: ignore[method-assign]
+    monkeypatch.setattr(replicas.services["replica-0"], "prepare", prepare)
 
     async def ask_and_leave() -> None:
         ask = Ask("POST", "/v1/score", body=json.dumps(GOOD).encode())

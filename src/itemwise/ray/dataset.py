@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
 from itemwise.config import DEMO_MODEL
@@ -58,8 +57,10 @@ class RowEngine:
 
         self._score = RowScorer(Scorer.from_pretrained(model, **settings), form, model)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """The table with the columns of results."""
+    def __call__(self, table: Any) -> Any:
+        """The `pyarrow.Table` with the columns of results."""
+        import pyarrow as pa
+
         form, results = self._score.form, self._score(table.to_pylist())
         for field in result_fields(form):
             values = [row[field.name] for row in results]

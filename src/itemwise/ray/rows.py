@@ -21,7 +21,9 @@ LOCAL = "local"
 
 def connect(address: str) -> None:
     """Joins the cluster at an address; `local` starts one on this machine."""
-    where = {"include_dashboard": False} if address == LOCAL else {"address": address}
+    where: dict[str, Any] = (
+        {"include_dashboard": False} if address == LOCAL else {"address": address}
+    )
     ray.init(**where, log_to_driver=False, ignore_reinit_error=True)
 
 
@@ -47,11 +49,12 @@ class RayRows:
     ) -> None:
         self.scorer = self
         self._batch_rows = engines.batch_rows
-        actor = ray.remote(_Actor).options(
+        remote: Any = ray.remote(_Actor)
+        actor = remote.options(
             max_restarts=-1, max_task_retries=-1, **engines.actor_options(settings)
         )
         self._actors = [actor.remote(form, model, settings) for _ in range(engines.least)]
-        self._pool = ActorPool(self._actors)
+        self._pool: Any = ActorPool(self._actors)
         self.num_items = self.num_tokens = 0
 
     def info(self) -> dict[str, Any]:
