@@ -48,13 +48,13 @@ def read_examples(
         if problems:
             continue  # only to find the others
         results = scorer.run([prepared.request for _, prepared in ready])
-        for (request, prepared), result in zip(ready, results, strict=True):
+        for number, ((request, prepared), result) in enumerate(zip(ready, results, strict=True)):
             for name, answer in prepared.finish(result).answers.items():
                 kind, labels = _labels(profile, request.questions[name])
                 logits = answer.readings[0].logits
                 example = Example(labels, logits, request.answers[name], request.group)
                 found.setdefault(kind, []).append(example)
-        on_progress("requests", first + len(chunk), len(requests))
+            on_progress("requests", first + number + 1, len(requests))
     if problems:
         raise LabelledSetError(problems)
     return found
