@@ -133,10 +133,9 @@ def _place(question: Question, answer: Any, where: str) -> int:
         return options.index(value)
     most = len(question.levels) - 1
     value = answer.get("score") if isinstance(answer, dict) else answer
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or value not in range(most + 1):
+    if value not in range(most + 1) or isinstance(value, bool):
         raise _Bad(f"{where} is {_shown(answer)}, which is no level; expected 0 to {most}")
-    return int(value)
+    return list(range(most + 1)).index(value)
 
 
 def _shown(value: Any) -> str:
