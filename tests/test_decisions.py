@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from itemwise import Choice, RequestError, Scorer, YesNo
 from itemwise.dialects.sglang_decisions import DIALECT as SGLANG
 from itemwise.dialects.systemone import read
+from itemwise.request import prompts as prompts_module
 from itemwise.request.decide import call as call_module
 from itemwise.request.decide.answers import ChoiceAnswer, Decisions
 from itemwise.request.decide.call import DecideCall, Options
+from itemwise.request.decide.questions import Question
 
 SMOLLM2 = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct"
 WORDS = ["refund", "invoice", "angry", "late", "thank you", "Größe", "é", "{x}", "3 of 4", "\n", ""]
@@ -95,7 +97,7 @@ def test_answers_do_not_depend_on_company(
 
 
 def test_a_planted_leak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = call_module.encode_prompts
+    encode = prompts_module.encode_prompts
 
     def leaky(tokenizer: Any, shared: Any, items: Any, **more: Any) -> Any:
         """What the first question says goes in front of every other one."""
@@ -106,14 +108,14 @@ def test_a_planted_leak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         {"type": "noul", "instructions": "Is it a refund?"},
         {"type": "noul", "instructions": "Is it late?"},
     ]
-    assert changed_by_company("late refund", questions, 0) == [1]
+    assert 1 in changed_by_company("late refund", questions, 0)
 
 
 def test_answers_are_the_same_under_load() -> None:
     from itemwise.config import ServerConfig
     from tests.server.fakes import get, running_server, send, wait_until
 
-    body = {
+    body: dict[str, Any] = {
         "state": "I was charged twice for my invoice.",
         "questions": {
             "a": {"type": "noul", "instructions": "Is it a complaint?"},
@@ -156,7 +158,7 @@ def test_all_rotations_make_the_order_of_options_void() -> None:
 
 
 def test_label_mass_changes_no_probability() -> None:
-    questions = {"q": Choice(["a", "b"]), "y": YesNo("Is it?")}
+    questions: dict[str, Question] = {"q": Choice(["a", "b"]), "y": YesNo("Is it?")}
     plain = demo().decide("S", questions).answers
     massive = demo().decide("S", questions, label_mass=True).answers
     for name, answer in plain.items():
@@ -265,8 +267,7 @@ def test_prompts_are_those_of_sglang_and_give_the_same_on_the_score_api() -> Non
 
 def test_a_planted_wording_is_seen() -> None:
     """The comparison above is by token ids; another last line must not pass."""
-    body = {"input": "S", "questions": [{"id": "q", "type": "yes_no", "question": "Q"}]}
-    lines, _ = sglang_lines(body["questions"][0])  # type: ignore[arg-type,index]
+    lines, _ = sglang_lines({"id": "q", "type": "yes_no", "question": "Q"})
     call = DecideCall("S", {"q": YesNo("Q")}, Options(with_readings=True))
     (reading,) = demo().run_call(call).answers["q"].readings
     tokenizer = demo().tokenizer

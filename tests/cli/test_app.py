@@ -38,6 +38,7 @@ class Server:
         self.engine: dict[str, Any] = {}
         self.source = SourceConfig()
         self.prompt_template: Path | None = None
+        self.decision_profile: Path | None = None
         monkeypatch.setattr("itemwise.server.process.serve", self._serve)
         monkeypatch.setattr("itemwise.scorer.Scorer.from_pretrained", self._load)
 
@@ -46,8 +47,14 @@ class Server:
         load()
         return 0
 
-    def _load(self, model: str, prompt_template: Path | None, **engine: Any) -> None:
-        self.prompt_template = prompt_template
+    def _load(
+        self,
+        model: str,
+        prompt_template: Path | None,
+        decision_profile: Path | None,
+        **engine: Any,
+    ) -> None:
+        self.prompt_template, self.decision_profile = prompt_template, decision_profile
         parts = {field.name: engine.pop(field.name) for field in fields(SourceConfig)}
         self.source, self.engine = SourceConfig(**parts), engine
 
@@ -134,6 +141,11 @@ def test_wrong_settings_of_engine_and_server_are_told_at_once(server: Server) ->
 def test_prompt_template_is_passed_on(server: Server) -> None:
     invoke("serve --prompt-template t.json")
     assert server.prompt_template == Path("t.json")
+
+
+def test_decision_profile_is_passed_on(server: Server) -> None:
+    invoke("serve --decision-profile d.json")
+    assert server.decision_profile == Path("d.json")
 
 
 def test_parts_of_a_model_and_the_log_level_are_passed_on(server: Server) -> None:

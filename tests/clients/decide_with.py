@@ -128,7 +128,8 @@ def main() -> None:
         decide(url, TOO_LONG)
         error = "no error"
     except Exception as problem:
-        error = f"{type(problem).__name__}: {problem}"
+        body = getattr(problem, "body", "")  # of one whose text leaves it out
+        error = f"{type(problem).__name__}: {problem} {body}"
     answer = {"noul": noul, "choice": choice, "score": score, "error": error}
     sys.stdout.write(json.dumps(answer) + "\n")
 

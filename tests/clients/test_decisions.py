@@ -14,6 +14,7 @@ import pytest
 from itemwise import Choice, Rating, Scorer, YesNo
 from itemwise.config import ServerConfig
 from itemwise.request.decide.answers import ChoiceAnswer, RatingAnswer, YesNoAnswer
+from itemwise.request.decide.questions import Question
 from tests.clients.decide_with import CHOICE, CLIENTS, LEVELS, NOUL, OPTIONS, SCORE, STATE
 from tests.clients.test_clients import FOLDER, PYTHON
 from tests.server.fakes import get, running_server, wait_until
@@ -42,7 +43,11 @@ def url(scorer: Scorer) -> Iterator[str]:
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_client_reads_every_type_and_an_error(client: str, url: str, scorer: Scorer) -> None:
-    questions = {"a": YesNo(NOUL), "b": Choice(OPTIONS, CHOICE), "c": Rating(LEVELS, SCORE)}
+    questions: dict[str, Question] = {
+        "a": YesNo(NOUL),
+        "b": Choice(OPTIONS, CHOICE),
+        "c": Rating(LEVELS, SCORE),
+    }
     expected = scorer.decide(STATE, questions).answers
     environment = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run(
