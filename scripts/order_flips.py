@@ -4,7 +4,8 @@
     scripts/order_flips.py tickets.jsonl MODEL --json flips.json
 
 Each choice of a labelled set is asked with its options as they are, and in three other orders:
-rotated by one place, reversed, and shuffled. A flip is a choice that differs from the first.
+rotated by one place, reversed, and shuffled. A flip is a choice that differs from the first. With
+all rotations, an order and its rotations ask the same prompts, so rotating by one flips nothing.
 """
 
 from __future__ import annotations
@@ -12,71 +13,105 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from itemwise.calibration.labelled import LabelledRequest, read_labelled
 from itemwise.machine import environment
+from itemwise.progress import progress
 from itemwise.request.decide.answers import ChoiceAnswer
 from itemwise.request.decide.call import DecideCall, Options
 from itemwise.request.decide.questions import MAX_OPTIONS, Choice
 from itemwise.scorer import Scorer
 
-ORDERS = ("as given", "rotated by one", "reversed", "shuffled")
-ROTATIONS = {"1": 1, "all": MAX_OPTIONS}  # at most as many as there are options
-REQUESTS_TOGETHER = 50
+GIVEN, ROTATED, REVERSED, SHUFFLED = "as given", "rotated by one", "reversed", "shuffled"
+REQUESTS_TOGETHER = 10
+# At most as many rotations as there are options. What is read for them also tells what one order
+# says: the first reading of an answer.
+OPTIONS = Options(rotations=MAX_OPTIONS, with_readings=True)
 
 
 def orders(choice: Choice, seed: str) -> dict[str, Choice]:
-    """The choice with its options in each of `ORDERS`."""
+    """The choice with its options as given, reversed and shuffled."""
     options = choice.options
-    assert isinstance(options, dict)
+    assert isinstance(options, Mapping)
     names = list(options)
-    shuffled = random.Random(seed).sample(names, len(names))
-    ordered = (names, [*names[1:], names[0]], names[::-1], shuffled)
+    ordered = {
+        GIVEN: names,
+        REVERSED: names[::-1],
+        SHUFFLED: random.Random(seed).sample(names, len(names)),
+    }
     return {
         order: replace(choice, options={name: options[name] for name in each})
-        for order, each in zip(ORDERS, ordered, strict=True)
+        for order, each in ordered.items()
     }
 
 
-def calls(requests: Sequence[LabelledRequest], rotations: int) -> Iterator[DecideCall]:
-    """One call for each request that has choices: all of them, in all orders."""
-    for request in requests:
-        questions = {
-            f"{order}/{name}": ordered
-            for name, question in request.questions.items()
-            if isinstance(question, Choice)
-            for order, ordered in orders(question, f"{request.group} {name}").items()
-        }
-        yield DecideCall(request.state, questions, Options(rotations=rotations))
+def chosen(answers: Mapping[str, Any], name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What is chosen in each order, with K = 1 and with all rotations."""
+    one, every = {}, {}
+    for order in (GIVEN, REVERSED, SHUFFLED):
+        answer = answers[f"{order}/{name}"]
+        assert isinstance(answer, ChoiceAnswer)
+        names = list(answer.probabilities)
+        firsts = [names[_best(reading.logits)] for reading in answer.readings[:2]]
+        one[order], every[order] = firsts[0], answer.choice
+        if order == GIVEN:
+            one[ROTATED], every[ROTATED] = firsts[1], answer.choice
+    return one, every
 
 
-def study(scorer: Scorer, requests: Sequence[LabelledRequest], rotations: int) -> dict[str, float]:
-    """Share of choices that each order flips, and the accuracy over all orders."""
-    flips, right, count = dict.fromkeys(ORDERS[1:], 0), 0, 0
-    for first in range(0, len(requests), REQUESTS_TOGETHER):
-        chunk = requests[first : first + REQUESTS_TOGETHER]
-        prepared = [scorer.prepare_call(call) for call in calls(chunk, rotations)]
-        results = scorer.run([each.request for each in prepared])
-        for request, each, result in zip(chunk, prepared, results, strict=True):
-            answers = each.finish(result).answers
-            for name, question in request.questions.items():
-                if not isinstance(question, Choice):
-                    continue
-                count += 1
-                chosen = {}
-                for order in ORDERS:
-                    answer = answers[f"{order}/{name}"]
-                    assert isinstance(answer, ChoiceAnswer)
-                    chosen[order] = answer.choice
-                truth = list(question.options)[request.answers[name]]
-                right += sum(choice == truth for choice in chosen.values())
-                for order in flips:
-                    flips[order] += chosen[order] != chosen["as given"]
-    found = {f"flips, {order}": flipped / count for order, flipped in flips.items()}
-    return {"choices": count, "accuracy": right / (count * len(ORDERS)), **found}
+def _best(logits: Sequence[float]) -> int:
+    return max(range(len(logits)), key=logits.__getitem__)
+
+
+def study(scorer: Scorer, requests: Sequence[LabelledRequest]) -> dict[str, dict[str, float]]:
+    """For K = 1 and all: share of choices that each order flips, and accuracy over all orders."""
+    tables: dict[str, list[tuple[str, dict[str, str]]]] = {"1": [], "all": []}
+    with progress() as on_progress:
+        for first in range(0, len(requests), REQUESTS_TOGETHER):
+            chunk = requests[first : first + REQUESTS_TOGETHER]
+            prepared = []
+            for request in chunk:
+                questions = {
+                    f"{order}/{name}": ordered
+                    for name, question in choices(request).items()
+                    for order, ordered in orders(question, f"{request.group} {name}").items()
+                }
+                call = DecideCall(request.state, questions, OPTIONS)
+                prepared.append(scorer.prepare_call(call))
+            results = scorer.run([each.request for each in prepared])
+            for request, each, result in zip(chunk, prepared, results, strict=True):
+                answers = each.finish(result).answers
+                for name, question in choices(request).items():
+                    truth = list(question.options)[request.answers[name]]
+                    one, every = chosen(answers, name)
+                    tables["1"].append((truth, one))
+                    tables["all"].append((truth, every))
+            on_progress("requests", first + len(chunk), len(requests))
+    return {name: shares(table) for name, table in tables.items()}
+
+
+def choices(request: LabelledRequest) -> dict[str, Choice]:
+    """The choices of a request with two options or more."""
+    return {
+        name: question
+        for name, question in request.questions.items()
+        if isinstance(question, Choice) and len(question.options) > 1
+    }
+
+
+def shares(table: Sequence[tuple[str, Mapping[str, str]]]) -> dict[str, float]:
+    """Accuracy over all orders, and the share of choices that each order flips."""
+    found: dict[str, float] = {"choices": len(table)}
+    right = [choice == truth for truth, each in table for choice in each.values()]
+    found["accuracy"] = sum(right) / len(right)
+    for order in (ROTATED, REVERSED, SHUFFLED):
+        flipped = [each[order] != each[GIVEN] for _, each in table]
+        found[f"flips, {order}"] = sum(flipped) / len(flipped)
+    return found
 
 
 def main() -> None:
@@ -89,9 +124,9 @@ def main() -> None:
     arguments = parser.parse_args()
     requests = read_labelled(arguments.file)[: arguments.requests]
     scorer = Scorer.from_pretrained(arguments.model)
-    found = {name: study(scorer, requests, count) for name, count in ROTATIONS.items()}
-    for name, shares in found.items():
-        print(f"K = {name}: " + ", ".join(f"{what} {share:.3g}" for what, share in shares.items()))
+    found = study(scorer, requests)
+    for name, row in found.items():
+        print(f"K = {name}: " + ", ".join(f"{what} {share:.3g}" for what, share in row.items()))
     if arguments.json:
         report = {
             "benchmark": "order-flips",

@@ -49,10 +49,11 @@ def test_page_has_a_plot_before_and_after_for_each_type() -> None:
 def test_points_are_at_confidence_and_accuracy() -> None:
     found = study({"choice": draw(400, 2.5, (0.5, -0.5))})
     text = page(found, FACTS)
-    first = found.kinds["choice"].before.bins[0]
-    x, y = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', text)[0]
-    assert abs((float(x) - LEFT) / SIDE - first.confidence) < 1e-3
-    assert abs(1 - (float(y) - TOP) / SIDE - first.accuracy) < 1e-3
+    bins = [*found.kinds["choice"].before.bins, *found.kinds["choice"].after.bins]
+    points = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', text)
+    for (x, y), each in zip(points, bins, strict=True):
+        assert abs((float(x) - LEFT) / SIDE - each.confidence) < 1e-3
+        assert abs(1 - (float(y) - TOP) / SIDE - each.accuracy) < 1e-3
 
 
 def test_words_say_what_is_used() -> None:

@@ -104,7 +104,7 @@ def test_what_was_fitted_is_used(
     assert set(figures["types"]) == {"yes_no", "choice", "score"}
     for kind in ("yes_no", "score"):
         one = figures["types"][kind]
-        assert one["temperature_error"] < 0.3 * TEMPERATURE[kind]
+        assert one["temperature_error"] < 0.5 * TEMPERATURE[kind]
         assert abs(one["temperature"] - TEMPERATURE[kind]) < 4 * one["temperature_error"]
     for one in figures["types"].values():
         assert one["used"]
@@ -134,6 +134,7 @@ def test_what_was_fitted_is_used(
     assert again["types"] == figures["types"]
 
 
+@pytest.mark.slow
 def test_the_profile_that_was_asked_with_is_kept(
     tmp_path: Path, labelled: Path, settings: dict[str, Any]
 ) -> None:
@@ -170,6 +171,7 @@ def test_bad_sets_are_refused_before_a_model_is_loaded(
     assert not (tmp_path / PROFILE_FILE).exists()
 
 
+@pytest.mark.slow
 def test_nothing_better_writes_no_profile(
     tmp_path: Path,
     labelled: Path,

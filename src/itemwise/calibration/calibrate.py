@@ -14,6 +14,8 @@ from itemwise.calibration.labelled import LabelledRequest
 from itemwise.calibration.study import KindStudy, Study, View
 from itemwise.errors import LabelledSetError, RequestError
 from itemwise.progress import ProgressFn, silent
+from itemwise.request.calls import Prepared
+from itemwise.request.decide.answers import Decisions
 from itemwise.request.decide.call import DecideCall, Options
 from itemwise.request.decide.profile import DecisionProfile
 from itemwise.request.decide.profile_file import Calibration
@@ -33,31 +35,35 @@ def read_examples(
         NotFiniteError: the model gives NaN or infinity for a question.
     """
     profile = scorer.decision_profile()
+    ready = _prepare(scorer, requests)
     found: dict[str, list[Example]] = {}
-    problems: list[str] = []
-    for first in range(0, len(requests), REQUESTS_TOGETHER):
-        chunk = requests[first : first + REQUESTS_TOGETHER]
-        ready = []
-        for request in chunk:
-            options = Options(with_readings=True)
-            try:
-                call = DecideCall(request.state, request.questions, options)
-                ready.append((request, scorer.prepare_call(call)))
-            except RequestError as error:
-                problems.append(f"line {request.line}: {error}")
-        if problems:
-            continue  # only to find the others
-        results = scorer.run([prepared.request for _, prepared in ready])
-        for (request, prepared), result in zip(ready, results, strict=True):
+    for first in range(0, len(ready), REQUESTS_TOGETHER):
+        chunk = ready[first : first + REQUESTS_TOGETHER]
+        results = scorer.run([prepared.request for _, prepared in chunk])
+        for number, ((request, prepared), result) in enumerate(zip(chunk, results, strict=True)):
             for name, answer in prepared.finish(result).answers.items():
                 kind, labels = _labels(profile, request.questions[name])
                 logits = answer.readings[0].logits
                 example = Example(labels, logits, request.answers[name], request.group)
                 found.setdefault(kind, []).append(example)
-        on_progress("requests", first + len(chunk), len(requests))
+            on_progress("requests", first + number + 1, len(ready))
+    return found
+
+
+def _prepare(
+    scorer: Scorer, requests: Sequence[LabelledRequest]
+) -> list[tuple[LabelledRequest, Prepared[Decisions]]]:
+    """The requests in tokens; all of them, so that problems are found before any is scored."""
+    ready, problems = [], []
+    for request in requests:
+        call = DecideCall(request.state, request.questions, Options(with_readings=True))
+        try:
+            ready.append((request, scorer.prepare_call(call)))
+        except RequestError as error:
+            problems.append(f"line {request.line}: {error}")
     if problems:
         raise LabelledSetError(problems)
-    return found
+    return ready
 
 
 def _labels(profile: DecisionProfile, question: Question) -> tuple[str, tuple[str, ...]]:

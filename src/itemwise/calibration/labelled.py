@@ -131,12 +131,11 @@ def _place(question: Question, answer: Any, where: str) -> int:
             shown = _cut(", ".join(map(repr, options)))
             raise _Bad(f"{where} is {_shown(answer)}, which is no option; expected {shown}")
         return options.index(value)
-    most = len(question.levels) - 1
+    levels = list(range(len(question.levels)))
     value = answer.get("score") if isinstance(answer, dict) else answer
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or value not in range(most + 1):
-        raise _Bad(f"{where} is {_shown(answer)}, which is no level; expected 0 to {most}")
-    return int(value)
+    if value not in levels or isinstance(value, bool):
+        raise _Bad(f"{where} is {_shown(answer)}, which is no level; expected 0 to {levels[-1]}")
+    return levels.index(value)
 
 
 def _shown(value: Any) -> str:

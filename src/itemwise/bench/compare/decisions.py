@@ -40,7 +40,7 @@ def make_state(scorer: Scorer, num_tokens: int) -> str:
     sentences: list[str] = []
     found = 0
     while found < num_tokens:
-        missing = max(1, (num_tokens - found) // 30)
+        missing = max(1, (num_tokens - found) // 60)  # a sentence has fewer tokens
         start = len(sentences)
         sentences += [_SENTENCE.format(number=start + more) for more in range(missing)]
         call = DecideCall("".join(sentences), {"q": YesNo("Is it late?")})
