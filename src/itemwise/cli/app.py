@@ -13,6 +13,7 @@ from itemwise import __version__
 from itemwise.cli.bench import bench_app
 from itemwise.cli.command_line import NOTICE, ServeCommand
 from itemwise.cli.options import PromptTemplate, expand_options, fail, option
+from itemwise.cli.plan import plan, simulate
 from itemwise.cli.tpu import tpu_compile
 from itemwise.cli.validation import add_validation_commands
 from itemwise.config import (
@@ -41,6 +42,8 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
 add_validation_commands(app)
 app.command()(tpu_compile)
+app.command()(plan)
+bench_app.command()(simulate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
