@@ -20,6 +20,7 @@ from itemwise.capacity.report import model_config, read_site, write_site
 from itemwise.cli.app import app
 from itemwise.config import EngineConfig
 from itemwise.errors import ConfigError
+from itemwise.models.config import ModelConfig
 from itemwise.tpu.roofline import CHIPS, Workload, work_of
 from itemwise.types import ScoreRequest
 from tests.capacity.small import COST, ENGINE, LOAD
@@ -70,25 +71,28 @@ def test_no_tpu_is_faster_than_its_roofline() -> None:
         assert alone_s("qwen3-0.6b", name, requests_of("contract")) > 1.2 * least
 
 
+def small_model(vocab_size: int) -> ModelConfig:
+    """A model of few layers, whose weights are nearly all in its vocabulary: 2 KiB a token."""
+    return replace(model_config("qwen3-0.6b"), num_layers=2, vocab_size=vocab_size)
+
+
 def test_model_that_needs_several_chips_gets_as_few_as_hold_it() -> None:
-    model = model_config("qwen3-8b")
-    site = site_of("qwen3-8b", model, find_device("v5e"), LOAD, EngineConfig())
-    assert site.tp == 2
-    assert site_of("qwen3-8b", model, find_device("h100"), LOAD, EngineConfig()).tp == 1
+    model = small_model(12_000_000)  # 23 GiB
+    assert site_of("a model", model, find_device("v5e"), LOAD, EngineConfig()).tp == 2
+    assert site_of("a model", model, find_device("h100"), LOAD, EngineConfig()).tp == 1
 
 
 def test_what_does_not_fit_is_refused_with_what_does() -> None:
-    model = replace(model_config("qwen3-8b"), num_layers=2000)
+    odd = small_model(12_000_001)  # which no two chips can share
+    with pytest.raises(ConfigError, match="does not fit v5e.*It fits h100 with --tp-size 1, v5p"):
+        site_of("odd", odd, find_device("v5e"), LOAD, EngineConfig())
     with pytest.raises(ConfigError, match="does not fit h100.*on 8 chip.*no device"):
-        site_of("huge", model, find_device("h100"), LOAD, EngineConfig())
-    with pytest.raises(ConfigError, match="does not fit v5e.*It fits.*h100 with --tp-size 1"):
-        site_of(
-            "qwen3-8b",
-            model_config("qwen3-8b"),
-            find_device("v5e"),
-            replace(LOAD, query_tokens=35_000),
-            EngineConfig(kv_cache_bytes=6 << 30),
-        )
+        site_of("huge", small_model(400_000_000), find_device("h100"), LOAD, EngineConfig())
+
+
+def test_request_that_finds_no_pages_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a request needs 235 pages of 128 tokens.*199"):
+        make_plan(SITE, replace(LOAD, query_tokens=30_000), Goal())
 
 
 def test_unknown_device_is_refused_with_those_that_are_known() -> None:
