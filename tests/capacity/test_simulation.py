@@ -8,7 +8,9 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from itemwise.capacity.replica import Clock, EngineShape, Replica, SimulatedCore
 from itemwise.capacity.simulation import Arrival, SimulatedRun, simulate
 from itemwise.capacity.step_cost import StepCost
 from itemwise.engine.platform import PLATFORMS, step_shapes
-from itemwise.engine.scheduler import Job, QueueLimits, Scheduler
+from itemwise.engine.scheduler import QueueLimits, Scheduler, Scored
 from itemwise.routing import POLICIES, PolicyName
 from itemwise.types import OpenRequest, ScoreRequest, StepOutcome
 from tests.capacity.small import CONFIG, COST, ENGINE, LOAD
@@ -170,15 +172,15 @@ def test_scheduler_on_its_thread_has_the_latency_of_the_simulation() -> None:
     scheduler = Scheduler(SleepingCore(ENGINE, cost, Clock()), QueueLimits(1000))
     seconds, done, started = dict[int, float](), threading.Event(), time.perf_counter()
 
-    def finish(number: int, job: Job) -> None:
-        seconds[number] = job.future.result().total_s
+    def finish(number: int, future: Future[Scored]) -> None:
+        seconds[number] = future.result().total_s
         if len(seconds) == len(arrivals):
             done.set()
 
     for number, arrival in enumerate(arrivals):
         time.sleep(max(0.0, started + arrival.at - time.perf_counter()))
         job = scheduler.submit(arrival.request)
-        job.future.add_done_callback(lambda _, n=number, j=job: finish(n, j))
+        job.future.add_done_callback(partial(finish, number))
     assert done.wait(30)
     scheduler.drain(5)
     p50, p95 = np.percentile(list(seconds.values()), (50, 95)) * 1e3

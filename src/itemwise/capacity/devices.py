@@ -48,7 +48,7 @@ class Rates:
         if width <= low or low == high:
             return slow
         share = min(1.0, math.log(width / low) / math.log(high / low))
-        return slow * (fast / slow) ** share
+        return slow * math.pow(fast / slow, share)
 
 
 @dataclass(frozen=True)
