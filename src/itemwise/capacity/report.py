@@ -149,13 +149,13 @@ def run_simulate(
         load: of one replica; it grows with their number.
         replicas: numbers of replicas.
         policies: ways to route.
-        requests: of each replica, at least 2,000 in all.
+        requests: of each replica, at least 500 in all.
         out_json: file for all figures.
     """
     rows = list[dict[str, Any]]()
     for count in replicas:
         grown = replace(load, rate=load.rate * count)
-        arrivals = list(grown.arrivals(max(2000, requests * count)))
+        arrivals = list(grown.arrivals(max(500, requests * count)))
         for policy in policies:
             run = simulate(arrivals, count, POLICIES[policy](0), site.engine, site.cost)
             rows.append(row_of(run, arrivals, count, policy))

@@ -115,7 +115,7 @@ def simulate(
     ] = "random,two-choices,prefix",
     requests: Annotated[
         int,
-        typer.Option("--requests", help="Requests of each replica, 2000 in all at least.", min=1),
+        typer.Option("--requests", help="Requests of each replica, 500 in all at least.", min=1),
     ] = 100,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File to write all figures to.")
