@@ -228,8 +228,8 @@ def make_plan(site: Site, load: Load, goal: Goal) -> Plan:
         replicas = math.ceil(replicas * GROWTH)
         run = simulate_load(site, load, replicas, goal.policy)
     raise ConfigError(
-        f"with {replicas} replicas p99 is still {p99:.1f} ms, expected at most {goal.p99_ms:g}; one "
-        f"request alone takes {alone_ms:.1f} ms"
+        f"with {replicas} replicas p99 is still {p99:.1f} ms, expected at most {goal.p99_ms:g}; "
+        f"one request alone takes {alone_ms:.1f} ms"
     )
 
 
