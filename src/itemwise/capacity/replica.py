@@ -125,12 +125,14 @@ class SimulatedCore:
         counters: what has run so far.
         programs: the steps.
         batcher: fills them; the real one.
+        clock: the time.
     """
 
     def __init__(
         self, engine: EngineShape, cost: StepCost, clock: Clock, *, record: bool = False
     ) -> None:
         self._engine = engine
+        self.clock = clock
         self.counters = Counters()
         self.programs = SimulatedPrograms(engine, cost, clock, record=record)
         self.batcher = Batcher(cast(Programs, self.programs), self._new_cache, self.counters, clock)

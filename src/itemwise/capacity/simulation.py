@@ -144,7 +144,8 @@ def _result(
 ) -> SimulatedRun:
     answers, shared = list[Answer](), 0
     for arrival, place, job in sent:
-        scored = job.future.result(0)  # raises what the engine raised
+        assert job.future.done(), "a request never ended"
+        scored = job.future.result()  # raises what the engine raised
         shared += job.work.cached_tokens
         seconds = scored.total_s + cost.overhead_s
         items = len(arrival.request.items)

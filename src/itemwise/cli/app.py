@@ -16,6 +16,7 @@ from itemwise.cli.calibrate import calibrate
 from itemwise.cli.command_line import NOTICE, ServeCommand
 from itemwise.cli.decide import decide
 from itemwise.cli.options import DecisionProfile, PromptTemplate, expand_options, fail, option
+from itemwise.cli.plan import plan, simulate
 from itemwise.cli.tpu import tpu_compile
 from itemwise.cli.validation import add_validation_commands
 from itemwise.config import (
@@ -47,6 +48,8 @@ app.command()(calibrate)
 app.command()(tpu_compile)
 app.command()(decide)
 app.command()(batch)
+app.command()(plan)
+bench_app.command()(simulate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,7 +30,16 @@ def make_mesh(model: ModelConfig, devices: Sequence[jax.Device]) -> Mesh | None:
     Raises:
         ConfigError: the model cannot be cut into so many parts.
     """
-    tp = len(devices)
+    check_parts(model, len(devices))
+    return None if len(devices) == 1 else Mesh(np.asarray(devices), (AXIS,))
+
+
+def check_parts(model: ModelConfig, tp: int) -> None:
+    """Returns if a model can be cut into so many parts.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     sizes = {"num_attention_heads": model.num_heads, "vocab_size": model.vocab_size}
     sizes["intermediate_size"] = model.mlp_size
     problems = [f"`{name}` {size}" for name, size in sizes.items() if size % tp]
@@ -38,7 +47,6 @@ def make_mesh(model: ModelConfig, devices: Sequence[jax.Device]) -> Mesh | None:
         problems.append(f"`num_key_value_heads` {model.num_kv_heads}, nor is it a divisor")
     if problems:
         raise ConfigError(f"`tp_size` is {tp}, expected a divisor of " + ", ".join(problems))
-    return None if tp == 1 else Mesh(np.asarray(devices), (AXIS,))
 
 
 def mesh_size(mesh: Mesh | None) -> int:
