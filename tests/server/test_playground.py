@@ -25,9 +25,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         (folder / name / "index.html").write_text(REPORT)
         (folder / name / "result.json").write_text("{}")
-        (folder / name / "server.log").write_text("secret")
+        (folder / name / "server.log").write_text("planted")
     (folder / "no-report").mkdir()
-    (folder / "secret.html").write_text("secret")
+    (folder / "secret.html").write_text("planted")
     (folder / "link").symlink_to(folder.parent)
     return folder
 
@@ -61,7 +61,7 @@ def test_nothing_names_another_host_or_makes_markup_of_text() -> None:
             "http://www.w3.org/", ""
         )  # names of XML, not addresses
         assert "://" not in text, at
-        assert "url(" not in text, at
+        assert not re.search(r"\burl\(", text), at
         unsafe = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function"
         assert not re.search(unsafe, text), at
         assert not re.search(r"localStorage|sessionStorage|cookie|indexedDB", text), at
@@ -150,7 +150,7 @@ def test_reports_are_listed_and_shown_to_those_with_the_key(url: str) -> None:
 def test_nothing_but_reports_can_be_read(url: str, at: str) -> None:
     answer = get(f"{url}/reports/{at}", KEY)
     assert answer.status_code == 404
-    assert "secret" not in answer.text
+    assert "planted" not in answer.text
 
 
 def test_without_a_folder_there_are_no_reports() -> None:
