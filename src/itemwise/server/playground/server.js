@@ -163,7 +163,7 @@ function reports(names) {
     const at = `reports/${encodeURIComponent(name)}/`;
     return el("li", {}, el("a", { href: at, onclick: hasKey() ? (event) => save(event, at, name) : null }, name));
   };
-  return el("div", {}, el("h2", {}, "Validation reports"), el("ul", {}, names.map(link)));
+  return el("div", {}, el("h2", {}, "Validation reports"), el("ul", { class: "reports" }, names.map(link)));
 }
 
 async function save(event, at, name) {
