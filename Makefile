@@ -115,8 +115,9 @@ $(VENV)/.clients-installed: constraints/clients.txt | $(BIN)/python
 	@echo "Installing clients of other servers into $(VENV)/clients"
 	@$(BIN)/python -m venv --clear $(VENV)/clients
 	@$(VENV)/clients/bin/python -m pip --disable-pip-version-check -qq install \
-		-c constraints/clients.txt cohere infinity-client jina-haystack litellm \
-		llama-index-postprocessor-tei-rerank openai voyageai
+		-c constraints/clients.txt cohere infinity-client jevcompat jina-haystack \
+		langchain-openai langchain-typesafe litellm llama-index-postprocessor-tei-rerank \
+		openai 'typesafe-sdk[zstd]' voyageai
 	@touch $@
 
 $(VENV)/.dev-installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python

@@ -71,6 +71,45 @@ def test_score_takes_a_file_or_options(capsys: pytest.CaptureFixture[str]) -> No
     assert "use one or the other" in capsys.readouterr().err
 
 
+def test_decide_prints_json_and_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: list[str]
+) -> None:
+    quick = ["decide", "--skip-self-check", *engine]
+    asked = ["--yes-no", "Is it?", "--choice", "Which?", "--option", "red", "--option", "blue"]
+    asked += ["--rate", "How much?", "--level", "low", "--level", "high", "--rotations", "2"]
+    assert run(*quick, "--state", "a red desk", *asked, "--label-mass") == 0
+    table = capsys.readouterr().out
+    assert all(text in table for text in ("Is it?", "blue", "0 low", "label mass", "confidence"))
+    assert run(*quick, "--state", "a red desk", *asked, "--json") == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert [each["type"] for each in answers.values()] == ["noul", "choice", "score"]
+    request = tmp_path / "request.json"
+    criteria = {"red": None, "blue": None}
+    which = {"type": "choice", "instructions": "Which?", "criteria": criteria}
+    body = {"state": "a red desk", "questions": {"mine": which}, "x_rotations": 2}
+    request.write_text(json.dumps(body))
+    assert run(*quick, "--request", str(request), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["answers"] == {"mine": answers["Which?"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--yes-no", "Is it?"], "no state"),
+        (["--state", "s"], "nothing is asked"),
+        (["--state", "s", "--choice", "Which?"], "belong together"),
+        (["--state", "s", "--level", "low"], "belong together"),
+        (["--state", "s", "--request", "file"], "use one or the other"),
+        (["--state", "s", "--yes-no", " "], "asks nothing"),
+    ],
+)
+def test_decide_refuses_what_it_cannot_ask(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], engine: list[str]
+) -> None:
+    assert run("decide", "--skip-self-check", *arguments, *engine) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_random_checkpoint_is_written_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -310,13 +310,16 @@ def test_deep_values_are_refused() -> None:
 
 
 def test_work_is_counted_before_it_is_done() -> None:
-    wide = {f"w{n}": "w1 " * 20_000 for n in range(255)}
-    body = {**SYSTEM_ONE, "questions": {"a": {**CHOICE, "criteria": wide}}, "x_rotations": 255}
+    wide = {f"w{n}": "w1 " * 1_000_000 for n in range(8)}
+    body = {**SYSTEM_ONE, "questions": {"a": {**CHOICE, "criteria": wide}}, "x_rotations": 8}
     error = refused("/v1/systemone", body)
     assert error.code == "too_many_tokens"
     assert "fewer rotations" in str(error)
     many = {**SYSTEM_ONE, "questions": {str(n): NOUL for n in range(9)}}
     assert refused("/v1/systemone", many).code == "too_many_items"  # the server's own limit is 8
+    turned = {"a": {**CHOICE, "criteria": dict.fromkeys(f"w{n}" for n in range(9))}}
+    body = {**SYSTEM_ONE, "questions": turned, "x_rotations": 9}
+    assert refused("/v1/systemone", body).code == "too_many_items"
 
 
 def test_errors_have_the_shape_of_the_format() -> None:

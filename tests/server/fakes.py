@@ -103,7 +103,13 @@ class FakeScorer:
 
     def info(self) -> dict[str, Any]:
         profile = {"name": "fake", "why": "planted"}
-        return {"self_check": {"status": "passed"}, "max_seq_len": 64, "profile": profile}
+        decisions = {"name": "words", "why": "planted"}
+        return {
+            "self_check": {"status": "passed"},
+            "max_seq_len": 64,
+            "profile": profile,
+            "decision_profile": decisions,
+        }
 
     def _score(self, request: ScoreRequest) -> ScoreResult:
         first = first_token(request)

@@ -73,6 +73,7 @@ def test_names_of_sglang_have_the_same_answers(url: str) -> None:
 def test_models_name_the_profile_in_use(url: str) -> None:
     body = get(f"{url}/v1/models").json()
     assert body["data"][0]["profile"] == {"name": "fake", "why": "planted"}
+    assert body["data"][0]["decision_profile"] == {"name": "words", "why": "planted"}
     (named,) = body["models"]
     assert named["name"] == "org/fake-model"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", named["release_date"])

@@ -10,18 +10,20 @@ import numpy as np
 
 from itemwise.errors import NotFiniteError, RequestError
 from itemwise.request.calls import Prepared
+from itemwise.request.check import MAX_TEMPERATURE, MIN_TEMPERATURE
 from itemwise.request.decide.answers import Answer, Decisions, Reading, answer_of
 from itemwise.request.decide.profile import Ask, DecisionProfile
 from itemwise.request.decide.questions import Asked, Question, asked
 from itemwise.request.decide.read_out import label_logits, label_mass, probabilities, scaled
-from itemwise.request.prompts import Names, Prompt, encode_parts, encode_prompts
+from itemwise.request.prompts import Names, encode_parts, encode_prompts
 from itemwise.request.read_out import Float64Array
 from itemwise.request.tools import PromptTools
 from itemwise.types import ScoreRequest, ScoreResult
 
 MAX_PROMPTS = 65_536  # of a request: questions times rotations
 MAX_LABELS = 1024 * 1024  # of a request, over all its prompts
-MAX_TEXT = 64 * 1024 * 1024  # characters of questions, over all prompts
+# Characters of questions, over all prompts: about as many as a request may have tokens for.
+MAX_TEXT = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ class DecideCall:
                 f"this model is {profile.name}; ask in another format, as `/v1/systemone`",
             )
         reads = [self._read(profile, name, each) for name, each in self.questions.items()]
-        items = self._items(profile, reads)
+        self._check_work(reads, tools.limits.max_items or MAX_PROMPTS)
+        items = [
+            profile.item(read.ask, read.question, order) for read in reads for order in read.orders
+        ]
         # Nothing merges across a delimiter.
         encode = encode_prompts if tools.limits.delimiter is None else encode_parts
         prompts = encode(
@@ -131,6 +136,18 @@ class DecideCall:
     def _check(self, tools: PromptTools) -> None:
         name, number = self.names.items, len(self.questions)
         most = tools.limits.max_items or MAX_PROMPTS
+        temperature, rotations = self.options.temperature, self.options.rotations
+        if temperature is not None and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            raise RequestError(
+                "invalid_temperature",
+                f"`temperature` is {temperature:g}, expected {MIN_TEMPERATURE:g} to "
+                f"{MAX_TEMPERATURE:g}",
+                "temperature",
+            )
+        if rotations < 1:
+            raise RequestError(
+                "invalid_request", f"`rotations` is {rotations}, expected 1 or more", "rotations"
+            )
         if not number:
             raise RequestError(
                 "empty_items", f"`{name}` is empty, expected at least one question", name
@@ -163,8 +180,8 @@ class DecideCall:
         )
         return _Read(name, found, ask, tuple(tokens), tuple(groups), rotated)
 
-    def _items(self, profile: DecisionProfile, reads: Sequence[_Read]) -> list[Prompt]:
-        """The prompts after the state, refused before they take too much memory."""
+    def _check_work(self, reads: Sequence[_Read], max_prompts: int) -> None:
+        """Refuses what takes too much time or memory, before it does."""
         num_prompts = num_labels = num_chars = 0
         for read in reads:
             question = read.question
@@ -173,7 +190,7 @@ class DecideCall:
             num_labels += len(read.orders) * len(read.tokens)
             num_chars += len(read.orders) * size
         for number, most, what, code in (
-            (num_prompts, MAX_PROMPTS, "prompts (questions times rotations)", "too_many_items"),
+            (num_prompts, max_prompts, "prompts (questions times rotations)", "too_many_items"),
             (num_labels, MAX_LABELS, "labels over all prompts", "too_many_labels"),
             (num_chars, MAX_TEXT, "characters over all prompts", "too_many_tokens"),
         ):
@@ -185,9 +202,6 @@ class DecideCall:
                     "requests, or fewer rotations",
                     name,
                 )
-        return [
-            profile.item(read.ask, read.question, order) for read in reads for order in read.orders
-        ]
 
     def _finish(
         self,

@@ -99,10 +99,16 @@ def _part(parts: dict[str, str], placeholder: re.Match[str]) -> str:
 
 
 def _is_transcript(state: Any) -> bool:
+    """Whether a state is a list of messages, with roles and contents that are texts."""
     return (
         isinstance(state, list)
         and bool(state)
-        and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in state)
+        and all(
+            isinstance(each, dict)
+            and isinstance(each.get("role"), str)
+            and isinstance(each.get("content"), str)
+            for each in state
+        )
     )
 
 

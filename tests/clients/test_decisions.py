@@ -1,0 +1,110 @@
+"""Clients for decisions that people have, unchanged, and the conformance suite of System One."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itemwise import Choice, Rating, Scorer, YesNo
+from itemwise.config import ServerConfig
+from itemwise.request.decide.answers import ChoiceAnswer, RatingAnswer, YesNoAnswer
+from itemwise.request.decide.questions import Question
+from tests.clients.decide_with import CHOICE, CLIENTS, LEVELS, NOUL, OPTIONS, SCORE, STATE
+from tests.clients.test_clients import FOLDER, PYTHON
+from tests.server.fakes import get, running_server, wait_until
+
+SCRIPT = Path(__file__).with_name("decide_with.py")
+SMOLLM2 = Path(__file__).parents[2] / ".models" / "SmolLM2-135M-Instruct"
+KEY = "a-key-of-the-test"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON.exists(), reason=f"no clients in {FOLDER}; see `make clients`"),
+]
+
+
+@pytest.fixture(scope="module")
+def scorer(cache_folder: str) -> Scorer:
+    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 26)
+
+
+@pytest.fixture(scope="module")
+def url(scorer: Scorer) -> Iterator[str]:
+    with running_server(ServerConfig("itemwise/demo"), lambda: scorer) as made:
+        wait_until(lambda: get(f"{made}/health").status_code == 200)
+        yield made
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_client_reads_every_type_and_an_error(client: str, url: str, scorer: Scorer) -> None:
+    questions: dict[str, Question] = {
+        "a": YesNo(NOUL),
+        "b": Choice(OPTIONS, CHOICE),
+        "c": Rating(LEVELS, SCORE),
+    }
+    expected = scorer.decide(STATE, questions).answers
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(
+        [PYTHON, SCRIPT, client, url],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    yes, choice, rating = expected["a"], expected["b"], expected["c"]
+    assert isinstance(yes, YesNoAnswer)
+    assert isinstance(choice, ChoiceAnswer)
+    assert isinstance(rating, RatingAnswer)
+    assert answer["noul"] == yes.probability  # the very bits
+    assert answer["choice"] == list(choice.probabilities.values())
+    assert answer["score"] == list(rating.probabilities)
+    assert "tokens" in answer["error"], answer["error"]
+
+
+def conformance(url: str, report: Path, *key: str) -> dict[str, Any]:
+    """What `jevcompat test` finds, by requirement; fails if it finds a fault."""
+    done = subprocess.run(
+        [PYTHON.with_name("jevcompat"), "test", url, "--json", report, *key],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    found = json.loads(report.read_text())
+    return {each["id"]: each["status"] for each in found["results"]}
+
+
+def check_conformance(scorer: Scorer, name: str, folder: Path) -> None:
+    """Each of the 48 requirements holds with a key or without one, and none fails."""
+    configs = {"open": ServerConfig(name), "keyed": ServerConfig(name, api_key=KEY)}
+    found = {}
+    for kind, config in configs.items():
+        key = ("--key", KEY) if config.api_key else ()
+        with running_server(config, lambda: scorer) as url:
+            wait_until(lambda url=url: get(f"{url}/health").status_code == 200)  # type: ignore[misc]
+            found[kind] = conformance(url, folder / f"{kind}.json", *key)
+    assert len(found["open"]) == 48
+    assert all("fail" not in statuses.values() for statuses in found.values())
+    untested = [
+        name for name in found["open"] if found["open"][name] == found["keyed"][name] == "skip"
+    ]
+    assert untested == []
+
+
+def test_demo_model_conforms_to_system_one(scorer: Scorer, tmp_path: Path) -> None:
+    check_conformance(scorer, "itemwise/demo", tmp_path)
+
+
+@pytest.mark.real
+def test_real_model_conforms_to_system_one(cache_folder: str, tmp_path: Path) -> None:
+    scorer = Scorer.from_pretrained(SMOLLM2, compilation_cache_dir=cache_folder)
+    check_conformance(scorer, str(SMOLLM2), tmp_path)
