@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_scored_answers_count_their_tokens(url: str) -> None:
     assert counts == [6, 2, 0]
     assert "x-prompt-tokens" not in get(f"{url}/server_info", KEY).headers
     assert "x-prompt-tokens" not in post(url, {**GOOD, "items": []}, KEY).headers
+
+
+def test_files_of_the_page_are_not_logged(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    def paths() -> str:
+        return " ".join(each.message for each in caplog.records if each.name == "itemwise.access")
+
+    with caplog.at_level(logging.INFO, "itemwise.access"):
+        for at in ("/playground/app.js", "/", "/playground/nothing.js"):
+            get(f"{url}{at}", KEY)
+        wait_until(lambda: "nothing.js" in paths())
+    assert "path='/' status=200" in paths()
+    assert "app.js" not in paths()
 
 
 def test_reports_are_listed_and_shown_to_those_with_the_key(url: str) -> None:
