@@ -25,8 +25,8 @@ run-tests = absent=$$($(BIN)/python -c $(ABSENT_DEVICES)) && \
 	if [ "$$absent" = "gpu or tpu" ]; then workers=2; else workers=0; fi && \
 	$(BIN)/python -m pytest -m "not ($$absent$(1))" -n $$workers --dist worksteal $(ARGS)
 
-# Warnings, such as a link to nowhere, are errors.
-build-docs = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build
+# Warnings, such as a link to nowhere, are errors; with --quiet they would not be seen.
+build-docs = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The compilers for TPU and GPU, apart from other packages: with libtpu among them, each import of
 # jax on a machine without a TPU would first look for one in the network. Tests that compile name

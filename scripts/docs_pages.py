@@ -19,7 +19,8 @@ PAGES = {
     "LICENSE": "LICENSE.md",
     "src/itemwise/demo_model/README.md": "demo_model.md",
 }
-_LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
+# In Markdown, and in the tags of pictures.
+_LINK = re.compile(r'(?:(?<=\]\()|(?<=src=")|(?<=srcset="))([^)\s#:"]+)(?=[)#"])')
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 TIMEOUT_S = 900
 # Shortens a run of the whole validation; it still starts both servers and checks everything.
-QUICK = "--rounds 1 --warmup 0 --sweep none --item-counts 16"
+QUICK = "--rounds 3 --warmup 1 --sweep none --item-counts 32"
 
 
 def commands() -> list[str]:

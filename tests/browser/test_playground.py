@@ -238,6 +238,64 @@ def test_score_takes_token_ids(visitor: Visit) -> None:
     visitor.check()
 
 
+# Decide
+
+
+def test_decide_shows_what_the_api_answers(visitor: Visit) -> None:
+    page = visitor.open("decide")
+    page.fill("#decide-state", "Ticket: the lamp arrived broken.")
+    while page.locator("fieldset.question").count():
+        page.locator("fieldset.question button").first.click()
+    for kind, text, criteria in (
+        ("noul", "Is it broken?", ""),
+        ("choice", "Which team?", "billing: refunds\nrepair\nsales"),
+        ("score", "How urgent?", "can wait\ntoday"),
+    ):
+        page.click("#decide button[name=add]")
+        question = page.locator("fieldset.question").last
+        question.locator("input").fill(text)
+        question.locator("select").select_option(kind)
+        if criteria:
+            question.locator("textarea").fill(criteria)
+    page.fill("#decide-rotations", "3")
+    page.check("#decide-mass")
+    page.click("#decide button[name=send]")
+    page.wait_for_selector("#decide .decision")
+    choice = {"billing": "refunds", "repair": None, "sales": None}
+    questions = {
+        "a": {"type": "noul", "instructions": "Is it broken?"},
+        "b": {"type": "choice", "instructions": "Which team?", "criteria": choice},
+        "c": {"type": "score", "instructions": "How urgent?", "criteria": ["can wait", "today"]},
+    }
+    body = {"state": "Ticket: the lamp arrived broken.", "questions": questions}
+    body |= {"x_rotations": 3, "x_label_mass": True}
+    answers = httpx.post(f"{visitor.url}/v1/systemone", json=body).json()["answers"]
+    a, b, c = (answers[name] for name in "abc")
+    expected = [
+        a["noul"],
+        1 - a["noul"],
+        *b["probabilities"].values(),
+        *c["probabilities"].values(),
+    ]
+    shares = [float(each) for each in texts(page, "#decide .option .number")]
+    assert shares == pytest.approx(expected, rel=0.01, abs=5e-5)
+    names = ["yes", "no", "billing", "repair", "sales", "can wait", "today"]
+    assert texts(page, "#decide .option .name") == names
+    assert page.locator("#decide .option.best .name").all_inner_texts()[1] == b["choice"]
+    remarks = texts(page, "#decide .decision .hint")
+    for remark, answer in zip(remarks, (a, b, c), strict=True):
+        mass = float(remark.rpartition("label mass ")[2])
+        assert mass == pytest.approx(answer["x_label_mass"], rel=0.01, abs=5e-5)
+    visitor.check()
+
+
+def test_decide_says_where_a_server_does_not(visitor: Visit) -> None:
+    page = visitor.open("decide")
+    page.route("**/v1/systemone", lambda route: route.fulfill(status=404, json={"message": "no"}))
+    page.click("#decide button[name=send]")
+    expect(page.locator("#decide [role=alert]")).to_contain_text("has no path /v1/systemone")
+
+
 # Errors, texts, keys
 
 

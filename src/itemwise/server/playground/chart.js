@@ -14,8 +14,9 @@ export class Chart {
     this.area = svg("path", { class: "area" });
     this.line = svg("path");
     this.most = el("span");
-    this.picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": title },
-      svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT }), this.area, this.line);
+    const axis = svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT });
+    const box = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" };
+    this.picture = svg("svg", { ...box, "aria-label": title }, axis, this.area, this.line);
     this.element = el("div", { class: "chart" },
       el("h3", {}, title),
       el("output", { "aria-live": "off" }, this.value, el("small", {}, unit ? ` ${unit}` : "")),
@@ -30,14 +31,14 @@ export class Chart {
     const most = Math.max(...values, 1e-9);
     this.value.textContent = last === undefined ? "-" : this.write(last);
     this.most.textContent = values.length ? `highest ${this.write(most)}` : "";
-    this.picture.setAttribute("aria-label",
-      values.length ? `${this.title}: now ${this.write(last)}, highest ${this.write(most)}` : `${this.title}: nothing yet`);
-    const x = (at) => (WIDTH * (at - from)) / (to - from);
-    const y = (value) => HEIGHT - 2 - ((HEIGHT - 4) * value) / most;
+    const said = values.length ? `now ${this.write(last)}, highest ${this.write(most)}` : "nothing yet";
+    this.picture.setAttribute("aria-label", `${this.title}: ${said}`);
+    const x = (at) => ((WIDTH * (at - from)) / (to - from)).toFixed(1);
+    const y = (value) => (HEIGHT - 2 - ((HEIGHT - 4) * value) / most).toFixed(1);
     const known = points.filter((point) => point.value !== null);
-    const path = known.map(({ at, value }, i) => `${i ? "L" : "M"}${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+    const path = known.map(({ at, value }, i) => `${i ? "L" : "M"}${x(at)} ${y(value)}`).join("");
     this.line.setAttribute("d", path);
-    const closed = known.length ? `${path}L${x(known.at(-1).at).toFixed(1)} ${HEIGHT}L${x(known[0].at).toFixed(1)} ${HEIGHT}Z` : "";
-    this.area.setAttribute("d", closed);
+    const closed = () => `${path}L${x(known.at(-1).at)} ${HEIGHT}L${x(known[0].at)} ${HEIGHT}Z`;
+    this.area.setAttribute("d", known.length ? closed() : "");
   }
 }

@@ -13,11 +13,16 @@ const CRITERIA = {
   score: ["Levels, one a line, lowest first", "2 to 10 levels"],
 };
 const EXAMPLE = {
-  state: "Ticket: The parcel arrived broken. The customer wants the money back and writes for the second time.",
+  state:
+    "Ticket: The parcel arrived broken. The customer wants the money back and writes for the second time.",
   questions: [
-    ["noul", "Is the customer unhappy?", ""],
-    ["choice", "What does the customer want?", "refund: the money back\nreplacement: the same article again\ninformation"],
-    ["score", "How urgent is it?", "can wait\nthis week\ntoday"],
+    ["noul", "Is the customer unhappy?", []],
+    [
+      "choice",
+      "What does the customer want?",
+      ["refund: the money back", "replacement: the same article again", "information"],
+    ],
+    ["score", "How urgent is it?", ["can wait", "this week", "today"]],
   ],
 };
 
@@ -28,7 +33,7 @@ export function startDecide() {
   ask = new Ask("decide", "Ask typed questions about a state, and see a probability for each answer.");
   ask.fields.state.value = EXAMPLE.state;
   for (const question of EXAMPLE.questions) addQuestion(...question);
-  ask.fields.add.addEventListener("click", () => addQuestion("noul", "", "").querySelector("input").focus());
+  ask.fields.add.addEventListener("click", () => addQuestion("noul", "", []).querySelector("input").focus());
   ask.onSubmit(decide);
   addCopyButtons(ask.form.querySelector(".copies"), PATH, body);
 }
@@ -38,25 +43,37 @@ const holder = () => ask.form.querySelector("#decide-questions");
 function addQuestion(kind, instructions, criteria) {
   const id = `question-${++numbered}`;
   const name = el("legend");
-  const type = el("select", { id: `${id}-type` }, KINDS.map(([value, label]) => el("option", { value }, label)));
+  const kinds = KINDS.map(([value, text]) => el("option", { value }, text));
+  const type = el("select", { id: `${id}-type` }, kinds);
   const asked = el("input", { id: `${id}-text`, autocomplete: "off" });
   const options = el("textarea", { id: `${id}-options`, rows: 3, "aria-describedby": `${id}-hint` });
   const label = el("label", { for: options.id });
   const hint = el("p", { class: "hint", id: `${id}-hint` });
   const optionsField = el("div", { class: "field" }, label, options, hint);
-  const remove = el("button", { type: "button", onclick: () => { field.remove(); rename(); ask.fields.add.focus(); } }, "Remove");
+  const onRemove = () => {
+    field.remove();
+    rename();
+    ask.fields.add.focus();
+  };
+  const remove = el("button", { type: "button", onclick: onRemove }, "Remove");
   const field = el("fieldset", { class: "question" }, name,
     el("div", { class: "field" }, el("label", { for: asked.id }, "Question"), asked),
-    el("div", { class: "row" }, el("div", { class: "field" }, el("label", { for: type.id }, "Kind"), type), remove),
+    el("div", { class: "row" },
+      el("div", { class: "field" }, el("label", { for: type.id }, "Kind"), type),
+      remove),
     optionsField);
   const adapt = () => {
     optionsField.hidden = type.value === "noul";
     [label.textContent, hint.textContent] = CRITERIA[type.value] ?? ["", ""];
   };
   type.addEventListener("input", adapt);
-  [type.value, asked.value, options.value] = [kind, instructions, criteria];
+  [type.value, asked.value, options.value] = [kind, instructions, criteria.join("\n")];
   adapt();
-  field.read = () => ({ kind: type.value, instructions: asked.value.trim(), criteria: options.value });
+  field.read = () => ({
+    kind: type.value,
+    instructions: asked.value.trim(),
+    criteria: options.value.split("\n").map((line) => line.trim()).filter(Boolean),
+  });
   holder().append(field);
   rename();
   return field;
@@ -82,11 +99,10 @@ function stateOf(text) {
 }
 
 function questionOf({ kind, instructions, criteria }) {
-  const lines = criteria.split("\n").map((line) => line.trim()).filter(Boolean);
   const question = without({ type: kind, instructions: instructions || undefined });
-  if (kind === "score") question.criteria = lines;
+  if (kind === "score") question.criteria = criteria;
   if (kind === "choice") {
-    question.criteria = Object.fromEntries(lines.map((line) => {
+    question.criteria = Object.fromEntries(criteria.map((line) => {
       const [name, ...rest] = line.split(":");
       return [name.trim(), rest.join(":").trim() || null];
     }));
@@ -97,7 +113,8 @@ function questionOf({ kind, instructions, criteria }) {
 const asked = () => [...holder().children].map((field) => field.read());
 
 function body() {
-  const questions = Object.fromEntries(asked().map((each, i) => [`question_${i + 1}`, questionOf(each)]));
+  const named = asked().map((each, i) => [`question_${i + 1}`, questionOf(each)]);
+  const questions = Object.fromEntries(named);
   return without({
     state: stateOf(ask.fields.state.value),
     questions,
@@ -135,10 +152,14 @@ function decision(question, answer) {
 
 /** Each option's name, its probability, and whether it is the answer. */
 function optionsOf(answer) {
-  if (answer.type === "noul") return [["yes", answer.noul, answer.noul >= 0.5], ["no", 1 - answer.noul, answer.noul < 0.5]];
+  if (answer.type === "noul") {
+    const yes = answer.noul;
+    return [["yes", yes, yes >= 0.5], ["no", 1 - yes, yes < 0.5]];
+  }
   const shares = Object.entries(answer.probabilities);
   const most = Math.max(...shares.map(([, share]) => share));
-  return shares.map(([name, share]) => [answer.legend?.[name] ?? name, share, answer.choice === undefined ? share === most : name === answer.choice]);
+  const isBest = (name, share) => answer.type === "choice" ? name === answer.choice : share === most;
+  return shares.map(([name, share]) => [answer.legend?.[name] ?? name, share, isBest(name, share)]);
 }
 
 function remarks(answer) {

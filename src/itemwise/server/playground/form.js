@@ -57,4 +57,6 @@ export function numberIn(field) {
 }
 
 /** The object without the values that are undefined. */
-export const without = (object) => Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined));
+export function without(object) {
+  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined));
+}

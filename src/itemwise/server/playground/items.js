@@ -13,11 +13,13 @@ export function parseCsv(text, separator = separatorOf(text)) {
   const rows = [];
   let row = [];
   let start = 0;
-  const field = new RegExp(`("(?:[^"]|"")*(?:"|$))?([^${separator}\\r\\n]*)(${separator}|\\r\\n|\\r|\\n|$)`, "y");
+  // Perhaps a part in quotes, the rest, and what ends the field.
+  const field = new RegExp(
+    `("(?:[^"]|"")*(?:"|$))?([^${separator}\\r\\n]*)(${separator}|\\r\\n|\\r|\\n|$)`, "y");
   while (start <= text.length) {
     field.lastIndex = start;
     const [whole, quoted, rest, end] = field.exec(text);
-    row.push(quoted === undefined ? rest : quoted.slice(1).replace(/"$/, "").replaceAll('""', '"') + rest);
+    row.push(unquoted(quoted ?? "") + rest);
     start += whole.length;
     if (end === separator) continue;
     if (row.length > 1 || row[0].trim() !== "") rows.push(row);
@@ -26,6 +28,8 @@ export function parseCsv(text, separator = separatorOf(text)) {
   }
   return rows;
 }
+
+const unquoted = (text) => text.slice(1).replace(/"$/, "").replaceAll('""', '"');
 
 /** The separator of the first row: a tab, a semicolon or a comma. */
 export function separatorOf(text) {
@@ -48,11 +52,13 @@ export function isHeader(first, second) {
   const word = /^[A-Za-z_][\w .-]{0,30}$/;
   const distinct = new Set(first).size === first.length;
   const named = first.every((name) => word.test(name) && !name.startsWith(" "));
-  return distinct && named && first.some((name, i) => (second[i] ?? "").length > name.length || /^\d/.test(second[i] ?? ""));
+  const unlike = (name, below = "") => below.length > name.length || /^\d/.test(below);
+  return distinct && named && first.some((name, i) => unlike(name, second[i]));
 }
 
 /** The column with the longest texts, where items most likely are. */
 export function likelyColumn(rows) {
-  const sizes = (rows[0] ?? []).map((_, i) => rows.slice(0, 200).reduce((sum, row) => sum + (row[i] ?? "").length, 0));
+  const sizeOf = (column) => rows.slice(0, 200).reduce((sum, row) => sum + (row[column] ?? "").length, 0);
+  const sizes = (rows[0] ?? []).map((_, column) => sizeOf(column));
   return Math.max(0, sizes.indexOf(Math.max(...sizes)));
 }

@@ -25,7 +25,9 @@ export function quantile(name, share, before, after) {
   const buckets = [];
   for (const [key, value] of after.samples) {
     const found = key.startsWith(`${name}_bucket{`) && /le="([^"]+)"/.exec(key);
-    if (found) buckets.push([found[1] === "+Inf" ? Infinity : Number(found[1]), value - (before.samples.get(key) ?? 0)]);
+    if (!found) continue;
+    const bound = found[1] === "+Inf" ? Infinity : Number(found[1]);
+    buckets.push([bound, value - (before.samples.get(key) ?? 0)]);
   }
   buckets.sort(([a], [b]) => a - b);
   const total = buckets.at(-1)?.[1] ?? 0;

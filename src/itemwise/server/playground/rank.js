@@ -104,8 +104,9 @@ async function rank(signal) {
   const answer = await post(PATH, asked, signal);
   const { results, usage } = answer.body;
   const items = asked.documents.length;
+  const some = results.length < items ? `${count.format(results.length)} of ` : "";
   const facts = [
-    el("b", {}, results.length < items ? `${count.format(results.length)} of ${plural(items, "item")}` : plural(items, "item")),
+    el("b", {}, some + plural(items, "item")),
     ` in ${duration(answer.stages.total ?? answer.milliseconds)}. `,
     tokenFacts(answer, items) ?? `${plural(usage.total_tokens, "token")}.`,
   ];
@@ -165,10 +166,13 @@ function comparison(documents, given, runs) {
   const same = (run, index) => bitsOf(run.get(index)) === bitsOf(given.get(index));
   const checks = runs.flatMap(([, run]) => [...run.keys()].map((index) => same(run, index)));
   const wrong = checks.filter((equal) => !equal).length;
-  const verdict = el("div", { class: wrong ? "verdict bad" : "verdict", "data-differing": wrong, "data-compared": checks.length },
-    el("b", {}, wrong ? `${plural(wrong, "score")} differ` : `All ${count.format(checks.length)} scores have equal bits`),
-    "Each item was scored in the order given, in another order, and in half of its company beside another request; ",
-    `${plural(Math.min(ALONE, documents.length), "item")} also alone. Compared are all 64 bits of the margin that rankings sort by.`);
+  const counts = { "data-differing": String(wrong), "data-compared": String(checks.length) };
+  const all = `All ${count.format(checks.length)} scores have equal bits`;
+  const verdict = el("div", { class: wrong ? "verdict bad" : "verdict", ...counts },
+    el("b", {}, wrong ? `${plural(wrong, "score")} differ` : all),
+    "Each item was scored in the order given and in another order; half of them in other company, ",
+    `beside another request; ${plural(runs[1][1].size, "item")} alone. `,
+    "Compared are all 64 bits of the margin that rankings sort by.");
   const cell = (run, index) => {
     if (!run.has(index)) return el("td", { class: "soft" }, "not sent");
     const bits = bitsOf(run.get(index));

@@ -91,10 +91,10 @@ function nameOf({ labels }, i) {
 
 function table(what, rows, names, nameItem) {
   const body = el("tbody");
-  const whole = el("table", {},
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Item"), names.map((name) => el("th", { scope: "col", class: "number" }, name)))),
-    body);
-  const holder = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${what} of each item` }, whole);
+  const columns = names.map((name) => el("th", { scope: "col", class: "number" }, name));
+  const head = el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Item"), columns));
+  const region = { class: "scroll", tabindex: "0", role: "region", "aria-label": `${what} of each item` };
+  const holder = el("div", region, el("table", {}, head, body));
   fillLongList(body, rows, (row, i) => el("tr", {},
     el("th", { scope: "row" }, nameItem(i)),
     row.map((value) => el("td", { class: "number" }, String(value)))));
@@ -103,11 +103,8 @@ function table(what, rows, names, nameItem) {
 
 function tokenLists({ shared, items }) {
   const list = el("div");
-  const parts = [
-    el("p", { class: "hint" }, `Marked: the ${plural(shared.ids.length, "token")} that all prompts share, computed once.`),
-    list,
-  ];
-  const holder = el("div", {}, parts);
+  const marked = `Marked: the ${plural(shared.ids.length, "token")} that all prompts share, computed once.`;
+  const holder = el("div", {}, el("p", { class: "hint" }, marked), list);
   fillLongList(list, items, (item) => el("p", { class: "tokens" },
     chips(shared, "token shared"), chips(item, "token")));
   return holder;

@@ -10,7 +10,11 @@ const EVERY_MS = 2000;
 const SPAN_MS = 5 * 60 * 1000;
 const SMOOTH = 5; // readings over which rates and quantiles are taken
 
-const bytes = (size) => size >= 1 << 30 ? `${(size / (1 << 30)).toFixed(1)} GiB` : `${(size / (1 << 20)).toFixed(size < 10 << 20 ? 1 : 0)} MiB`;
+function bytes(size) {
+  const mebi = size / (1 << 20);
+  return mebi >= 1024 ? `${(mebi / 1024).toFixed(1)} GiB` : `${mebi.toFixed(mebi < 10 ? 1 : 0)} MiB`;
+}
+
 const seconds = (value) => duration(1000 * value);
 const percent = (value) => `${Math.round(100 * value)}%`;
 
@@ -22,10 +26,12 @@ const CHARTS = [
   ["Tokens computed", "a second", (a, b) => rate("itemwise_computed_tokens_total", a, b), few],
   ["Time of a request, median", "", (a, b) => quantile("itemwise_request_seconds", 0.5, a, b), seconds],
   ["Time of a request, 95%", "", (a, b) => quantile("itemwise_request_seconds", 0.95, a, b), seconds],
-  ["Waiting and open requests", "", (_, b) => (b.samples.get("itemwise_queue_requests") ?? 0) + (b.samples.get("itemwise_open_requests") ?? 0)],
+  ["Waiting and open requests", "", (_, b) => now("itemwise_queue_requests", b) + now("itemwise_open_requests", b)],
   ["Steps", "a second", (a, b) => rate("itemwise_steps_total", a, b), few],
   ["Query tokens from the cache", "", share("itemwise_shared_tokens_total", "itemwise_computed_tokens_total"), percent],
 ];
+
+const now = (name, { samples }) => samples.get(name) ?? 0;
 
 function share(part, rest) {
   return (a, b) => {
@@ -46,7 +52,8 @@ export function startServer() {
   errorHolder = el("div");
   factsHolder = el("div");
   charts = CHARTS.map(([title, unit, value, write]) => ({ value, chart: new Chart(title, unit, write) }));
-  holder.append(errorHolder, factsHolder, el("h2", {}, "Last five minutes"), el("div", { class: "charts" }, charts.map(({ chart }) => chart.element)));
+  const pictures = el("div", { class: "charts" }, charts.map(({ chart }) => chart.element));
+  holder.append(errorHolder, factsHolder, el("h2", {}, "Last five minutes"), pictures);
   document.addEventListener("visibilitychange", () => watch(!byId("server").hidden));
 }
 
@@ -74,10 +81,11 @@ async function tick() {
   }
 }
 
-function draw(now) {
+function draw(at) {
+  const pairs = readings.slice(1).map((after, i) => [readings[Math.max(0, i + 1 - SMOOTH)], after]);
   for (const { value, chart } of charts) {
-    const points = readings.slice(1).map((after, i) => ({ at: after.at, value: value(readings[Math.max(0, i + 1 - SMOOTH)], after) }));
-    chart.draw(points, now - SPAN_MS, now);
+    const points = pairs.map(([before, after]) => ({ at: after.at, value: value(before, after) }));
+    chart.draw(points, at - SPAN_MS, at);
   }
 }
 
@@ -91,42 +99,61 @@ async function showFacts() {
 
 function facts(info) {
   const engine = info.engine ?? {};
-  const fact = (name, value, more) => value === undefined || value === null || value === "" ? null
-    : el("div", {}, el("dt", {}, name), el("dd", {}, String(value), more ? el("small", {}, more) : null));
-  const list = el("dl", { class: "facts-grid" },
-    fact("Model", info.served_model_name, modelFacts(engine)),
-    fact("Profile", engine.profile?.name ?? (engine.profile && "none: it cannot rank"), engine.profile?.why),
-    fact("Device", engine.device && deviceFacts(engine.device), [engine.jax_version && `JAX ${engine.jax_version}`, `Itemwise ${info.version}`].filter(Boolean).join(", ")),
-    fact("Kernels", engine.attention, engine.cpu_level && `CPU level ${engine.cpu_level}, activations ${engine.activations}`),
-    fact("Self-check", engine.self_check?.status ?? info.state, checkFacts(engine.self_check)),
-    fact("Step", engine.step_shape && `${count.format(engine.step_shape.tokens)} tokens`, stepFacts(engine)),
-    fact("Cache", engine.pages && cacheFacts(engine.pages), engine.pages && `${plural(engine.pages.hits, "page")} found, ${count.format(engine.pages.misses)} computed, ${count.format(engine.pages.evictions)} evicted`),
-    fact("Queue", info.scheduler && `${count.format(info.scheduler.queued)} waiting, ${count.format(info.scheduler.running)} open`, info.scheduler && `${count.format(info.scheduler.finished)} finished, ${count.format(info.scheduler.failed + info.scheduler.refused + info.scheduler.expired)} failed or refused`),
-  );
-  return el("div", {}, list, reports(info.reports ?? []));
+  const shown = [
+    ["Model", info.served_model_name, modelNote(engine)],
+    ["Profile", profileOf(engine.profile), engine.profile?.why],
+    ["Device", deviceOf(engine.device), versions(info, engine)],
+    ["Kernels", engine.attention, engine.cpu_level && `CPU level ${engine.cpu_level}, activations ${engine.activations}`],
+    ["Self-check", engine.self_check?.status ?? info.state, checkNote(engine.self_check)],
+    ["Step", engine.step_shape && plural(engine.step_shape.tokens, "token"), stepNote(engine)],
+    ...(engine.pages ? [cacheFact(engine.pages)] : []),
+    ...(info.scheduler ? [queueFact(info.scheduler)] : []),
+  ];
+  const list = shown.filter(([, value]) => value).map(([name, value, note]) => el("div", {},
+    el("dt", {}, name),
+    el("dd", {}, value, note ? el("small", {}, note) : null)));
+  return el("div", {}, el("dl", { class: "facts-grid" }, list), reports(info.reports ?? []));
 }
 
-function modelFacts(engine) {
-  const { model_config: model, weight_bytes: weights } = engine;
+function modelNote(engine) {
+  const { model_config: model, weight_bytes: weights, max_seq_len: most } = engine;
   if (!model) return "";
-  return `${model.family}, ${model.num_layers} layers, ${engine.dtype}, ${bytes(weights)}; up to ${count.format(engine.max_seq_len)} tokens`;
+  return `${model.family}, ${model.num_layers} layers, ${engine.dtype}, ${bytes(weights)}; up to ${plural(most, "token")}`;
 }
 
-const deviceFacts = ({ platform, kind }) => platform === kind ? platform.toUpperCase() : `${platform.toUpperCase()}, ${kind}`;
+const profileOf = (profile) => profile && (profile.name ?? "none: it cannot rank");
 
-function checkFacts({ checks, checked_at: at } = {}) {
+function deviceOf(device) {
+  if (!device) return "";
+  const platform = device.platform.toUpperCase();
+  return device.kind === device.platform ? platform : `${platform}, ${device.kind}`;
+}
+
+function versions(info, engine) {
+  return [engine.jax_version && `JAX ${engine.jax_version}`, `Itemwise ${info.version}`].filter(Boolean).join(", ");
+}
+
+function checkNote({ checks, checked_at: at } = {}) {
   if (!checks) return "";
-  const when = at ? `, ${new Date(at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}` : "";
+  const style = { dateStyle: "medium", timeStyle: "short" };
+  const when = at ? `, ${new Date(at).toLocaleString([], style)}` : "";
   return `${plural(Object.keys(checks).length, "check")} that no bit depends on batch composition${when}`;
 }
 
-function stepFacts({ small_steps: small = [], steps }) {
+function stepNote({ small_steps: small = [], steps = 0 }) {
   const sizes = small.length ? `also ${small.map((each) => each.tokens).join(" and ")}; ` : "";
   return `${sizes}${plural(steps, "step")} run`;
 }
 
-function cacheFacts(pages) {
-  return `${plural(pages.cached, "page")} of ${count.format(pages.total)}, ${bytes(pages.bytes)}`;
+function cacheFact(pages) {
+  const [computed, evicted] = [count.format(pages.misses), count.format(pages.evictions)];
+  const value = `${count.format(pages.cached)} of ${plural(pages.total, "page")}, ${bytes(pages.bytes)}`;
+  return ["Cache", value, `${plural(pages.hits, "page")} found, ${computed} computed, ${evicted} evicted`];
+}
+
+function queueFact({ queued, running, finished, failed, refused, expired }) {
+  const note = `${count.format(finished)} finished, ${count.format(failed + refused + expired)} failed or refused`;
+  return ["Queue", `${count.format(queued)} waiting, ${count.format(running)} open`, note];
 }
 
 /** Links to reports of `itemwise validate`; with a key they are fetched, since links carry none. */
@@ -136,7 +163,7 @@ function reports(names) {
     const at = `reports/${encodeURIComponent(name)}/`;
     return el("li", {}, el("a", { href: at, onclick: hasKey() ? (event) => save(event, at, name) : null }, name));
   };
-  return el("div", {}, el("h2", {}, "Validation reports"), el("ul", {}, names.map(link)));
+  return el("div", {}, el("h2", {}, "Validation reports"), el("ul", { class: "reports" }, names.map(link)));
 }
 
 async function save(event, at, name) {

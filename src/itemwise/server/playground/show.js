@@ -26,7 +26,8 @@ export function score(value) {
 /** An error as the API tells it: its message, its stable code, its status and field. */
 export function errorBox(error) {
   if (!(error instanceof ApiError)) {
-    const text = error instanceof TypeError ? "The server did not answer. Is it still running?" : String(error.message ?? error);
+    const gone = error instanceof TypeError; // what `fetch` throws without an answer
+    const text = gone ? "The server did not answer. Is it still running?" : error.message;
     return el("p", { class: "error", role: "alert" }, text);
   }
   const facts = [error.code, `status ${error.status}`, error.param && `field ${error.param}`];
@@ -45,8 +46,10 @@ export function timing(answer) {
     part.style.flexGrow = ms;
     return part;
   });
-  const legend = parts.map(([name, ms]) =>
-    el("li", {}, el("i", { class: `stage-${name}`, "aria-hidden": "true" }), `${name} `, el("span", { class: "number" }, duration(ms))));
+  const legend = parts.map(([name, ms]) => {
+    const colour = el("i", { class: `stage-${name}`, "aria-hidden": "true" });
+    return el("li", {}, colour, `${name} `, el("span", { class: "number" }, duration(ms)));
+  });
   return el("div", { class: "timing" },
     el("div", { class: "stages", "aria-hidden": "true" }, bars),
     el("ul", { class: "legend" }, legend));

@@ -12,13 +12,17 @@ function curl(url, body) {
 
 function pythonValue(value, indent = "") {
   const inner = `${indent}    `;
-  const lines = (open, parts, close) => parts.length ? `${open}\n${parts.map((part) => `${inner}${part},\n`).join("")}${indent}${close}` : open + close;
+  const lines = (open, parts, close) => {
+    if (!parts.length) return open + close;
+    return `${open}\n${parts.map((part) => `${inner}${part},\n`).join("")}${indent}${close}`;
+  };
   if (value === null) return "None";
   if (value === true) return "True";
   if (value === false) return "False";
   if (Array.isArray(value)) return lines("[", value.map((each) => pythonValue(each, inner)), "]");
   if (typeof value === "object") {
-    return lines("{", Object.entries(value).map(([name, each]) => `${JSON.stringify(name)}: ${pythonValue(each, inner)}`), "}");
+    const pair = ([name, each]) => `${JSON.stringify(name)}: ${pythonValue(each, inner)}`;
+    return lines("{", Object.entries(value).map(pair), "}");
   }
   return JSON.stringify(value); // a text or number of JSON is one of Python, too
 }
