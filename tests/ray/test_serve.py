@@ -106,7 +106,7 @@ def test_requests_of_a_query_go_to_one_engine(client: httpx.Client) -> None:
 @pytest.mark.parametrize("name", CLIENTS)
 def test_client_ranks_and_reads_an_error(name: str, cluster: Cluster, scorer: Scorer) -> None:
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": ""}
-    command = [PYTHON, SCRIPT, name, cluster.url]
+    command = [str(PYTHON), str(SCRIPT), name, cluster.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout.strip().splitlines()[-1])

@@ -217,7 +217,8 @@ def _read_rows(tensor: Tensor, start: int, end: int) -> NDArray[Any]:
         raise CheckpointError(f"`{tensor.file}` cannot be read ({brief(error)})") from error
     if len(content) != size:
         raise CheckpointError(f"`{tensor.file}` changed while it was read: try again")
-    return content.view(dtype).reshape(end - start, *tensor.shape[1:])
+    rows: NDArray[Any] = content.view(dtype).reshape(end - start, *tensor.shape[1:])
+    return rows
 
 
 def _check_tensors(folder: Path, leaves: list[WeightSpec], found: dict[str, Tensor]) -> None:
