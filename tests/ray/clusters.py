@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,12 @@ def started(script: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-        for pid in of_session(process.pid):
-            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + END_S
+        while (left := of_session(process.pid)) and time.monotonic() < deadline:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
         shutil.rmtree(folder, ignore_errors=True)
 
 
