@@ -375,15 +375,12 @@ def test_copied_commands_give_the_answer_on_the_page(visitor: Visit) -> None:
     page = visitor.open()
     rank(page, "desk 'lamps' $HOME", "\n".join(TITLES))
     shown = texts(page, ".ranking .value")
-    commands = {
-        "curl": lambda text: shlex.split(text),
-        "Python": lambda text: [sys.executable, "-c", text],
-    }
-    for name, command in commands.items():
+    for name in ("curl", "Python"):
         page.click(f"#rank .copies >> text=Copy as {name}")
         expect(page.locator("#rank .copies [role=status]")).to_have_text("Copied.")
         text = page.evaluate("navigator.clipboard.readText()").replace("\\\n", "")
-        done = subprocess.run(command(text), capture_output=True, text=True, check=True)
+        command = shlex.split(text) if name == "curl" else [sys.executable, "-c", text]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         results = json.loads(done.stdout)["results"]
         assert [f"{each['relevance_score']:.4f}" for each in results] == shown
     visitor.check()

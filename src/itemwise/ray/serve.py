@@ -86,7 +86,7 @@ def engine_options(config: AppConfig) -> dict[str, Any]:
     options["autoscaling_config"] = AutoscalingConfig(
         min_replicas=replicas.min_replicas,
         max_replicas=replicas.max_replicas,
-        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+        policy=AutoscalingPolicy(
             policy_function=QueuedTokensPolicy,
             policy_kwargs={"target": replicas.target_queued_tokens},
         ),
