@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Page, Route, expect
 
 from itemwise.config import ServerConfig
@@ -105,7 +105,7 @@ def test_one_bit_of_difference_is_seen(visitor: Visit) -> None:
     def move_a_bit(route: Route) -> None:
         answer = route.fetch()
         body = answer.json()
-        if len(route.request.post_data_json["documents"]) == 1:
+        if len(json.loads(route.request.post_data or "")["documents"]) == 1:
             body["results"][0]["relevance_score"] *= 1 + 2**-52
         route.fulfill(response=answer, json=body)
 
@@ -267,7 +267,7 @@ def test_decide_shows_what_the_api_answers(visitor: Visit) -> None:
         "b": {"type": "choice", "instructions": "Which team?", "criteria": choice},
         "c": {"type": "score", "instructions": "How urgent?", "criteria": ["can wait", "today"]},
     }
-    body = {"state": "Ticket: the lamp arrived broken.", "questions": questions}
+    body: dict[str, Any] = {"state": "Ticket: the lamp arrived broken.", "questions": questions}
     body |= {"x_rotations": 3, "x_label_mass": True}
     answers = httpx.post(f"{visitor.url}/v1/systemone", json=body).json()["answers"]
     a, b, c = (answers[name] for name in "abc")
@@ -374,15 +374,12 @@ def test_copied_commands_give_the_answer_on_the_page(visitor: Visit) -> None:
     page = visitor.open()
     rank(page, "desk 'lamps' $HOME", "\n".join(TITLES))
     shown = texts(page, ".ranking .value")
-    commands = {
-        "curl": lambda text: shlex.split(text),
-        "Python": lambda text: [sys.executable, "-c", text],
-    }
-    for name, command in commands.items():
+    for name in ("curl", "Python"):
         page.click(f"#rank .copies >> text=Copy as {name}")
         expect(page.locator("#rank .copies [role=status]")).to_have_text("Copied.")
         text = page.evaluate("navigator.clipboard.readText()").replace("\\\n", "")
-        done = subprocess.run(command(text), capture_output=True, text=True, check=True)
+        command = shlex.split(text) if name == "curl" else [sys.executable, "-c", text]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         results = json.loads(done.stdout)["results"]
         assert [f"{each['relevance_score']:.4f}" for each in results] == shown
     visitor.check()
