@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Page, Route, expect
 
 from itemwise.config import ServerConfig
@@ -105,8 +105,7 @@ def test_one_bit_of_difference_is_seen(visitor: Visit) -> None:
     def move_a_bit(route: Route) -> None:
         answer = route.fetch()
         body = answer.json()
-        asked: Any = route.request.post_data_json
-        if len(asked["documents"]) == 1:
+        if len(json.loads(route.request.post_data or "")["documents"]) == 1:
             body["results"][0]["relevance_score"] *= 1 + 2**-52
         route.fulfill(response=answer, json=body)
 
