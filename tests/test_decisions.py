@@ -238,28 +238,34 @@ def test_prompts_are_those_of_sglang_and_give_the_same_on_the_score_api() -> Non
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(SMOLLM2)
     scorer = Scorer.from_pretrained(SMOLLM2, kv_cache_bytes=1 << 28)
-    for body in sglang_requests(50):
-        exchange = SGLANG.read({**body, "return_prompt_token_ids": True})
-        assert exchange.call is not None
-        found: Decisions = scorer.run_call(exchange.call)
-        answers = exchange.answer(found, "m")["answers"]
+    bodies = sglang_requests(50)
+    for body in bodies:
+        call = SGLANG.read(body).call
+        assert call is not None
+        request = scorer.prepare_call(call).request
         state = body["input"]
         if not isinstance(state, str):
             state = json.dumps(state, ensure_ascii=False, separators=(",", ":"))
-        for question in body["questions"]:
+        for place, question in enumerate(body["questions"]):
             lines, labels = sglang_lines(question)
             messages = [{"role": "user", "content": "\n".join([state, "", *lines])}]
             text = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
-            answer = answers[question["id"]]
-            ids = list(answer["prompt_token_ids"])
+            ids = [*request.query.tolist(), *request.items[place].tolist()]
             assert ids == tokenizer.encode(text, add_special_tokens=False)
-            label_ids = list(answer["label_token_ids"])
-            assert label_ids == [tokenizer.encode(each)[0] for each in labels]
-            shared = found.shared_tokens
+            assert list(request.labels[place]) == [tokenizer.encode(each)[0] for each in labels]
+    for body in bodies[:8]:  # the numbers take longer
+        exchange = SGLANG.read({**body, "return_prompt_token_ids": True})
+        assert exchange.call is not None
+        found: Decisions = scorer.run_call(exchange.call)
+        for answer in exchange.answer(found, "m")["answers"].values():
+            ids, shared = list(answer["prompt_token_ids"]), found.shared_tokens
             result = scorer.score(
-                ids[:shared], [ids[shared:]], label_token_ids=label_ids, apply_softmax=True
+                ids[:shared],
+                [ids[shared:]],
+                label_token_ids=list(answer["label_token_ids"]),
+                apply_softmax=True,
             )
             scores = np.asarray(result.scores)[0]
             assert [float(str(p)) for p in scores] == list(answer["probabilities"].values())
