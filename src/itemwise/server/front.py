@@ -30,7 +30,7 @@ from itemwise.server.front_metrics import FrontMetrics, merged
 from itemwise.server.metrics import CONTENT_TYPE
 from itemwise.server.record import record_of, route_path
 from itemwise.server.replica import Answer, Ask, Headers, ReplicaLostError, Replicas
-from itemwise.types import Int32Array
+from itemwise.types import Tokens
 
 MAX_TRIES = 4  # of a request whose replica ends, which may be the request's own doing
 FIRST_PAUSE_S = 0.1  # before the second try; doubles, as it takes a moment to learn of an end
@@ -153,7 +153,7 @@ def shared_key(call: Any) -> str:
     return ""
 
 
-def _are_token_ids(query: Any) -> TypeGuard[Int32Array | list[int]]:
+def _are_token_ids(query: Any) -> TypeGuard[Tokens]:
     if isinstance(query, np.ndarray):
         return query.ndim == 1 and query.dtype.kind in "iu"
     # JSON's true is no token, and a number beyond int32 is none that a replica will take.
