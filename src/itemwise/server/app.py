@@ -188,7 +188,7 @@ def _add_dialects(
 
 def _schemas(choices: tuple[Dialect, ...]) -> dict[str, Any]:
     """What the API's schema says about the bodies and answers of a path."""
-    bodies = [each.body.model_json_schema() for each in choices]
+    bodies = [_in_place(each.body.model_json_schema()) for each in choices]
     schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
     answers, errors = choices[-1].answers, choices[-1].errors
     for each in choices[:-1]:
@@ -201,6 +201,25 @@ def _schemas(choices: tuple[Dialect, ...]) -> dict[str, Any]:
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
         },
     }
+
+
+def _in_place(schema: dict[str, Any]) -> Any:
+    """A schema with its definitions where they are used: within an API's schema, a route has no
+    place of its own for them. None of them holds itself.
+    """
+    definitions = schema.pop("$defs", {})
+
+    def put(part: Any) -> Any:
+        if isinstance(part, list):
+            return [put(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if isinstance(part.get("$ref"), str):
+            return put(definitions[part["$ref"].removeprefix("#/$defs/")])
+        # A discriminator names definitions; the constants of its property tell them apart, too.
+        return {name: put(each) for name, each in part.items() if name != "discriminator"}
+
+    return put(schema)
 
 
 class _Asked(NamedTuple):
