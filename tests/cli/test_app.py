@@ -173,7 +173,9 @@ def options(command: Any) -> Iterator[str]:
 
 
 def test_flags_in_the_documentation_exist() -> None:
-    known = {*options(get_command(app)), "--help", "--build-arg"}  # the last is docker's
+    known = {*options(get_command(app)), "--help"}
+    known |= {"--build-arg", "--from-file"}  # of docker and kubectl
+    known |= {"--no-build-isolation", "--no-deps", "--no-index"}  # of pip
     foreign = " ".join(rule.flags for rule in RULES)
     known |= {*re.findall(r"--[a-z0-9-]+", foreign)}
     session = (ROOT / "scripts" / "gpu_session.py").read_text(encoding="utf-8")

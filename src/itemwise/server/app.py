@@ -204,8 +204,9 @@ def _schemas(choices: tuple[Dialect, ...]) -> dict[str, Any]:
 
 
 def _in_place(schema: dict[str, Any]) -> Any:
-    """A schema with its definitions where they are used: within an API's schema, a route has no
-    place of its own for them. None of them holds itself.
+    """A schema with its definitions where they are used, of which none holds itself.
+
+    Within an API's schema, a route has no place of its own for them.
     """
     definitions = schema.pop("$defs", {})
 
