@@ -215,3 +215,5 @@ class Replica:
         outcome, self._outcome = self._outcome, None
         self._in_flight = outcome.in_flight
         self._scheduler.settle(outcome)
+        stands_still = not (outcome.landed or outcome.in_flight) and self.num_under_way > 0
+        assert not stands_still, "a request never ended"
