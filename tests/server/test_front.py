@@ -22,6 +22,8 @@ from itemwise.config import ServerConfig
 from itemwise.dialects.table import by_path, dialect_of
 from itemwise.errors import QueueFullError
 from itemwise.request.calls import ScoreCall
+from itemwise.request.decide.call import DecideCall
+from itemwise.request.decide.questions import YesNo
 from itemwise.request.ranking import RankCall
 from itemwise.server.app import app_of
 from itemwise.server.front import MAX_TRIES, _look, front_app, shared_key
@@ -259,6 +261,9 @@ def test_health_asks_a_replica_and_live_does_not(replicas: Local, url: str) -> N
         (ScoreCall({"query": "lamp"}), ScoreCall({"query": "lamps"}), False),
         (ScoreCall({"query": [1, 2]}), ScoreCall({"query": np.array([1, 2])}), True),
         (ScoreCall({"query": [1, 2]}), ScoreCall({"query": [1, 3]}), False),
+        (DecideCall({"a": [1]}, {}), DecideCall({"a": [1]}, {"q": YesNo()}), True),
+        (DecideCall({"a": [1]}, {}), DecideCall({"a": [2]}, {}), False),
+        (DecideCall("lamp", {}), ScoreCall({"query": "lamp"}), True),
     ],
 )
 def test_key_stands_for_the_query(first: Any, second: Any, same: bool) -> None:
@@ -277,6 +282,8 @@ def test_key_stands_for_the_query(first: Any, second: Any, same: bool) -> None:
         ScoreCall({"query": [True]}),
         ScoreCall({"query": {"a": 1}}),
         RankCall(["a", "b"], ["x", "y"]),
+        DecideCall(None, {}),
+        DecideCall(["\ud800"], {}),
     ],
 )
 def test_nothing_shared_has_no_key(call: Any) -> None:
@@ -291,9 +298,12 @@ JSON = st.recursive(
 
 
 @given(
-    st.sampled_from(["/v1/score", "/rerank", "/score"]),
+    st.sampled_from(["/v1/score", "/rerank", "/score", "/v1/decisions"]),
     st.dictionaries(
-        st.sampled_from(["query", "items", "documents", "text_1", "text_2", "item_first"]), JSON
+        st.sampled_from(
+            ["query", "items", "documents", "text_1", "text_2", "item_first", "state", "questions"]
+        ),
+        JSON,
     ),
 )
 def test_no_body_breaks_the_search_for_its_key(path: str, body: dict[str, Any]) -> None:

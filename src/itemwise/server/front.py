@@ -147,10 +147,20 @@ def shared_key(call: Any) -> str:
     if fields is not None:
         query = None if fields.get("item_first") else fields.get("query")
     else:
-        query = getattr(call, "query", getattr(call, "state", None))
+        query = getattr(call, "query", _as_text(getattr(call, "state", None)))
     if isinstance(query, str) or _are_token_ids(query):
         return query_key(query).hex() if len(query) else ""
     return ""
+
+
+def _as_text(state: Any) -> Any:
+    """A state that is a JSON value as text; empty if it cannot be written."""
+    if not isinstance(state, dict | list):
+        return state
+    try:
+        return orjson.dumps(state).decode()
+    except TypeError:  # half a character, which the request will be refused for
+        return ""
 
 
 def _are_token_ids(query: Any) -> TypeGuard[Tokens]:
