@@ -125,7 +125,9 @@ LONG = "Does the passage answer the question? " * 400
 
 
 WORDS = [LONG * 4, "ab1-" * 20_000, "你好，世界" * 10_000]
-ONE_WORD = ["x" * 50_000, " " * 40_000]  # WordPiece knows no word of that length, and no space
+# WordPiece knows no word of that length, and no space. The library takes quadratic time for the word
+# if it is not cut into pieces, as it is not where borders are not known.
+ONE_WORD = {"wordpiece": [], "unknown": [" " * 40_000]}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ ONE_WORD = ["x" * 50_000, " " * 40_000]  # WordPiece knows no word of that lengt
     [
         pytest.param(*param.values, run, marks=param.marks)
         for param in SOME_KINDS
-        for run in (WORDS if param.values == ("wordpiece",) else [*WORDS, *ONE_WORD])
+        for run in [*WORDS, *ONE_WORD.get(str(param.values[0]), ["x" * 50_000, " " * 40_000])]
     ],
 )
 def test_long_texts_are_encoded_in_pieces_with_the_same_tokens(kind: str, run: str) -> None:
