@@ -125,8 +125,8 @@ LONG = "Does the passage answer the question? " * 400
 
 
 WORDS = [LONG * 4, "ab1-" * 20_000, "你好，世界" * 10_000]
-# WordPiece knows no word of that length, and no space. The library takes quadratic time for the word
-# if it is not cut into pieces, as it is not where borders are not known.
+# WordPiece knows no word of that length, and no space. The library takes quadratic time for the
+# word if it is not cut into pieces, as it is not where borders are not known.
 ONE_WORD = {"wordpiece": [], "unknown": [" " * 40_000]}
 
 
