@@ -40,6 +40,7 @@ def alone_s(model: str, device: str, requests: list[ScoreRequest]) -> float:
     assert len(left) == len(requests)
     while left:
         outcome = core.step(left)
+        assert not outcome.failed
         left = [work for work in left if work not in outcome.finished]
     return clock.now
 

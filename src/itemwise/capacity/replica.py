@@ -110,9 +110,12 @@ class SimulatedPrograms:
         logits = np.zeros((units, LABEL_COLUMNS), np.float32)
         return [_Pending(self._clock, hidden.end, logits)]
 
-    def vocab_logsumexp(self, hidden: _Pending, inverse_temperatures: list[float]) -> _Pending:
+    def vocab_logsumexp(
+        self, hidden: _Pending, inverse_temperatures: list[float]
+    ) -> list[_Pending]:
         """Zeros."""
-        return _Pending(self._clock, hidden.end, np.zeros(len(inverse_temperatures), np.float32))
+        sums = np.zeros(len(inverse_temperatures), np.float32)
+        return [_Pending(self._clock, hidden.end, sums)]
 
     def reset_pages(self) -> None:
         """Does nothing: there are no pages."""
