@@ -222,6 +222,26 @@ def test_score_shows_numbers_and_tokens_of_the_api(visitor: Visit) -> None:
     visitor.check()
 
 
+def test_score_puts_no_template_around_texts_where_there_is_none(visitor: Visit) -> None:
+    page = visitor.open("score")
+    expect(page.locator("#score-template")).to_be_checked()
+
+    def without_template(route: Route) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        body["data"][0]["profile"]["name"] = "yes-no"
+        route.fulfill(response=answer, json=body)
+
+    page.route("**/v1/models", without_template)
+    page.reload()
+    expect(page.locator("#score-template")).to_be_disabled()
+    with page.expect_request("**/v1/score") as sent:
+        page.click("#score button[name=send]")
+    assert "apply_template" not in json.loads(sent.value.post_data or "")
+    page.wait_for_selector("#score .tokens")
+    visitor.check()
+
+
 def test_score_takes_token_ids(visitor: Visit) -> None:
     page = visitor.open("score")
     page.select_option("#score-kind", "ids")
@@ -261,6 +281,7 @@ def test_decide_shows_what_the_api_answers(visitor: Visit) -> None:
     page.check("#decide-mass")
     page.click("#decide button[name=send]")
     page.wait_for_selector("#decide .decision")
+    expect(page.locator("#decide .decision").first).to_be_in_viewport()  # though the form is long
     choice = {"billing": "refunds", "repair": None, "sales": None}
     questions = {
         "a": {"type": "noul", "instructions": "Is it broken?"},

@@ -4,7 +4,7 @@ import { getJson, useKey, whenKeyIsWanted } from "./api.js";
 import { startDecide } from "./decide.js";
 import { byId } from "./dom.js";
 import { startRank } from "./rank.js";
-import { startScore } from "./score.js";
+import { offerTemplate, startScore } from "./score.js";
 import { startServer, watch } from "./server.js";
 
 const RETRY_MS = 2000;
@@ -69,7 +69,10 @@ async function showState() {
   try {
     const [{ id, profile }] = (await getJson("v1/models")).data;
     // Without a profile the model is still loading; only then is there a reason to ask for more.
-    if (profile) return say("ready", id);
+    if (profile) {
+      offerTemplate(profile.name === "prompt-template");
+      return say("ready", id);
+    }
     say("", `${id} is loading`);
   } catch (error) {
     if (error.status === 401) return say("failed", "waiting for the API key");

@@ -23,6 +23,13 @@ export function startScore() {
   addCopyButtons(ask.form.querySelector(".copies"), PATH, () => body(asked()));
 }
 
+/** Without a prompt template, a model takes texts as they are. */
+export function offerTemplate(isThere) {
+  const { template } = ask.fields;
+  template.disabled = !isThere;
+  template.checked &&= isThere;
+}
+
 function linesOf(text) {
   const lines = text.split(/\r\n|\r|\n/);
   while (lines.length && lines.at(-1) === "") lines.pop(); // the end of the text; others may be empty items
