@@ -127,13 +127,16 @@ $(VENV)/.cuda-installed: $(CONSTRAINTS) | $(BIN)/python
 		jax-cuda12-pjrt jax-cuda12-plugin nvidia-cuda-nvcc-cu12
 	@touch $@
 
-$(VENV)/.clients-installed: constraints/clients.txt | $(BIN)/python
+$(VENV)/.clients-installed: constraints/clients.txt constraints/litellm.txt | $(BIN)/python
 	@echo "Installing clients of other servers into $(VENV)/clients"
 	@$(BIN)/python -m venv --clear $(VENV)/clients
 	@$(VENV)/clients/bin/python -m pip --disable-pip-version-check -qq install \
 		-c constraints/clients.txt cohere infinity-client jevcompat jina-haystack \
 		langchain-openai langchain-typesafe litellm llama-index-postprocessor-tei-rerank \
 		openai 'typesafe-sdk[zstd]' voyageai
+	@$(BIN)/python -m venv --clear $(VENV)/litellm
+	@$(VENV)/litellm/bin/python -m pip --disable-pip-version-check -qq install \
+		-c constraints/litellm.txt litellm
 	@touch $@
 
 $(VENV)/.dev-installed: $(INSTALLS) | $(BIN)/python

@@ -1,4 +1,4 @@
-"""Asks typed questions with one client of another server. Has an environment of its own.
+"""Asks typed questions with one client of another server. Clients have environments of their own.
 
     python decide_with.py CLIENT URL    prints {"noul", "choice", "score", "error"} as JSON
 
@@ -112,11 +112,57 @@ def langchain_openai(url: str, state: str) -> Answers:
     )
 
 
+def litellm_systemone(url: str, state: str) -> Answers:
+    import litellm
+
+    questions: Any = {
+        "noul": {"type": "noul", "instructions": NOUL},
+        "choice": {"type": "choice", "instructions": CHOICE, "criteria": OPTIONS},
+        "score": {"type": "score", "instructions": SCORE, "criteria": LEVELS},
+    }
+    found = litellm.systemone(
+        model=f"hosted_vllm/{MODEL}", state=state, questions=questions, api_base=url, api_key="key"
+    ).answers
+    return (
+        found["noul"].noul,
+        list(found["choice"].probabilities.values()),
+        list(found["score"].probabilities.values()),
+    )
+
+
+def litellm_decisions(url: str, state: str) -> Answers:
+    import litellm
+
+    choices: Any = [
+        {"value": name, **({"description": text} if text else {})} for name, text in OPTIONS.items()
+    ]
+    questions: Any = [
+        {"type": "predicate", "instructions": NOUL},
+        {"type": "choice", "instructions": CHOICE, "choices": choices},
+        {"type": "score", "instructions": SCORE, "levels": [{"label": each} for each in LEVELS]},
+    ]
+    found = litellm.decisions(
+        model=f"openai/{MODEL}",
+        input=state,
+        questions=questions,
+        api_base=f"{url}/v1",
+        api_key="key",
+    )
+    noul, choice, score = found.answers
+    return (
+        noul.probability,
+        [each.probability for each in choice.probabilities],
+        [each.probability for each in score.probabilities],
+    )
+
+
 CLIENTS: dict[str, Decide] = {
     "typesafe": typesafe,
     "langchain-typesafe": langchain_typesafe,
     "openai": openai,
     "langchain-openai": langchain_openai,
+    "litellm-systemone": litellm_systemone,
+    "litellm-decisions": litellm_decisions,
 }
 
 

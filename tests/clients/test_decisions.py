@@ -20,6 +20,7 @@ from tests.clients.test_clients import FOLDER, PYTHON
 from tests.server.fakes import get, running_server, wait_until
 
 SCRIPT = Path(__file__).with_name("decide_with.py")
+LITELLM = FOLDER.with_name("litellm") / "bin" / "python"  # its pins are not the others'
 SMOLLM2 = Path(__file__).parents[2] / ".models" / "SmolLM2-135M-Instruct"
 KEY = "a-key-of-the-test"
 
@@ -49,9 +50,10 @@ def test_client_reads_every_type_and_an_error(client: str, url: str, scorer: Sco
         "c": Rating(LEVELS, SCORE),
     }
     expected = scorer.decide(STATE, questions).answers
-    environment = {**os.environ, "PYTHONPATH": ""}
+    environment = {**os.environ, "PYTHONPATH": "", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    python = LITELLM if client.startswith("litellm") else PYTHON
     done = subprocess.run(
-        [PYTHON, SCRIPT, client, url],
+        [python, SCRIPT, client, url],
         capture_output=True,
         text=True,
         timeout=300,
