@@ -13,7 +13,7 @@ from tests.browser.browser import Visit, launched, visit
 from tests.server.fakes import get, running_server, wait_until
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, no other test can run an event loop
 def browser() -> Iterator[Browser]:
     with sync_playwright() as driver, launched(driver) as made:
         yield made

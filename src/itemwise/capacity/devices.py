@@ -8,13 +8,14 @@ states, which is assumed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
 
 from itemwise.capacity.step_cost import StepCost
-from itemwise.engine.platform import Memory
+from itemwise.engine.cpu_level import PLAIN
+from itemwise.engine.platform import PLATFORMS, Memory, Platform
 from itemwise.errors import ConfigError
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
@@ -57,7 +58,7 @@ class Device:
 
     Attributes:
         name: its name.
-        platform: JAX's name for its kind.
+        runs: what the engine does on its kind.
         memory_bytes: what an engine can use of it.
         memory_source: where that figure comes from.
         rates: how fast it is.
@@ -68,7 +69,7 @@ class Device:
     """
 
     name: str
-    platform: Literal["cpu", "gpu", "tpu"]
+    runs: Platform
     memory_bytes: int
     memory_source: Source
     rates: Rates
@@ -132,7 +133,9 @@ def _tpu(name: str) -> Device:
         "time between steps as beside an H100"
     )
     temporaries = 33_177_600, "step of qwen3-0.6b for a v6e (docs/tpu.md)"
-    return Device(name, "tpu", chip.hbm_bytes, "given", rates, "assumed", note, *temporaries)
+    return Device(
+        name, PLATFORMS["tpu"], chip.hbm_bytes, "given", rates, "assumed", note, *temporaries
+    )
 
 
 DEVICES = {
@@ -140,7 +143,7 @@ DEVICES = {
     for device in (
         Device(
             "h100",
-            "gpu",
+            PLATFORMS["gpu"],
             int(0.75 * _H100_BYTES),  # JAX's share by default
             "measured",
             _H100,
@@ -152,7 +155,7 @@ DEVICES = {
         *(_tpu(name) for name in CHIPS),
         Device(
             "cpu",
-            "cpu",
+            replace(PLATFORMS["cpu"], level=PLAIN),  # as without bfloat16 instructions
             24 << 30,
             "measured",
             _CPU,

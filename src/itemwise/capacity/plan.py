@@ -21,7 +21,7 @@ from itemwise.capacity.step_cost import StepCost
 from itemwise.config import EngineConfig
 from itemwise.engine.memory import GIB, PagePlan, plan_pages
 from itemwise.engine.open_request import num_pages_needed
-from itemwise.engine.platform import PLATFORMS, step_shapes
+from itemwise.engine.platform import step_shapes
 from itemwise.errors import ConfigError
 from itemwise.models.config import ModelConfig
 from itemwise.models.sharding import check_parts
@@ -153,16 +153,14 @@ def site_of(
 
 def _chip_counts(device: Device) -> tuple[int, ...]:
     """Chips that may share a model."""
-    return (1,) if device.platform == "cpu" else (1, 2, 4, 8)
+    return (1,) if device.runs.memory == "host" else (1, 2, 4, 8)
 
 
 def _site(name: str, model: ModelConfig, device: Device, load: Load, config: EngineConfig) -> Site:
-    tp, platform = config.tp_size, PLATFORMS[device.platform]
+    tp, platform = config.tp_size, device.runs
     check_parts(model, tp)
     weights = np.dtype(np.float32 if model.dtype == "float32" else jnp.bfloat16)
     dtypes = platform.dtypes(weights)
-    if device.platform == "cpu":  # as without bfloat16 instructions
-        dtypes = dtypes._replace(activations=np.dtype(np.float32))
     pages = plan_pages(config, model, dtypes, platform, device.memory, tp)
     shapes = step_shapes(config, platform, model.max_seq_len)
     engine = EngineShape(shapes, pages.num_pages, config)
