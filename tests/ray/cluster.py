@@ -36,7 +36,7 @@ def main() -> None:
             serve.run(app(json.loads(line)))
             sys.stdout.write("serving\n")
             sys.stdout.flush()
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()
     finally:
         ray.shutdown()
 
