@@ -22,7 +22,7 @@ ITEMS = ["Tea kettle", "Brass lamp for the desk", "Desk with drawers", "Lamps fo
 
 @pytest.fixture(scope="module")
 def scorer(cache_folder: str) -> Scorer:
-    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 23)
+    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 26)
 
 
 def test_ranking_is_the_scores_in_order(scorer: Scorer) -> None:
