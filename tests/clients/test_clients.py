@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from itemwise import Scorer
-from itemwise.config import ServerConfig
 from tests.clients.rank_with import CLIENTS, DOCUMENTS, QUERY
-from tests.server.fakes import get, running_server, wait_until
 
 SCRIPT = Path(__file__).with_name("rank_with.py")
 FOLDER = Path(os.environ.get("ITEMWISE_CLIENTS", Path(__file__).parents[2] / ".venv" / "clients"))
@@ -25,18 +22,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not PYTHON.exists(), reason=f"no clients in {FOLDER}; see `make clients`"),
 ]
-
-
-@pytest.fixture(scope="module")
-def scorer(cache_folder: str) -> Scorer:
-    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 23)
-
-
-@pytest.fixture(scope="module")
-def url(scorer: Scorer) -> Iterator[str]:
-    with running_server(ServerConfig("itemwise/demo"), lambda: scorer) as made:
-        wait_until(lambda: get(f"{made}/health").status_code == 200)
-        yield made
 
 
 @pytest.mark.parametrize("client", CLIENTS)

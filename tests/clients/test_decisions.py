@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not PYTHON.exists(), reason=f"no clients in {FOLDER}; see `make clients`"),
 ]
-
-
-@pytest.fixture(scope="module")
-def scorer(cache_folder: str) -> Scorer:
-    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 26)
-
-
-@pytest.fixture(scope="module")
-def url(scorer: Scorer) -> Iterator[str]:
-    with running_server(ServerConfig("itemwise/demo"), lambda: scorer) as made:
-        wait_until(lambda: get(f"{made}/health").status_code == 200)
-        yield made
 
 
 @pytest.mark.parametrize("client", CLIENTS)
