@@ -15,7 +15,14 @@ from itemwise.cli.bench import bench_app
 from itemwise.cli.calibrate import calibrate
 from itemwise.cli.command_line import NOTICE, ServeCommand
 from itemwise.cli.decide import decide
-from itemwise.cli.options import DecisionProfile, PromptTemplate, expand_options, fail, option
+from itemwise.cli.options import (
+    ApplySoftmax,
+    DecisionProfile,
+    PromptTemplate,
+    expand_options,
+    fail,
+    option,
+)
 from itemwise.cli.plan import plan, simulate
 from itemwise.cli.tpu import tpu_compile
 from itemwise.cli.validation import add_validation_commands
@@ -145,12 +152,7 @@ class RequestOptions:
             "may use token ids. - reads standard input.",
         ),
     ] = None
-    apply_softmax: Annotated[
-        bool,
-        typer.Option(
-            "--apply-softmax", help="Softmax over the labels; otherwise over the whole vocabulary."
-        ),
-    ] = False
+    apply_softmax: ApplySoftmax = False
     apply_template: Annotated[
         bool,
         typer.Option(

@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from itemwise import __version__
-from itemwise.cli.options import PromptTemplate, expand_options, option
+from itemwise.cli.options import ApplySoftmax, PromptTemplate, expand_options, option
 from itemwise.config import DEMO_MODEL, EngineConfig, SourceConfig
 from itemwise.errors import ConfigError
 
@@ -61,12 +61,7 @@ class RowOptions:
         list[str] | None,
         typer.Option("--label", help="Text of one token; repeat it for each label."),
     ] = None
-    apply_softmax: Annotated[
-        bool,
-        typer.Option(
-            "--apply-softmax", help="Softmax over the labels; otherwise over the whole vocabulary."
-        ),
-    ] = False
+    apply_softmax: ApplySoftmax = False
     apply_template: Annotated[
         bool,
         typer.Option(

@@ -61,6 +61,12 @@ PromptTemplate = Annotated[
 ]
 
 
+ApplySoftmax = Annotated[
+    bool,
+    typer.Option(
+        "--apply-softmax", help="Softmax over the labels; otherwise over the whole vocabulary."
+    ),
+]
 DecisionProfile = Annotated[
     Path | None,
     option(
