@@ -131,7 +131,7 @@ $(VENV)/.clients-installed: constraints/clients.txt constraints/litellm.txt | $(
 	@echo "Installing clients of other servers into $(VENV)/clients"
 	@$(BIN)/python -m venv --clear $(VENV)/clients
 	@$(VENV)/clients/bin/python -m pip --disable-pip-version-check -qq install \
-		-c constraints/clients.txt cohere infinity-client jevcompat jina-haystack \
+		-c constraints/clients.txt anyjev cohere infinity-client jevcompat jina-haystack \
 		langchain-openai langchain-typesafe litellm llama-index-postprocessor-tei-rerank \
 		openai 'typesafe-sdk[zstd]' voyageai
 	@$(BIN)/python -m venv --clear $(VENV)/litellm

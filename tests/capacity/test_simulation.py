@@ -21,7 +21,7 @@ from itemwise.capacity import replica as replicas
 from itemwise.capacity.arrivals import Load, replayed
 from itemwise.capacity.replica import Clock, EngineShape, Replica, SimulatedCore
 from itemwise.capacity.simulation import Arrival, SimulatedRun, simulate
-from itemwise.capacity.step_cost import StepCost
+from itemwise.capacity.step_cost import COOLING_S, StepCost
 from itemwise.engine.platform import PLATFORMS, step_shapes
 from itemwise.engine.scheduler import QueueLimits, Scheduler, Scored
 from itemwise.routing import POLICIES, PolicyName
@@ -144,6 +144,18 @@ def test_formula_of_the_queue_agrees_with_published_values() -> None:
     # P(no wait) is 1 - load; and within one service time (1 - load) exp(load).
     assert md1_wait(0.6, 0.4 + 1e-9) == pytest.approx(0, abs=1e-4)
     assert md1_wait(0.6, 0.4 * math.exp(0.6 * 0.999)) == pytest.approx(0.999, abs=1e-3)
+
+
+def test_a_device_that_was_idle_wakes_up_first() -> None:
+    one = ScoreRequest(range(5), [[1] * 5], ((0, 1),))
+    cost = StepCost(step_s=0.01, wake_s=0.004)
+    # The third comes when the second is just done, the fourth soon after, all others long after.
+    times = (10.0, 20.0, 20.014, 20.044, 30.0)
+    arrivals = [Arrival(at, one) for at in times]
+    done = simulate(arrivals, 1, POLICIES["random"](0), ENGINE, cost)
+    part = 0.004 * (1 - math.exp(-0.02 / COOLING_S))
+    expected = [0.014, 0.014, 0.01, 0.01 + part, 0.014]
+    assert [answer.seconds for answer in done.answers] == pytest.approx(expected, abs=1e-6)
 
 
 def test_planted_step_that_takes_no_time_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,11 @@ import pytest
 from itemwise import Choice, Rating, Scorer, YesNo
 from itemwise.config import ServerConfig
 from itemwise.request.decide.answers import ChoiceAnswer, RatingAnswer, YesNoAnswer
+from itemwise.request.decide.call import Options
 from itemwise.request.decide.questions import Question
 from tests.clients.decide_with import CHOICE, CLIENTS, LEVELS, NOUL, OPTIONS, SCORE, STATE
 from tests.clients.test_clients import FOLDER, PYTHON
+from tests.request.decide.test_profile import CHAT, byte_tokenizer, folder, found, prompts
 from tests.server.fakes import get, running_server, wait_until
 
 SCRIPT = Path(__file__).with_name("decide_with.py")
@@ -56,6 +58,61 @@ def test_client_reads_every_type_and_an_error(client: str, url: str, scorer: Sco
     assert answer["choice"] == list(choice.probabilities.values())
     assert answer["score"] == list(rating.probabilities)
     assert "tokens" in answer["error"], answer["error"]
+
+
+LETTERS, DIGITS = [chr(65 + n) for n in range(26)], [str(n) for n in range(10)]
+STATES = [
+    "A state.",
+    "",
+    " two lines\n of it ",
+    {"a": "é", "b": [1, 2.5, None, True], "c": {}},
+    ["x", 1],
+    [{"role": "user", "content": "hi"}, {"role": "agent", "content": "{state}"}],
+    [],
+]
+QUESTIONS: list[tuple[str, list[str], Question]] = [
+    ("yes_no", [], YesNo("Is it {so}?")),
+    ("choice", ["x", "y"], Choice(["x", "y"], "Which?")),
+    ("choice", [f"o {n}" for n in range(26)], Choice([f"o {n}" for n in range(26)], "Which?")),
+    ("score", ["low", "high"], Rating(["low", "high"], "How {label}?")),
+    ("score", [f"l{n}" for n in range(10)], Rating([f"l{n}" for n in range(10)], "How?")),
+]
+
+
+@pytest.mark.parametrize("ten", [["10"], []], ids=["ten is a token", "ten is two tokens"])
+def test_tacit_gets_the_prompts_of_anyjev(tmp_path: Path, ten: list[str]) -> None:
+    tokenizer = byte_tokenizer("Yes", "No", *ten)
+    profile = found(folder(tmp_path, CHAT, name="Tacit-4B"), tokenizer)
+    tokens = ["Yes", "No", *LETTERS, *DIGITS, *ten]
+    cases = [
+        {
+            "state": state,
+            "kind": kind,
+            "text": question.question,
+            "options": options,
+            "tokens": tokens,
+        }
+        for state in STATES
+        for kind, options, question in QUESTIONS
+    ]
+    done = subprocess.run(
+        [PYTHON, SCRIPT.with_name("word_with_anyjev.py")],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = json.loads(done.stdout)
+    asked = ((state, question) for state in STATES for _, _, question in QUESTIONS)
+    for (state, question), their in zip(asked, theirs, strict=True):
+        ours = prompts(profile, state, question, Options(rotations=26))
+        assert ours == [
+            f"<|im_start|>system\n{their['system']}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
+            "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+            for user in their["users"]
+        ]
 
 
 def conformance(url: str, report: Path, *key: str) -> dict[str, Any]:

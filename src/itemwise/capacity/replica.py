@@ -97,7 +97,7 @@ class SimulatedPrograms:
         work = work_in(batch)
         self._clock.now += self._cost.host_s(work)
         begin = max(self._clock.now, self._device_free)
-        seconds = self._cost.device_s(work)
+        seconds = self._cost.device_s(work) + self._cost.idle_s(begin - self._device_free)
         self._device_free = begin + seconds
         self.busy_s += seconds
         if self._record:

@@ -21,6 +21,7 @@ from itemwise.ops.packed.dense import attend_dense
 from itemwise.ops.packed.gpu import attend_packed_gpu
 from itemwise.ops.packed.segment import attend_segment
 from itemwise.ops.packed.tpu import attend_packed_tpu
+from tests.ops.plainly import attention
 
 Heads = tuple[int, int, int]
 GRANULE = 32
@@ -111,16 +112,10 @@ def plainly(made: Sequence) -> NDArray[np.float64]:
     row_start = np.repeat(prefix + np.cumsum((0, *lengths))[:-1], lengths).astype(int)
     row_start = np.concatenate([np.zeros(prefix, int), row_start])
     used = len(row_start)
-    q, k, v = (np.asarray(a[:used], np.float64) for a in (made.q, made.k, made.v))
-    group = q.shape[1] // k.shape[1]
     i, j = np.arange(used)[:, None], np.arange(used)
     visible = (j <= i) & ((j < prefix) | (j >= row_start[:, None]))
-    scores = np.einsum("inh,jnh->nij", q, k.repeat(group, 1)) * q.shape[2] ** -0.5
-    scores = np.where(visible, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    out: NDArray[np.float64] = np.einsum("nij,jnh->inh", weights, v.repeat(group, 1))
-    return out
+    q, k, v = (np.asarray(a[:used], np.float64) for a in (made.q, made.k, made.v))
+    return attention(q, k, v, visible)
 
 
 def error(attend: Callable[..., Array], made: Sequence) -> float:

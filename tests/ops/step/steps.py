@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from itemwise.engine.step_packer import Context, RowPlan, StepPacker
 from itemwise.ops.step.arrays import StepArrays, StepShape
 from itemwise.ops.step.base import Pages, to_storage
+from tests.ops.plainly import attention
 
 SHAPE = StepShape(
     tokens=384,
@@ -145,7 +146,6 @@ def plainly(step: Step) -> list[NDArray[np.float64]]:
     q, k, v = (np.asarray(a, np.float64) for a in (step.q, step.k, step.v))
     dtype = step.q.dtype
     pools = [np.asarray(a if a.dtype == dtype else a.view(dtype), np.float64) for a in step.pages]
-    group, head_dim = q.shape[1] // k.shape[1], q.shape[2]
     outs = []
     for one, q_row, *own in zip(step.rows, *(step.parts(a) for a in (q, k, v)), strict=True):
         context = list(zip(one.context.pages, one.context.lens, strict=True))
@@ -155,11 +155,7 @@ def plainly(step: Step) -> list[NDArray[np.float64]]:
         )
         size, seen = len(q_row), len(keys)
         visible = np.arange(seen) <= np.arange(seen - size, seen)[:, None]
-        scores = np.einsum("tnh,snh->nts", q_row, keys.repeat(group, 1)) / np.sqrt(head_dim)
-        scores = np.where(visible, scores, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        outs.append(np.einsum("nts,snh->tnh", weights, values.repeat(group, 1)))
+        outs.append(attention(q_row, keys, values, visible))
     return outs
 
 

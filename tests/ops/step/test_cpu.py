@@ -16,6 +16,7 @@ from itemwise.ops.step.base import Pages, StepAttention
 from itemwise.ops.step.cpu import attend_cpu
 from itemwise.ops.step.xla import attend_xla
 from itemwise.types import CppLevel
+from tests.ops.plainly import attention_weights, by_head
 from tests.ops.step.backends import CPP_HEADS as HEADS
 from tests.ops.step.steps import CASES, SHAPE, Step, cases, make_step, run
 
@@ -78,23 +79,20 @@ def exact_attention(
         for pages, own in ((k_pages, k), (v_pages, v))
     )
     q = q[places]
-    group = q.shape[1] // keys.shape[1]
-    keys, values = (a.repeat(group, 1) for a in (keys, values))
     n, t = len(keys), len(q)
-    scores = np.einsum("tnh,snh->tns", q, keys) / np.sqrt(q.shape[2])
-    seen = np.arange(n) <= np.arange(n - t, n)[:, None, None]
+    seen = np.arange(n) <= np.arange(n - t, n)[:, None]
+    weights = attention_weights(q, keys, seen)  # [N, t, n]
+    q, keys, values = by_head(q), by_head(keys, q.shape[1]), by_head(values, q.shape[1])
+    out = weights @ values
+    scores = q @ keys.swapaxes(1, 2) / np.sqrt(q.shape[2])
     top = np.where(seen, scores, -np.inf).max(-1, keepdims=True)
-    weights = np.where(seen, np.exp(np.minimum(scores - top, 0)), 0)
-    weights /= weights.sum(-1, keepdims=True)
-    out = np.einsum("tns,snh->tnh", weights, values)
     maxima = len(row.context.pages) + -(-t // SHAPE.granule_tokens)
     error = np.abs(scores) + np.abs(top) + 4 * np.abs(scores - top)
-    error = UNIT_ROUNDOFF * (error + (EXP_ULPS + 1) * (maxima + 1) + n)
-    bound = np.empty_like(out)
+    error = weights * UNIT_ROUNDOFF * (error + (EXP_ULPS + 1) * (maxima + 1) + n)
+    bound = UNIT_ROUNDOFF * (n + 2) * (weights @ np.abs(values))
     for i in range(t):
-        off = np.abs(values - out[i])  # [s, N, H]
-        bound[i] = np.einsum("ns,snh->nh", weights[i] * error[i], off)
-    bound += UNIT_ROUNDOFF * (n + 2) * np.einsum("tns,snh->tnh", weights, np.abs(values))
+        bound[:, i] += (error[:, i, None] @ np.abs(values - out[:, i, None]))[:, 0]
+    out, bound = out.swapaxes(0, 1), bound.swapaxes(0, 1)
     return out, SECOND_ORDER * bound
 
 
