@@ -86,7 +86,7 @@ def test_the_files_are_read(folder: Path) -> None:
         "what is known of heat in slabs .",
     ]
     assert found.grades == [{1: 3, 3: 1, 9: 0}, {3: 4}]
-    assert cranfield.first_stage(found, 2, 2) == [[9, 1], [3, 1]]
+    assert cranfield.first_stage(found, 2, 2) == [[1, 9], [3, 1]]
 
 
 def test_ndcg_counts_judged_documents_that_were_not_found() -> None:
