@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -100,3 +102,43 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     release_memory()
     assert before - resident() > 50_000_000
     assert len(last) == 100_000
+
+
+COUNT_HEAPS = """
+import ctypes, sys, threading
+from itemwise.machine import share_memory_between_threads
+
+if sys.argv[1] == "shared":
+    share_memory_between_threads()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
+all_here = threading.Barrier(6)
+
+def allocate() -> None:
+    all_here.wait(60)
+    assert libc.malloc(ctypes.c_size_t(1000))  # kept
+    all_here.wait(60)
+
+threads = [threading.Thread(target=allocate) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+out = ctypes.c_void_p(libc.fdopen(1, b"w"))
+libc.malloc_info(0, out)
+libc.fflush(out)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_allocate_from_two_heaps(shared: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_HEAPS, "shared" if shared else "as they are"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    heaps = done.stdout.count("<heap nr=")
+    assert heaps <= 2 if shared else heaps > 2

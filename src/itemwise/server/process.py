@@ -20,6 +20,7 @@ from itemwise import __version__
 from itemwise.config import ServerConfig
 from itemwise.engine.scheduler import LAST_STEP_S
 from itemwise.errors import ConfigError, RequestError
+from itemwise.machine import share_memory_between_threads
 from itemwise.server.app import app_of
 from itemwise.server.connections import ConnectionLimits, backlog, fit_open_files
 from itemwise.server.http1 import protocol
@@ -54,6 +55,7 @@ def serve(config: ServerConfig, load: Callable[[], AnyScorer]) -> int:
         ItemwiseError: the scorer could not be loaded, or its device was lost.
     """
     keep_standard_streams()
+    share_memory_between_threads()
     out, log = Lines(1), Lines(2)
     set_up_logs(config.log_format, log, config.log_level)
     started = time.perf_counter()
