@@ -331,7 +331,10 @@ def test_items_differ(engine: Engine) -> None:
             pytest.param(RANDOM, *param.values, "attend_xla", marks=param.marks)
             for param in slow_unless_default(["xla-float32"])
         ),
-        *((DEMO_MODEL, level, "attend_cpu") for level in (() if ON_GPU else CPP_LEVELS)),
+        *(
+            pytest.param(DEMO_MODEL, *param.values, "attend_cpu", marks=param.marks)
+            for param in slow_unless_default(() if ON_GPU else CPP_LEVELS)
+        ),
     ],
 )
 @pytest.mark.parametrize("fault", ["context one too long", "granule starts early", "same lane"])

@@ -117,6 +117,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 FAMILIES = ("qwen3", "qwen2", "llama")
+FIRST_FAMILY = [
+    pytest.param(case, marks=[] if case == FAMILIES[0] else [pytest.mark.slow]) for case in FAMILIES
+]
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +240,7 @@ def test_sharded_checkpoints_are_sharded(case_folder: CaseFolder) -> None:
 
 
 @pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", FIRST_FAMILY)
 def test_bfloat16_is_as_close_to_the_truth_as_transformers(
     case: str, level: CpuLevelName, case_folder: CaseFolder, case_engine: CaseEngine
 ) -> None:

@@ -95,6 +95,7 @@ work.run(work.open({}), score)
 """
 
 
+@pytest.mark.slow
 def test_process_killed_five_times_leaves_the_same_bytes(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", pairs(5000))
     run(source, str(tmp_path / "whole.jsonl"))

@@ -46,6 +46,7 @@ def bits(rows: list[dict[str, Any]]) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_table_gets_the_columns_of_results(
     settings: dict[str, Any], expected: list[dict[str, Any]]
 ) -> None:

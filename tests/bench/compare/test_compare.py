@@ -115,6 +115,7 @@ def test_a_way_that_fails_is_left_out(folder: Path) -> None:
         run_compare(str(folder), ways=["itemwise"], no_such_setting=1)
 
 
+@pytest.mark.slow
 def test_a_way_that_fails_in_a_turn_is_named(
     folder: Path,
     engine: dict[str, Any],

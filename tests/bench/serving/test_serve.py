@@ -122,6 +122,7 @@ def test_load_goes_to_this_machine_alone(url: str) -> None:
         loopback_address(url)
 
 
+@pytest.mark.slow
 def test_soak_ends_well(url: str, tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
     run_soak(url, seconds=3, load=0.5, workload=WORKLOAD, out_json=out)
