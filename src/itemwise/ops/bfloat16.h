@@ -120,6 +120,9 @@ inline int64_t left_place(int64_t row, int64_t chunk, int64_t chunks) {
   return ((row / TILE_ROWS * chunks + chunk) * TILE_ROWS + row % TILE_ROWS) * CHUNK;
 }
 inline void put_left(Left* to, Floats x) { narrow(to, x); }
+inline void put_chunk(Left* to, const uint16_t* from) {
+  std::memcpy(to, from, CHUNK * sizeof *to);
+}
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -221,6 +224,9 @@ inline int64_t left_place(int64_t row, int64_t chunk, int64_t chunks) {
   return (row * chunks + chunk) * CHUNK;
 }
 inline void put_left(Left* to, Floats x) { store(to, x); }
+inline void put_chunk(Left* to, const uint16_t* from) {
+  for (int64_t k = 0; k < CHUNK; k += WIDTH) store(to + k, load(from + k));
+}
 
 // What a thread needs for products, while it lives: the treatment of tiny numbers.
 class Arithmetic {
@@ -342,13 +348,12 @@ inline void multiply(int64_t num_rows, const Left* rows, int64_t row_chunks, con
 // Lays a row of bfloat16 numbers out as a row of the left side.
 inline void put_row(Left* left, int64_t row, const uint16_t* from, int64_t inputs) {
   const int64_t chunks = chunks_of(inputs);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    alignas(64) uint16_t filled[CHUNK] = {};
-    std::memcpy(filled, from + chunk * CHUNK,
-                std::min(CHUNK, inputs - chunk * CHUNK) * sizeof(uint16_t));
-    Left* to = left + left_place(row, chunk, chunks);
-    for (int64_t k = 0; k < CHUNK; k += WIDTH) put_left(to + k, load(filled + k));
-  }
+  for (int64_t chunk = 0; chunk < inputs / CHUNK; ++chunk)
+    put_chunk(left + left_place(row, chunk, chunks), from + chunk * CHUNK);
+  if (inputs % CHUNK == 0) return;
+  uint16_t last[CHUNK] = {};
+  std::memcpy(last, from + (chunks - 1) * CHUNK, inputs % CHUNK * sizeof *last);
+  put_chunk(left + left_place(row, chunks - 1, chunks), last);
 }
 
 }  // namespace itemwise::bfloat16
