@@ -1,4 +1,4 @@
-"""A plugin of pytest for `scripts/amx_tests.py`: the level `cpp-amx` without AMX.
+"""A plugin of pytest for `python -m tests.ops.amx`: the level `cpp-amx` without AMX.
 
 The level's library is compiled for AVX2 and tiles, not for AVX-512, and `emulator.cc` executes the
 instructions on tiles. As on a processor with AMX, engines take the level by default.
@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
+
+from itemwise.types import CppLevel
 
 FLAGS = ("-mavx2", "-mfma", "-DITEMWISE_AMX")
 LIBRARY = "ITEMWISE_TEST_AMX_LIBRARY"  # the environment's name for the compiled library
@@ -21,6 +24,9 @@ def pytest_load_initial_conftests() -> None:
     avx2 = build_cpu.TARGETS["cpp-avx2"].instructions
     amx = replace(build_cpu.TARGETS["cpp-amx"], instructions=avx2, flags=FLAGS)
     build_cpu.TARGETS["cpp-amx"] = amx
-    library_of = build_cpu.library_of
-    library = Path(os.environ[LIBRARY])
-    load_cpu.library_of = lambda level: library if level == "cpp-amx" else library_of(level)
+    compiled = Path(os.environ[LIBRARY])
+
+    def library_of(level: CppLevel) -> Path:
+        return compiled if level == "cpp-amx" else build_cpu.library_of(level)
+
+    mock.patch.object(load_cpu, "library_of", library_of).start()
