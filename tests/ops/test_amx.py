@@ -85,7 +85,8 @@ def test_products_on_tiles_are_compared(
 
 def test_its_tests_pass() -> None:
     """Products, attention and whole engines, with the bits of the plain level."""
-    chosen = ["tests/ops", "tests/test_levels.py", "-k", "cpp-amx or levels_of_cpp"]
+    files = [f"tests/ops/{room}/test_cpu_bfloat16.py" for room in ("linear", "step")]
+    chosen = [*files, "tests/test_levels.py", "-k", "cpp-amx or levels_of_cpp"]
     command = [sys.executable, "-m", "tests.ops.amx", "-q", "-p", "no:cacheprovider", *chosen]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
