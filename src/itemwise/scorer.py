@@ -56,6 +56,7 @@ class Scorer:
             delimiter=engine.config.multi_item_scoring_delimiter,
             tokenize=engine.config.tokenize,
             special_tokens=engine.config.special_tokens,
+            truncate=engine.config.allow_auto_truncate,
         )
         self._tools = PromptTools(limits, tokenizer, template, profile, decisions)
 

@@ -11,7 +11,13 @@ from itemwise.errors import RequestError
 from itemwise.request.calls import Prepared, finite
 from itemwise.request.leniency import cut_text
 from itemwise.request.profiles import Profile
-from itemwise.request.prompts import EncodedPrompts, Names, encode_parts, encode_prompts
+from itemwise.request.prompts import (
+    EncodedPrompts,
+    Names,
+    encode_parts,
+    encode_prompts,
+    num_bytes,
+)
 from itemwise.request.read_out import Float64Array
 from itemwise.request.tools import PromptTools
 from itemwise.types import ScoreRequest, ScoreResult
@@ -115,8 +121,11 @@ class RankCall:
                 "expected one text, or one for each document",
                 query,
             )
-        _check_unicode(queries, query, "invalid_query_type")
-        _check_unicode(self.documents, documents, "invalid_items_type")
+        for index, text in enumerate(queries):
+            where = query if isinstance(self.query, str) else f"{query}[{index}]"
+            num_bytes(text, "invalid_query_type", where)
+        for index, text in enumerate(self.documents):
+            num_bytes(text, "invalid_items_type", f"{documents}[{index}]")
 
     def _encode(self, profile: Profile, tools: PromptTools) -> tuple[EncodedPrompts, list[bool]]:
         """The prompts in tokens, and which documents were cut."""
@@ -157,16 +166,3 @@ class RankCall:
                 name,
             )
         return prompts, was_cut
-
-
-def _check_unicode(texts: Sequence[str], name: str, code: str) -> None:
-    for index, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                code,
-                f"`{name}[{index}]` has a lone surrogate at character {error.start}, expected "
-                "Unicode text",
-                name,
-            ) from None
