@@ -12,6 +12,7 @@ import contextlib
 import functools
 import http
 import logging
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -153,7 +154,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             event = self._h11.next_event()
         except h11.RemoteProtocolError as error:
-            self._refuse(str(error))
+            self._refuse(_in_words(error))
             return False
         match event:
             case h11.Request():
@@ -391,6 +392,13 @@ class Exchange:
             self._complete = True
             self._changed.set()
             self._connection.end()
+
+
+def _in_words(error: h11.RemoteProtocolError) -> str:
+    """What h11 says, without the names of Python's types; it quotes what came as a `bytearray`."""
+    if error.error_status_hint == http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+        return f"its head, or a line of its body's frame, is longer than {MAX_HEAD_BYTES} bytes"
+    return re.sub(r"bytearray\(b(['\"])(.*?)\1\)", r"`\2`", str(error))
 
 
 _PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}
