@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_bad_lines_fail_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         b'{"query": "' + b"a" * 100 + b'", "item": "b"}\n',
         b'{"item": "b"}\n',
     ]
-    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" * 0 + good + b"\n".join([b"", *bad]) + good)
+    (tmp_path / "in.jsonl").write_bytes(codecs.BOM_UTF8 + good + b"\n".join([b"", *bad]) + good)
     run(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
     written = lines(tmp_path / "out.jsonl")
     assert [row["error"] is None for row in written] == [True, *[False] * len(bad), True]
@@ -84,6 +85,20 @@ def test_bad_lines_fail_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     starts = [row["error"].split(":")[0] for row in written[1:-1]]
     assert starts == [*["invalid_json"] * 5, "row_too_long", "missing_column"]
     assert "line 3 of `" in written[1]["error"]
+
+
+def test_long_first_line_is_one_row_whatever_it_begins_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 60)
+    long = b'{"query": "' + b"a" * 100 + b'", "item": "b"}\n'
+    (tmp_path / "in.jsonl").write_bytes(codecs.BOM_UTF8 + long + b'{"query": "a", "item": "b"}\n')
+    run(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    written = lines(tmp_path / "out.jsonl")
+    assert [row["error"] and row["error"].split(":")[0] for row in written] == [
+        "row_too_long",
+        None,
+    ]
 
 
 def test_bad_rows_of_csv_fail_alone(tmp_path: Path) -> None:

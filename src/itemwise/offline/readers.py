@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Generator, Iterator, Sequence
@@ -92,6 +93,8 @@ class JsonlReader:
                 is_long = len(line) == MAX_ROW_BYTES
                 while len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
                     line = text.readline(MAX_ROW_BYTES)
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if not (is_long or line.strip()):
                     continue
                 if skipped < skip:
