@@ -190,6 +190,22 @@ def test_pipelined_requests_are_answered_in_order() -> None:
     run(check)
 
 
+def test_empty_lines_before_a_request_count_for_nothing() -> None:
+    post = b"POST /echo " + HEAD + b"Content-Length: 2\r\n\r\nab"
+
+    async def check() -> None:
+        async with serving(limits()) as (port, _):
+            client = await Client.open(port, b"\r\n\r\n" + post + b"\r\n" + post + b"\r\n")
+            for _ in range(2):
+                assert (await client.answer())[2] == b"ab"
+            client.writer.write(b"\r\n")
+            await client.writer.drain()
+            client.writer.write(post)
+            assert (await client.answer())[2] == b"ab"
+
+    run(check)
+
+
 def test_client_who_expects_it_is_asked_for_the_body() -> None:
     async def check() -> None:
         async with serving(limits()) as (port, _):
