@@ -106,10 +106,31 @@ def test_setting_cuts_long_items_where_a_request_does_not_say(
 def test_top_n_cuts_the_ranking(scorer: Scorer) -> None:
     assert scorer.rank(QUERY, ITEMS, top_n=2) == scorer.rank(QUERY, ITEMS)[:2]
     assert scorer.rank(QUERY, ITEMS, top_n=9) == scorer.rank(QUERY, ITEMS)
-    for wrong in (0, -1, True):
+    assert scorer.rank(QUERY, ITEMS, top_n=np.int64(2)) == scorer.rank(QUERY, ITEMS)[:2]
+    wrong: Any
+    for wrong in (0, -1, True, 2.5, "2"):
         with pytest.raises(RequestError) as caught:
             scorer.rank(QUERY, ITEMS, top_n=wrong)
         assert caught.value.code == "invalid_top_n"
+
+
+@pytest.mark.parametrize(
+    ("query", "items", "said"),
+    [
+        (QUERY, "Tea kettle", "`items` is one text, expected a list of texts"),
+        (QUERY, ["Tea kettle", float("nan")], r"`items\[1\]` has the type float, expected text"),
+        (QUERY, [None], r"`items\[0\]` has the type NoneType"),
+        (QUERY, [["Tea", "kettle"]], r"`items\[0\]` has the type list"),
+        (None, ["Tea kettle"], "`query` has the type NoneType, expected text"),
+        ([QUERY, 7], ["Tea kettle"] * 2, r"`query\[1\]` has the type int"),
+        (QUERY, [], "`items` is empty"),
+    ],
+)
+def test_what_is_no_list_of_texts_cannot_be_ranked(
+    scorer: Scorer, query: Any, items: Any, said: str
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        scorer.rank(query, items)
 
 
 def test_equal_items_keep_their_order(scorer: Scorer) -> None:

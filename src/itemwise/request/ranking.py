@@ -113,8 +113,9 @@ class RankCall:
                 "several requests",
                 documents,
             )
-        queries = [self.query] if isinstance(self.query, str) else self.query
-        if not isinstance(self.query, str) and len(queries) != len(self.documents):
+        several = isinstance(self.query, list | tuple)
+        queries: Sequence[object] = self.query if several else [self.query]
+        if several and len(queries) != len(self.documents):
             raise RequestError(
                 "invalid_query_type",
                 f"`{query}` has {len(queries)} texts for {len(self.documents)} in `{documents}`, "
@@ -122,10 +123,10 @@ class RankCall:
                 query,
             )
         for index, text in enumerate(queries):
-            where = query if isinstance(self.query, str) else f"{query}[{index}]"
-            num_bytes(text, "invalid_query_type", where)
+            where = f"{query}[{index}]" if several else query
+            _check_text(text, "invalid_query_type", where)
         for index, text in enumerate(self.documents):
-            num_bytes(text, "invalid_items_type", f"{documents}[{index}]")
+            _check_text(text, "invalid_items_type", f"{documents}[{index}]")
 
     def _encode(self, profile: Profile, tools: PromptTools) -> tuple[EncodedPrompts, list[bool]]:
         """The prompts in tokens, and which documents were cut."""
@@ -166,3 +167,14 @@ class RankCall:
                 name,
             )
         return prompts, was_cut
+
+
+def _check_text(text: object, code: str, name: str) -> None:
+    """Returns if it is a Unicode text; Python's callers pass anything."""
+    if not isinstance(text, str):
+        raise RequestError(
+            code,
+            f"`{name}` has the type {type(text).__name__}, expected text",
+            name.partition("[")[0],
+        )
+    num_bytes(text, code, name)
