@@ -72,6 +72,13 @@ def test_items_that_are_no_text_are_refused(tmp_path: Path, content: bytes | Non
         read_lines(tmp_path / "items.txt")
 
 
+@pytest.mark.parametrize("content", [b"\x7fELF\x9c\0", "\ufeff{}".encode("utf-16")])
+def test_request_that_is_no_text_names_the_byte(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "request.json").write_bytes(content)
+    with pytest.raises(RequestError, match=r"request\.json` is not JSON: byte \d is 0x.*no UTF-8"):
+        read_json(tmp_path / "request.json")
+
+
 def test_request_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "request.json").write_bytes(codecs.BOM_UTF8 + b'{"query": [1]}')
     assert read_json(tmp_path / "request.json") == {"query": [1]}
@@ -132,6 +139,15 @@ def test_decide_prints_json_and_a_table(
         (["--state", "s", "--level", "low"], "belong together"),
         (["--state", "s", "--request", "file"], "use one or the other"),
         (["--state", "s", "--yes-no", " "], "asks nothing"),
+        (["--state", "s", "--yes-no", "a", "--yes-no", "a"], "the question 'a' is given twice"),
+        (
+            ["--state", "s", "--yes-no", "a", "--rate", "a", "--level", "low"],
+            "the question 'a' is given twice",
+        ),
+        (
+            ["--state", "s", "--choice", "a", "--option", "b", "--option", "b"],
+            "the option 'b' is given twice",
+        ),
     ],
 )
 def test_decide_refuses_what_it_cannot_ask(

@@ -85,6 +85,7 @@ def test_bad_lines_fail_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     starts = [row["error"].split(":")[0] for row in written[1:-1]]
     assert starts == [*["invalid_json"] * 5, "row_too_long", "missing_column"]
     assert "line 3 of `" in written[1]["error"]
+    assert written[4]["error"].endswith("byte 11 is 0xff, which is no UTF-8")
 
 
 def test_long_first_line_is_one_row_whatever_it_begins_with(

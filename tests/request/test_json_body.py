@@ -99,9 +99,9 @@ def test_edges_are_those_of_whole_bodies(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ('{"query":"é"}'.encode("latin-1"), "not UTF-8: byte 10 is 0xe9; send JSON in UTF-8"),
-        (b'{"a":[1,2,3],"query":"\xe9"}', "not UTF-8: byte 22 is 0xe9"),
-        (b'{"a":["x","y","\xe9"]}', "not UTF-8: byte 15 is 0xe9"),
+        ('{"query":"é"}'.encode("latin-1"), "byte 10 is 0xe9, which is no UTF-8"),
+        (b'{"a":[1,2,3],"query":"\xe9"}', "byte 22 is 0xe9, which is no UTF-8"),
+        (b'{"a":["x","y","\xe9"]}', "byte 15 is 0xe9, which is no UTF-8"),
         ('{"é":[1,2,3],"b":NaN}'.encode(), "expected a JSON value: "),
         (b'{"a":[[1],[2],[3],,[4]]}', "the body is not JSON: "),
         (b"\xef\xbb\xbf{}", "yte order mark"),

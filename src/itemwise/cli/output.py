@@ -18,6 +18,7 @@ from itemwise.errors import RequestError
 from itemwise.progress import progress
 from itemwise.request.calls import ScoreCall
 from itemwise.request.check import REQUEST_FIELDS
+from itemwise.request.json_body import why_no_json
 from itemwise.scorer import Scorer
 from itemwise.types import RankedItem, ScoreResult
 
@@ -42,7 +43,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         body = orjson.loads(raw.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
-        raise RequestError("invalid_json", f"`{path}` is not JSON: {error}") from error
+        why = why_no_json(raw, error)
+        raise RequestError("invalid_json", f"`{path}` is not JSON: {why}") from error
     if not isinstance(body, dict):
         raise RequestError("invalid_json", f"`{path}` is {type(body).__name__}, expected an object")
     return body

@@ -15,6 +15,7 @@ import orjson
 from itemwise.errors import BatchError, ConfigError, brief
 from itemwise.offline.files import COMPRESSIONS, InputFile
 from itemwise.offline.rows import Row, Unread
+from itemwise.request.json_body import why_no_json
 
 MAX_ROW_BYTES = 64 << 20  # a longer line or cell is an error
 PARQUET_ROWS = 512  # that are read at a time
@@ -110,7 +111,7 @@ def _json_row(line: bytes, where: str) -> Row:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return Unread(f"invalid_json: {where} is not JSON: {error}")
+        return Unread(f"invalid_json: {where} is not JSON: {why_no_json(line, error)}")
     if isinstance(row, dict):
         return row
     return Unread(f"invalid_json: {where} is {repr(row)[:MAX_SHOWN]}, expected an object")

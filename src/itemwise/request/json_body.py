@@ -60,28 +60,35 @@ def _not_json(
     text: bytes | bytearray, start: int | None, error: orjson.JSONDecodeError
 ) -> RequestError:
     """What is wrong, and at which place of the body."""
-    is_text_at_fault = "surrogate" in str(error)  # as orjson says, whatever is no UTF-8
-    place = surrogate_place(text) if is_text_at_fault and start is None else None
+    search = start is None and "surrogate" in str(error)
+    place = surrogate_place(text) if search else None
     if place is not None:
         return RequestError(
             "invalid_json",
             f"`{place[:100]}` has a lone surrogate, half a character, expected Unicode text",
             re.split(r"[.[]", place)[0][:100],
         )
-    if is_text_at_fault:
-        try:
-            text.decode()
-        except UnicodeDecodeError as wrong:
-            byte = (start or 0) + wrong.start
-            return RequestError(
-                "invalid_json",
-                f"the body is not UTF-8: byte {byte} is {text[wrong.start]:#04x}; send JSON in "
-                "UTF-8",
-            )
-    why = str(error)
-    if start is not None:
-        why = f"{error.msg}: byte {start + len(error.doc[: error.pos].encode())}"
-    return RequestError("invalid_json", f"the body is not JSON: {why}")
+    return RequestError("invalid_json", f"the body is not JSON: {why_no_json(text, error, start)}")
+
+
+def why_no_json(
+    text: bytes | bytearray, error: orjson.JSONDecodeError, start: int | None = None
+) -> str:
+    """What is wrong with bytes that orjson refuses; it calls all that is no UTF-8 surrogates.
+
+    Args:
+        text: the bytes.
+        error: what orjson raised.
+        start: where they begin in what the user knows, if that is more.
+    """
+    try:
+        text.decode()
+    except UnicodeDecodeError as wrong:
+        place = (start or 0) + wrong.start
+        return f"byte {place} is {text[wrong.start]:#04x}, which is no UTF-8"
+    if start is None:
+        return str(error)
+    return f"{error.msg}: byte {start + len(error.doc[: error.pos].encode())}"
 
 
 def _broken(why: str) -> RequestError:
