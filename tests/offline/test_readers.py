@@ -219,6 +219,23 @@ def test_column_of_a_row_is_not_written_over(tmp_path: Path) -> None:
         assert (row["score"], row["my_error"]) == (0.5, None)
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("query,item".encode("utf-16"), "a first row that is no UTF-8, expected the names"),
+        ("qu\xe9ry,item\n".encode("latin-1"), "a first row that is no UTF-8"),
+        (b"a,\x1b[2J\n", r"expected one of a, '\\x1b\[2J'$"),
+        (b"a" * 9000 + b"\n", r"expected one of a{300}\.\.\.$"),
+    ],
+)
+def test_header_that_is_none_is_refused_without_its_bytes(
+    tmp_path: Path, header: bytes, message: str
+) -> None:
+    (tmp_path / "in.csv").write_bytes(header + b"b,c\n")
+    with pytest.raises((BatchError, ConfigError), match=message):
+        run(str(tmp_path / "in.csv"), str(tmp_path / "out.csv"))
+
+
 def test_input_that_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", pairs(3))
     table = write_csv(tmp_path / "in.csv", "id,query,score\n1,a,b\n")

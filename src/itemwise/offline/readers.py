@@ -141,6 +141,11 @@ class CsvReader:
             raise ConfigError(
                 f"`{file.place.shown}` has {what}, expected a first row with the names of columns"
             )
+        if any(_unicode(name) != name for name in header):
+            raise ConfigError(
+                f"`{file.place.shown}` has a first row that is no UTF-8, expected the names of "
+                "columns; save it as CSV in UTF-8"
+            )
         return header
 
     def units(self, file: InputFile, skip: int) -> Generator[Unit, None, int]:
