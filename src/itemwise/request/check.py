@@ -306,10 +306,10 @@ def _encoded(
     elif template is not None:  # its text in front of an item is the same for all
         shared = [*shared, prompts[0][0]]
         prompts, place = [item[1:] for item in prompts], 0
-    cut = None if most is None else place
-    found = encode(tokenizer, shared, prompts, max_tokens=max_tokens, cut=cut)
+    may_cut = None if most is None else place
+    found = encode(tokenizer, shared, prompts, max_tokens=max_tokens, cut=may_cut)
     pairs = zip(items, kept, found.cut, strict=True)
-    found = replace(found, cut=[len(b) < len(a) or cut for a, b, cut in pairs])
+    found = replace(found, cut=[len(left) < len(item) or cut for item, left, cut in pairs])
     if not item_first:
         return found
     begin, after = found.query.tolist(), list[int]()
@@ -323,18 +323,10 @@ def _max_item_tokens(fields: Mapping[str, Any], limits: RequestLimits) -> int | 
     """Most tokens of an item, beyond which it is cut; None if one that is too long is refused."""
     truncate = fields.get("truncate")
     if truncate is not None and not isinstance(truncate, bool):
-        raise RequestError(
-            "invalid_truncate",
-            f"`truncate` is {_kind(truncate)}, expected true or false",
-            "truncate",
-        )
-    most = _whole(
-        fields.get("max_tokens_per_item"),
-        "max_tokens_per_item",
-        1,
-        math.inf,
-        "an integer, 1 or more",
-    )
+        wrong = f"`truncate` is {_kind(truncate)}, expected true or false"
+        raise RequestError("invalid_truncate", wrong, "truncate")
+    name = "max_tokens_per_item"
+    most = _whole(fields.get(name), name, 1, math.inf, "an integer, 1 or more")
     if not (limits.truncate if truncate is None else truncate):
         return None
     return limits.max_seq_len if most is None else min(most, limits.max_seq_len)
