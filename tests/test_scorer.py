@@ -106,7 +106,8 @@ def test_setting_cuts_long_items_where_a_request_does_not_say(
 def test_top_n_cuts_the_ranking(scorer: Scorer) -> None:
     assert scorer.rank(QUERY, ITEMS, top_n=2) == scorer.rank(QUERY, ITEMS)[:2]
     assert scorer.rank(QUERY, ITEMS, top_n=9) == scorer.rank(QUERY, ITEMS)
-    assert scorer.rank(QUERY, ITEMS, top_n=np.int64(2)) == scorer.rank(QUERY, ITEMS)[:2]
+    two: Any = np.int64(2)
+    assert scorer.rank(QUERY, ITEMS, top_n=two) == scorer.rank(QUERY, ITEMS)[:2]
     wrong: Any
     for wrong in (0, -1, True, 2.5, "2"):
         with pytest.raises(RequestError) as caught:
