@@ -12,6 +12,7 @@ import pytest
 from itemwise import CheckpointError, RequestError, Scorer
 from itemwise.checkpoint.locate import locate
 from itemwise.config import DEMO_MODEL, Tokenize
+from itemwise.request.calls import ScoreCall
 from itemwise.request.template import PromptTemplate
 from itemwise.request.tokenizer import Tokenizer
 from itemwise.types import ScoreRequest
@@ -62,13 +63,75 @@ def test_long_text_is_cut_and_said_so(scorer: Scorer) -> None:
     assert alone.score in {item.score for item in ranking}
 
 
+@pytest.fixture(scope="module")
+def small_pool(cache_folder: str) -> Scorer:
+    """A scorer whose pages hold fewer tokens than the model allows."""
+    return Scorer.from_pretrained(
+        compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 22, skip_self_check=True
+    )
+
+
+def test_long_text_is_cut_to_what_the_pages_hold(small_pool: Scorer) -> None:
+    room = small_pool.engine.max_seq_len
+    assert room == 128 * small_pool.info()["pages"]["total"] < 2048
+    for words in range(8):  # the query ends in different places of a page
+        query = QUERY + " near" * 25 * words
+        ranking = small_pool.rank(query, [*ITEMS, "Brass lamp for the desk " * 4000])
+        assert [item.index for item in ranking if item.cut] == [4]
+    long = {"query": QUERY, "items": ["Brass lamp " * 1000], "apply_template": True}
+    with pytest.raises(RequestError, match=f"make [0-9]+ tokens, at most {room} are") as caught:
+        small_pool.prepare(long, special_tokens="control")
+    assert caught.value.code == "sequence_too_long"
+    assert small_pool.run([small_pool.prepare(long, truncate=True)])
+
+
+def test_setting_cuts_long_items_where_a_request_does_not_say(
+    small_pool: Scorer, cache_folder: str
+) -> None:
+    cutting = Scorer.from_pretrained(
+        compilation_cache_dir=cache_folder,
+        kv_cache_bytes=1 << 22,
+        skip_self_check=True,
+        allow_auto_truncate=True,
+    )
+    fields = {"query": QUERY, "items": ["Brass lamp " * 4000, "lamp"], "labels": [" yes"]}
+    result = cutting.run_call(ScoreCall(fields))
+    asked = small_pool.run_call(ScoreCall({**fields, "truncate": True}))
+    assert result.cut_items == asked.cut_items == (0,)
+    assert np.array_equal(result.scores, asked.scores)
+    with pytest.raises(RequestError, match=r"`items\[0\]`"):
+        cutting.run_call(ScoreCall({**fields, "truncate": False}))
+
+
 def test_top_n_cuts_the_ranking(scorer: Scorer) -> None:
     assert scorer.rank(QUERY, ITEMS, top_n=2) == scorer.rank(QUERY, ITEMS)[:2]
     assert scorer.rank(QUERY, ITEMS, top_n=9) == scorer.rank(QUERY, ITEMS)
-    for wrong in (0, -1, True):
+    two: Any = np.int64(2)
+    assert scorer.rank(QUERY, ITEMS, top_n=two) == scorer.rank(QUERY, ITEMS)[:2]
+    wrong: Any
+    for wrong in (0, -1, True, 2.5, "2"):
         with pytest.raises(RequestError) as caught:
             scorer.rank(QUERY, ITEMS, top_n=wrong)
         assert caught.value.code == "invalid_top_n"
+
+
+@pytest.mark.parametrize(
+    ("query", "items", "said"),
+    [
+        (QUERY, "Tea kettle", "`items` is one text, expected a list of texts"),
+        (QUERY, ["Tea kettle", float("nan")], r"`items\[1\]` has the type float, expected text"),
+        (QUERY, [None], r"`items\[0\]` has the type NoneType"),
+        (QUERY, [["Tea", "kettle"]], r"`items\[0\]` has the type list"),
+        (None, ["Tea kettle"], "`query` has the type NoneType, expected text"),
+        ([QUERY, 7], ["Tea kettle"] * 2, r"`query\[1\]` has the type int"),
+        (QUERY, [], "`items` is empty"),
+    ],
+)
+def test_what_is_no_list_of_texts_cannot_be_ranked(
+    scorer: Scorer, query: Any, items: Any, said: str
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        scorer.rank(query, items)
 
 
 def test_equal_items_keep_their_order(scorer: Scorer) -> None:

@@ -160,7 +160,9 @@ class EngineConfig(CheckedConfig):
     `dtype` and `quantization` change scores; `step_lanes`, `page_tokens`, `tp_size`,
     `attention_backend` and `cpu_level` select another compiled program and may change the last bits
     of scores, and so may the `packed` algorithm and its settings. `tokenize` and `special_tokens`
-    decide which tokens a text becomes. No other setting changes a bit.
+    decide which tokens a text becomes, and `allow_auto_truncate` whether a text that is too long is
+    cut: to what the model, `max_multi_item_seq_len` and the memory for pages allow. No other
+    setting changes a bit.
     """
 
     dtype: Annotated[
@@ -275,6 +277,14 @@ class EngineConfig(CheckedConfig):
             "not say."
         ),
     ] = "auto"
+    allow_auto_truncate: Annotated[
+        bool,
+        Setting(
+            "Cut items that are too long, at their end, instead of refusing the request; the "
+            "answer names them. Applies where a request to score does not say (`truncate`). "
+            "Rankings cut documents in any case."
+        ),
+    ] = False
     disable_radix_cache: Annotated[
         bool,
         Setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +57,7 @@ class Scorer:
             delimiter=engine.config.multi_item_scoring_delimiter,
             tokenize=engine.config.tokenize,
             special_tokens=engine.config.special_tokens,
+            truncate=engine.config.allow_auto_truncate,
         )
         self._tools = PromptTools(limits, tokenizer, template, profile, decisions)
 
@@ -190,8 +192,15 @@ class Scorer:
                 (`no_profile`).
             NotFiniteError: the model gives NaN or infinity for an item.
         """
-        if top_n is not None and (isinstance(top_n, bool) or top_n < 1):
-            raise RequestError("invalid_top_n", f"`top_n` is {top_n}, expected 1 or more", "top_n")
+        is_whole = isinstance(top_n, Integral) and not isinstance(top_n, bool)
+        if top_n is not None and not (is_whole and top_n >= 1):
+            raise RequestError(
+                "invalid_top_n", f"`top_n` is {top_n!r}, expected a whole number from 1 on", "top_n"
+            )
+        if isinstance(items, str):  # a sequence of texts, too: its characters
+            raise RequestError(
+                "invalid_items_type", "`items` is one text, expected a list of texts", "items"
+            )
         items = list(items)
         call = RankCall(query, items, instruction, names=("query", "items"))
         found = self.run_call(call, on_progress)

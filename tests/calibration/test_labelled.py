@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def test_questions_without_an_answer_are_not_asked(tmp_path: Path) -> None:
     first, second = read(tmp_path, {**LINE, "answers": {"mood": 0}}, "", LINE)
     assert list(first.questions) == ["mood"]
     assert (first.line, second.line) == (1, 3)
+
+
+def test_byte_order_mark_and_line_ends_of_windows_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_bytes(codecs.BOM_UTF8 + (json.dumps(LINE) + "\r\n").encode() * 2)
+    assert read_labelled(path) == [*read(tmp_path, LINE, LINE)]
 
 
 def test_groups_are_ids_or_else_states(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ SAME = """
 --multi-item-scoring-chunk-size 2       --multi-item-scoring-chunk-size=2
 --max-multi-item-count 512              --max-multi-item-count=512
 --max-multi-item-seq-len 32768          --max-multi-item-seq-len=32768
+--allow-auto-truncate                   --allow-auto-truncate
 --multi-item-mask-impl dense            --multi-item-mask-impl=dense
 --multi-item-mask-impl segment          --multi-item-mask-impl=segment
 """
@@ -138,7 +139,6 @@ NO_EFFECT = """
 --tokenizer-worker-num 2
 --weight-version default
 --disable-outlines-disk-cache
---allow-auto-truncate
 --enable-priority-scheduling
 --enforce-eager
 --max-num-seqs 32

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from itemwise.cli.app import main
+from itemwise.cli.output import read_json, read_lines
+from itemwise.errors import RequestError
 from itemwise.models.config import ModelConfig
 
 REQUEST = {"query": [1, 2], "items": [[3], [4, 5], []], "label_token_ids": [7, 8]}
@@ -44,6 +47,41 @@ def test_score_prints_json_and_a_table(
     assert body["usage"] == {"prompt_tokens": 5}
     assert run("score", model, "--request", str(request), "--skip-self-check", *engine) == 0
     assert "[4, 5]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a\nb\n\n \nc", ["a", "b", "c"]),
+        (b"\xef\xbb\xbfa\r\nb\r\n", ["a", "b"]),
+        (b"a\rb", ["a", "b"]),
+        ("a\u2028b\x0cc\x1e\x85d\ne".encode(), ["a\u2028b\x0cc\x1e\x85d", "e"]),
+        (b"", []),
+    ],
+)
+def test_items_are_the_lines_of_a_file(tmp_path: Path, content: bytes, expected: list[str]) -> None:
+    (tmp_path / "items.txt").write_bytes(content)
+    assert read_lines(tmp_path / "items.txt") == expected
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfea\0", None])
+def test_items_that_are_no_text_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "items.txt").write_bytes(content)
+    with pytest.raises(RequestError, match=r"items\.txt` cannot be read"):
+        read_lines(tmp_path / "items.txt")
+
+
+@pytest.mark.parametrize("content", [b"\x7fELF\x9c\0", "\ufeff{}".encode("utf-16")])
+def test_request_that_is_no_text_names_the_byte(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "request.json").write_bytes(content)
+    with pytest.raises(RequestError, match=r"request\.json` is not JSON: byte \d is 0x.*no UTF-8"):
+        read_json(tmp_path / "request.json")
+
+
+def test_request_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_bytes(codecs.BOM_UTF8 + b'{"query": [1]}')
+    assert read_json(tmp_path / "request.json") == {"query": [1]}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +139,15 @@ def test_decide_prints_json_and_a_table(
         (["--state", "s", "--level", "low"], "belong together"),
         (["--state", "s", "--request", "file"], "use one or the other"),
         (["--state", "s", "--yes-no", " "], "asks nothing"),
+        (["--state", "s", "--yes-no", "a", "--yes-no", "a"], "the question 'a' is given twice"),
+        (
+            ["--state", "s", "--yes-no", "a", "--rate", "a", "--level", "low"],
+            "the question 'a' is given twice",
+        ),
+        (
+            ["--state", "s", "--choice", "a", "--option", "b", "--option", "b"],
+            "the option 'b' is given twice",
+        ),
     ],
 )
 def test_decide_refuses_what_it_cannot_ask(

@@ -92,6 +92,18 @@ def test_long_item_is_cut_if_asked_for() -> None:
     assert short["truncated_items"] == [1]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generative_scoring", {**GOOD, "items": [[3], [3] * 100], "truncate": True}),
+        ("/v1/score", {"text_1": "w1", "text_2": ["w2", "w3 " * 100]}),
+    ],
+)
+def test_scores_in_a_list_say_which_items_were_cut(path: str, body: dict[str, Any]) -> None:
+    assert [row.get("truncated") for row in ask(path, body)["data"]] == [None, True]
+    assert refused(path, {**body, "truncate": False}).code == "sequence_too_long"
+
+
 @pytest.mark.parametrize(("name", "value"), [("truncate", 1), ("max_tokens_per_item", 0)])
 def test_wrong_cut_is_refused(name: str, value: Any) -> None:
     assert refused("/v1/score", {**GOOD, name: value}).code == f"invalid_{name}"

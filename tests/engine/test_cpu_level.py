@@ -28,13 +28,15 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.flags, self.compiled = HASWELL, True
+        self.broken: set[CppLevel] = set()
         monkeypatch.delenv("ITEMWISE_CPU_LEVEL", raising=False)
         monkeypatch.setattr(cpu_level, "instructions", lambda: frozenset(self.flags.split()))
         monkeypatch.setattr(cpu_level, "load_kernels", self._load)
 
     def _load(self, level: CppLevel) -> Kernels | None:
         activations = BY_NAME[level].activations
-        return Kernels(level, Path("kernels.so"), activations, 8) if self.compiled else None
+        works = self.compiled and level not in self.broken
+        return Kernels(level, Path("kernels.so"), activations, 8) if works else None
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_every_level_has_a_row() -> None:
 @pytest.mark.parametrize(
     ("flags", "bfloat16", "float32", "native"),
     [
-        (SAPPHIRE_RAPIDS, "xla-bfloat16", "cpp-avx512", "xla-bfloat16"),
+        (SAPPHIRE_RAPIDS, "cpp-amx", "cpp-avx512", "xla-bfloat16"),
         (COOPER_LAKE, "xla-bfloat16", "cpp-avx512", "xla-bfloat16"),
         (SKYLAKE, "cpp-avx512", "cpp-avx512", "xla-float32"),
         (f"{HASWELL} avx512f", "cpp-avx2", "cpp-avx2", "xla-float32"),
@@ -83,6 +85,12 @@ def test_without_kernels_xla_serves(machine: Machine) -> None:
     machine.flags = SAPPHIRE_RAPIDS
     assert chosen() == "xla-bfloat16"
     assert chosen(FLOAT32) == "xla-float32"
+
+
+def test_kernels_that_do_not_work_leave_the_processor_to_the_next_level(machine: Machine) -> None:
+    machine.flags, machine.broken = SAPPHIRE_RAPIDS, {"cpp-amx"}
+    assert chosen() == "xla-bfloat16"
+    assert chosen(FLOAT32) == "cpp-avx512"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,8 @@ def test_kernels_that_are_not_there_are_refused(machine: Machine) -> None:
     machine.compiled = False
     with pytest.raises(ConfigError) as caught:
         chosen(cpu_level="cpp-avx2")
-    assert "`cpu_level` is 'cpp-avx2', which needs C++ kernels that were compiled for it" in str(
-        caught.value
+    assert (
+        "`cpu_level` is 'cpp-avx2', which needs C++ kernels that are compiled and work here"
+        in str(caught.value)
     )
     assert "run: xla-bfloat16, xla-float32, or auto" in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_bad_lines_fail_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         b'{"query": "' + b"a" * 100 + b'", "item": "b"}\n',
         b'{"item": "b"}\n',
     ]
-    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" * 0 + good + b"\n".join([b"", *bad]) + good)
+    (tmp_path / "in.jsonl").write_bytes(codecs.BOM_UTF8 + good + b"\n".join([b"", *bad]) + good)
     run(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
     written = lines(tmp_path / "out.jsonl")
     assert [row["error"] is None for row in written] == [True, *[False] * len(bad), True]
@@ -84,6 +85,21 @@ def test_bad_lines_fail_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     starts = [row["error"].split(":")[0] for row in written[1:-1]]
     assert starts == [*["invalid_json"] * 5, "row_too_long", "missing_column"]
     assert "line 3 of `" in written[1]["error"]
+    assert written[4]["error"].endswith("byte 11 is 0xff, which is no UTF-8")
+
+
+def test_long_first_line_is_one_row_whatever_it_begins_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 60)
+    long = b'{"query": "' + b"a" * 100 + b'", "item": "b"}\n'
+    (tmp_path / "in.jsonl").write_bytes(codecs.BOM_UTF8 + long + b'{"query": "a", "item": "b"}\n')
+    run(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    written = lines(tmp_path / "out.jsonl")
+    assert [row["error"] and row["error"].split(":")[0] for row in written] == [
+        "row_too_long",
+        None,
+    ]
 
 
 def test_bad_rows_of_csv_fail_alone(tmp_path: Path) -> None:
@@ -201,6 +217,23 @@ def test_column_of_a_row_is_not_written_over(tmp_path: Path) -> None:
     run(source, str(tmp_path / "free.jsonl"), RowForm(None, "query", "item", prefix="my_"))
     for row in lines(tmp_path / "free.jsonl"):
         assert (row["score"], row["my_error"]) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("query,item".encode("utf-16"), "a first row that is no UTF-8, expected the names"),
+        ("qu\xe9ry,item\n".encode("latin-1"), "a first row that is no UTF-8"),
+        (b"a,\x1b[2J\n", r"expected one of a, '\\x1b\[2J'$"),
+        (b"a" * 9000 + b"\n", r"expected one of a{300}\.\.\.$"),
+    ],
+)
+def test_header_that_is_none_is_refused_without_its_bytes(
+    tmp_path: Path, header: bytes, message: str
+) -> None:
+    (tmp_path / "in.csv").write_bytes(header + b"b,c\n")
+    with pytest.raises((BatchError, ConfigError), match=message):
+        run(str(tmp_path / "in.csv"), str(tmp_path / "out.csv"))
 
 
 def test_input_that_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:

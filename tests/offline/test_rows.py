@@ -28,6 +28,7 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/score", {"query": "desk lamp", "items": [*ITEMS], **LABELS}),
     ("/v1/score", {"query": "lamp", "items": ["a " * 9000], **LABELS, "truncate": True}),
     ("/v1/score", {"text_1": "desk lamp", "text_2": ["Tea kettle"]}),
+    ("/v1/score", {"text_1": "desk lamp", "text_2": ["Tea kettle", "oil " * 9000]}),
     ("/v1/rerank", {"query": "desk lamp", "documents": [*ITEMS], "return_documents": True}),
     ("/v1/rerank", {"query": "lamp", "texts": ["Tea kettle", "oil " * 9000]}),
     ("/generative_scoring", {"query": "lamp", "items": ["oil"], "label_token_ids": [5, 6]}),
@@ -88,7 +89,7 @@ def test_bodies_have_the_answers_of_the_server(
             answer = {name: answer[name] for name in answer.keys() - {"id", "created"}}
         assert row["result"] == answer
         assert row["error"] is None
-    assert [row["truncated"] for row in rows] == [False, True, False, False, True, False]
+    assert [row["truncated"] for row in rows] == [False, True, False, True, False, True, False]
 
 
 @settings(

@@ -49,7 +49,7 @@ def check(
     limits: RequestLimits = LIMITS,
     template: PromptTemplate | None = TEMPLATE,
 ) -> ScoreRequest:
-    return check_request(fields, limits, TOKENIZER, template)
+    return check_request(fields, limits, TOKENIZER, template).request
 
 
 def fault(
@@ -259,6 +259,7 @@ FAULTS = [
         "items",
         "`items[1]` have 1000002",
     ),
+    ("sequence_too_long", {**TEXT, "query": "a" * 10**6}, "query", "`query` has 1000000 bytes"),
     ("invalid_temperature", {"temperature": 0}, "temperature", "is 0"),
     ("invalid_temperature", {"temperature": -1.5}, "temperature", "-1.5"),
     ("invalid_temperature", {"temperature": True}, "temperature", "a boolean"),
@@ -324,6 +325,93 @@ def test_delimiter_counts_towards_the_length() -> None:
     fields = {**GOOD, "query": [1] * 14}
     check(fields)
     assert "the delimiter" in str(fault(fields, WITH_DELIMITER))
+
+
+CUT: dict[str, Any] = {**TEXT, "items": ["c", "c" * 99, ""], "truncate": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits", "longest"),
+    [
+        ({}, LIMITS, b"^ab" + b"c" * 13),
+        ({"tokenize": "parts"}, LIMITS, b"^ab" + b"c" * 13),
+        ({}, WITH_DELIMITER, b"^ab" + b"c" * 12),
+        ({"item_first": True}, LIMITS, b"^" + b"c" * 13 + b"ab"),
+        ({"item_first": True, "tokenize": "parts"}, LIMITS, b"^" + b"c" * 13 + b"ab"),
+        ({"apply_template": True}, LIMITS, b"^<ab>(" + b"c" * 9 + b")"),
+        ({"apply_template": True, "tokenize": "parts"}, LIMITS, b"^<ab>(" + b"c" * 9 + b")"),
+        ({"max_tokens_per_item": 2}, LIMITS, b"^abcc"),
+        ({"max_tokens_per_item": 2, "apply_template": True}, LIMITS, b"^<ab>(cc)"),
+        ({"max_tokens_per_item": 99}, LIMITS, b"^ab" + b"c" * 13),
+    ],
+)
+def test_too_long_text_loses_the_end_of_its_item(
+    changes: dict[str, Any], limits: RequestLimits, longest: bytes
+) -> None:
+    fields = {**CUT, **changes}
+    request, cut = check_request(fields, limits, TOKENIZER, TEMPLATE)
+    assert cut == (1,)
+    first = fields.get("item_first", False)
+    rows = [(item, request.query) if first else (request.query, item) for item in request.items]
+    assert [token for part in rows[1] for token in part.tolist()] == list(longest)
+    short = check({**fields, "items": ["c", "c"], "truncate": None}, limits)
+    assert request.items[0].tolist() == short.items[0].tolist()
+
+
+def test_control_tokens_count_as_what_they_are_read_as() -> None:
+    fields = {**CUT, "items": ["#c#" * 9], "max_tokens_per_item": 6}
+    assert check(fields).items[0].tolist()[1:] == [CONTROL] * 6
+    as_text = check({**fields, "special_tokens": "text"})
+    assert as_text.items[0].tolist()[1:] == list(b"#c##c#")
+    whole = {**fields, "max_tokens_per_item": None, "apply_template": True}
+    assert check(whole).items[0].tolist() == list(b"(#c##c##c#")[:10] + list(b")")
+
+
+@pytest.mark.parametrize(
+    ("limits", "most", "kept"),
+    [(LIMITS, None, 14), (WITH_DELIMITER, None, 13), (LIMITS, 3, 3), (LIMITS, 15, 14)],
+)
+def test_too_many_ids_are_cut_to_what_there_is_room_for(
+    limits: RequestLimits, most: int | None, kept: int
+) -> None:
+    fields = {**GOOD, "items": [[3], [4] * 99, []], "truncate": True, "max_tokens_per_item": most}
+    request, cut = check_request(fields, limits, TOKENIZER)
+    assert (request.items, cut) == (TokenLists.of([[3], [4] * kept, []]), (1,))
+    lists = check_request({**fields, "items": TokenLists.of(fields["items"])}, limits, TOKENIZER)
+    assert lists == (request, cut)
+
+
+def test_items_are_cut_where_the_server_says_so_and_the_request_does_not() -> None:
+    cutting, fields = replace(LIMITS, truncate=True), {**CUT, "truncate": None}
+    assert fault(fields).code == "sequence_too_long"
+    assert check(fields, cutting) == check(CUT)
+    assert fault({**fields, "truncate": False}, cutting).code == "sequence_too_long"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "param", "text"),
+    [
+        ({"query": "a" * 99}, "sequence_too_long", "query", "`query`"),
+        ({"query": "a" * 15}, "sequence_too_long", "query", "no room for `items[0]`"),
+        ({"query": [1] * 16, "items": [[2]]}, "sequence_too_long", "query", "`query` of 16"),
+        ({"items": ["a\ud800"]}, "invalid_items_type", "items", "`items[0]` has a lone"),
+        (
+            {"items": ["c", "a\ud800"], "max_tokens_per_item": 2},
+            "invalid_items_type",
+            "items",
+            "`items[1]` has a lone surrogate at character 1",
+        ),
+        ({"truncate": 1}, "invalid_truncate", "truncate", "an integer, expected true or false"),
+        ({"max_tokens_per_item": 0}, "invalid_max_tokens_per_item", None, "is 0, expected an"),
+        ({"max_tokens_per_item": "3"}, "invalid_max_tokens_per_item", None, "is text"),
+    ],
+)
+def test_what_cannot_be_cut(
+    changes: dict[str, Any], code: str, param: str | None, text: str
+) -> None:
+    error = fault({**CUT, **changes})
+    assert (error.code, error.param) == (code, param or "max_tokens_per_item")
+    assert text in str(error)
 
 
 @pytest.mark.parametrize("fields", [TEXT, {**GOOD, "label_token_ids": None, "labels": ["x"]}])

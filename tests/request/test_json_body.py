@@ -96,6 +96,37 @@ def test_edges_are_those_of_whole_bodies(body: bytes) -> None:
     assert parsed(body) == by_orjson(body)
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"query":"é"}'.encode("latin-1"), "byte 10 is 0xe9, which is no UTF-8"),
+        (b'{"a":[1,2,3],"query":"\xe9"}', "byte 22 is 0xe9, which is no UTF-8"),
+        (b'{"a":["x","y","\xe9"]}', "byte 15 is 0xe9, which is no UTF-8"),
+        ('{"é":[1,2,3],"b":NaN}'.encode(), "expected a JSON value: "),
+        (b'{"a":[[1],[2],[3],,[4]]}', "the body is not JSON: "),
+        (b"\xef\xbb\xbf{}", "yte order mark"),
+    ],
+)
+def test_the_place_at_fault_is_that_in_the_body(
+    body: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = body.find(b"NaN") if b"NaN" in body else body.find(b",,")
+    for whole in (1 << 20, 0):
+        monkeypatch.setattr(json_body, "WHOLE_BYTES", whole)
+        with pytest.raises(RequestError) as caught:
+            parse_body(body, MANY)
+        assert caught.value.code == "invalid_json"
+        assert said in str(caught.value)
+    if place >= 0:
+        assert int(str(caught.value).rpartition("byte ")[2]) - place in (0, 1)
+
+
+@pytest.mark.parametrize("body", [b"[1,1]", b'"x"', b"7"])
+def test_what_is_no_object_is_said_first(body: bytes) -> None:
+    with pytest.raises(RequestError, match=r"expected \{"):
+        parse_body(body, MANY)
+
+
 def test_lists_of_ids_become_arrays() -> None:
     items = [[1, 2], [], [2**31 - 1]] * 9
     found = parse_body(orjson.dumps({"items": items}), MANY)["items"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from itemwise.errors import CheckpointError, RequestError
-from itemwise.request.tokenizer import TOKENIZER_FILE, Tokenizer
+from itemwise.request.tokenizer import MAX_LABEL_CHARS, TOKENIZER_FILE, Tokenizer
 
 WORDS = ["<s>", "a", "b", "yes", "no"]
 START, A, B, YES, NO = range(5)
@@ -69,6 +72,26 @@ def test_encode_batch_encodes_each_item_as_it_would_alone(tokenizer: Tokenizer) 
 def test_label_id_is_the_one_token(tokenizer: Tokenizer) -> None:
     assert tokenizer.label_id("yes") == YES
     assert tokenizer.label_id("no") == NO
+
+
+def test_texts_of_all_requests_take_turns_on_few_threads(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, seen = tokenizer._encode_piece, set()
+
+    def noted(texts: list[str]) -> list[list[int]]:
+        seen.add(threading.current_thread().name)
+        return encode(texts)
+
+    monkeypatch.setattr(tokenizer, "_encode_piece", noted)
+    with ThreadPoolExecutor(9) as requests:
+        assert len(set(map(tuple, requests.map(tokenizer.encode, ["yes"] * 99)))) == 1
+    assert {name.rstrip("0123456789") for name in seen} == {"itemwise-text_"}
+    assert len(seen) <= max(2, os.cpu_count() or 1)
+
+
+def test_label_that_is_too_long_is_not_encoded(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_labels(["yes", "yes" * MAX_LABEL_CHARS]) == [[YES], []]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import zstandard
 
 from itemwise.config import ServerConfig
+from itemwise.server.encodings import MAX_MEMBERS
 from tests.server.fakes import GOOD, GOOD_SCORES, FakeScorer, get, running_server, send, wait_until
 
 BODY = json.dumps(GOOD).encode()
@@ -52,6 +53,8 @@ def ask(url: str, body: bytes, encoding: str) -> tuple[int, str]:
         ("deflate", raw_deflate),
         ("zstd", zstandard.compress),
         ("zstd", lambda data: zstandard.compress(data[:20]) + zstandard.compress(data[20:])),
+        ("gzip", lambda data: gzip.compress(data[:20]) + gzip.compress(data[20:])),
+        ("gzip", lambda data: gzip.compress(data) + bytes(9)),
         ("gzip, zstd", lambda data: zstandard.compress(gzip.compress(data))),
         ("identity", bytes),
         ("deflate, gzip", lambda data: gzip.compress(zlib.compress(data))),
@@ -76,6 +79,11 @@ def test_limit_holds_for_what_a_body_becomes(url: str) -> None:
         (_wide(BODY), "zstd", 400, "invalid_json"),
         (BODY, "gzip, gzip, gzip", 415, "unsupported_encoding"),
         (BODY, "gzip", 400, "invalid_json"),
+        (gzip.compress(BODY) * 2, "gzip", 400, "invalid_json"),
+        (gzip.compress(BODY) + b"x", "gzip", 400, "invalid_json"),
+        (gzip.compress(BODY) + gzip.compress(b" ") * MAX_MEMBERS, "gzip", 400, "invalid_json"),
+        (gzip.compress(BODY) + gzip.compress(b" " * 10_000), "gzip", 413, "body_too_large"),
+        (zlib.compress(BODY) + b"x", "deflate", 400, "invalid_json"),
         (gzip.compress(BODY, mtime=0)[:-12], "gzip", 400, "invalid_json"),
     ],
 )

@@ -190,6 +190,22 @@ def test_pipelined_requests_are_answered_in_order() -> None:
     run(check)
 
 
+def test_empty_lines_before_a_request_count_for_nothing() -> None:
+    post = b"POST /echo " + HEAD + b"Content-Length: 2\r\n\r\nab"
+
+    async def check() -> None:
+        async with serving(limits()) as (port, _):
+            client = await Client.open(port, b"\r\n\r\n" + post + b"\r\n" + post + b"\r\n")
+            for _ in range(2):
+                assert (await client.answer())[2] == b"ab"
+            client.writer.write(b"\r\n")
+            await client.writer.drain()
+            client.writer.write(post)
+            assert (await client.answer())[2] == b"ab"
+
+    run(check)
+
+
 def test_client_who_expects_it_is_asked_for_the_body() -> None:
     async def check() -> None:
         async with serving(limits()) as (port, _):
@@ -207,25 +223,31 @@ def test_client_who_expects_it_is_asked_for_the_body() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent",
+    ("sent", "said"),
     [
-        b"GARBAGE\r\n\r\n",
-        b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000,
-        b"POST /echo " + HEAD + b"Content-Length: x\r\n\r\n",
-        b"POST /echo "
-        + HEAD
-        + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-        + GET,
-        b"POST /echo " + HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"POST /echo "
-        + HEAD
-        + b"Transfer-Encoding: chunked\r\n\r\n"
-        + b"1\r\na\r\n" * (FREE_PIECES + 100),
+        (b"GARBAGE\r\n\r\n", b"illegal request line: `GARBAGE`"),
+        (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", b"expected HTTP/1.1 or 1.0"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"Host"),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000, b"longer than 65536 bytes"),
+        (b"POST /echo " + HEAD + b"Content-Length: x\r\n\r\n", b"bad Content-Length"),
+        (
+            b"POST /echo "
+            + HEAD
+            + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            + GET,
+            b"both `Content-Length` and `Transfer-Encoding`",
+        ),
+        (b"POST /echo " + HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"illegal chunk"),
+        (
+            b"POST /echo "
+            + HEAD
+            + b"Transfer-Encoding: chunked\r\n\r\n"
+            + b"1\r\na\r\n" * (FREE_PIECES + 100),
+            b"too many small pieces",
+        ),
     ],
 )
-def test_what_is_no_request_is_refused_in_words(sent: bytes) -> None:
+def test_what_is_no_request_is_refused_in_words(sent: bytes, said: bytes) -> None:
     async def check() -> None:
         async with serving(limits()) as (port, state):
             client = await Client.open(port, sent)
@@ -233,6 +255,8 @@ def test_what_is_no_request_is_refused_in_words(sent: bytes) -> None:
             assert status == 400
             assert b"x-request-id: " in head
             assert b'"code":"invalid_request"' in body
+            assert said in body
+            assert b"bytearray" not in body
             assert await client.is_closed()
             client.writer.close()
             await until(lambda: not (state.tasks or state.connections))

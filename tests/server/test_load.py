@@ -8,8 +8,9 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,6 +43,7 @@ CONFIG = ServerConfig(
     max_request_tokens=40,
     max_request_labels=10,
 )
+LEFT = "itemwise_http_requests_total{code=client_closed_request,path=/v1/score,status=499}"
 
 
 @pytest.fixture
@@ -94,12 +96,26 @@ def test_client_who_leaves_a_running_request_frees_the_engine(url: str, scorer: 
     wait_until(lambda: scorer.engine.closed == [GOOD["query"][0]])
     assert scorer.engine.turns.count([GOOD["query"][0]]) == 1, "its remaining rows ran"
     assert post(url, GOOD).json()["scores"] == GOOD_SCORES
-    assert (
-        samples(url)[
-            "itemwise_http_requests_total{code=client_closed_request,path=/v1/score,status=499}"
-        ]
-        == 1
-    )
+    assert samples(url)[LEFT] == 1
+
+
+def test_text_of_a_client_who_leaves_is_given_up(
+    url: str, scorer: FakeScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def long_text(_: object, between_pieces: Callable[[], None], /) -> None:
+        begun.set()
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            between_pieces()
+            time.sleep(0.001)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer, "prepare_call", long_text)
+        with send_by_hand(url, GOOD):
+            assert begun.wait(WAIT_S)
+        wait_until(lambda: samples(url).get(LEFT) == 1)
 
 
 def test_lower_priority_number_overtakes(url: str, scorer: FakeScorer) -> None:

@@ -13,6 +13,7 @@ in the same half.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from itemwise.dialects import systemone
 from itemwise.errors import LabelledSetError, RequestError
 from itemwise.request.decide.call import DecideCall
 from itemwise.request.decide.questions import Choice, Question, YesNo, as_text, asked
+from itemwise.request.json_body import why_no_json
 
 MAX_SHOWN_CHARACTERS = 60  # of a value that a message shows
 
@@ -63,6 +65,8 @@ def read_labelled(path: Path) -> list[LabelledRequest]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if not line.strip():
                     continue
                 try:
@@ -82,7 +86,7 @@ def _request(line: bytes, number: int) -> LabelledRequest:
     try:
         body = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise _Bad(f"is not JSON ({error})") from None
+        raise _Bad(f"is not JSON ({why_no_json(line, error)})") from None
     if not isinstance(body, dict):
         raise _Bad(f"is {_shown(body)}, expected an object")
     answers, questions = body.get("answers"), body.get("questions")

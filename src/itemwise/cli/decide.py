@@ -86,6 +86,10 @@ class QuestionOptions:
         return self.state
 
     def _questions(self) -> dict[str, Any]:
+        asked = [*(self.yes_no or []), *(text for text in (self.choice, self.rate) if text)]
+        for texts, what in ((asked, "question"), (self.option or [], "option")):
+            if twice := [text for text in texts if texts.count(text) > 1]:
+                fail(f"the {what} {twice[0]!r} is given twice; give different texts")
         questions: dict[str, Any] = {
             text: {"type": "noul", "instructions": text} for text in self.yes_no or []
         }

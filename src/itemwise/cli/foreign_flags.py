@@ -329,11 +329,6 @@ NO_EFFECT: tuple[NoEffect, ...] = (
         remark="no delimiter is put between items",
     ),
     NoEffect(
-        "Too long requests are refused with 400, never cut.",
-        "--allow-auto-truncate",
-        remark="long requests are refused, not cut",
-    ),
-    NoEffect(
         "Text is tokenised on threads; requests may hold token ids instead.",
         "--skip-tokenizer-init --tokenizer-worker-num= --tokenizer-pool-*=* --tokenizer-backend= "
         "--renderer-num-workers= --enable-tokenizer-batch-encode --enable-dynamic-batch-tokenizer "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from itemwise.errors import RequestError
 from itemwise.progress import progress
 from itemwise.request.calls import ScoreCall
 from itemwise.request.check import REQUEST_FIELDS
+from itemwise.request.json_body import why_no_json
 from itemwise.scorer import Scorer
 from itemwise.types import RankedItem, ScoreResult
 
@@ -38,9 +41,10 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RequestError("invalid_json", f"`{path}` cannot be read: {error.strerror}") from error
     try:
-        body = orjson.loads(raw)
+        body = orjson.loads(raw.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
-        raise RequestError("invalid_json", f"`{path}` is not JSON: {error}") from error
+        why = why_no_json(raw, error)
+        raise RequestError("invalid_json", f"`{path}` is not JSON: {why}") from error
     if not isinstance(body, dict):
         raise RequestError("invalid_json", f"`{path}` is {type(body).__name__}, expected an object")
     return body
@@ -49,12 +53,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_lines(path: Path) -> list[str]:
     """The non-empty lines of a file, or of standard input if the path is `-`.
 
+    Lines end where files say so; U+2028 and the like are characters of an item.
+
     Raises:
         RequestError: the file cannot be read as text (`invalid_items_type`).
     """
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        lines = raw.decode().splitlines()
+        lines = re.split("\r\n|\n|\r", raw.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError("invalid_items_type", f"`{path}` cannot be read: {error}") from error
     return [line for line in lines if line.strip()]

@@ -35,7 +35,7 @@ def _read(body: Mapping[str, Any]) -> Exchange[ScoreResult]:
 
     def answer(result: ScoreResult, model: str) -> dict[str, Any]:
         first = [float(str(row[0])) for row in result.scores]  # in the digits of a float32
-        return score_list(first, result.prompt_tokens, model)
+        return score_list(first, result.prompt_tokens, model, result.cut_items)
 
     return Exchange(read_call(fields), answer, body.get("model"))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, Field
@@ -35,6 +35,9 @@ class PairsBody(BaseModel):
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, strict=True, description="Tokens at which a prompt is cut."
     )
+    truncate: bool | None = Field(
+        None, description="false refuses documents that are too long instead of cutting them."
+    )
     activation: bool | None = Field(
         None,
         validation_alias=AliasChoices("use_activation", "activation"),
@@ -50,6 +53,9 @@ class PairScore(BaseModel):
     index: int
     object: Literal["score"]
     score: float
+    truncated: bool | None = Field(
+        None, description="true if the item was too long and only its beginning was read."
+    )
 
 
 class PairsUsage(BaseModel):
@@ -71,14 +77,21 @@ class PairsAnswer(BaseModel):
     usage: PairsUsage
 
 
-def score_list(scores: list[float], num_tokens: int, model: str) -> dict[str, Any]:
-    """A body as `PairsAnswer`."""
+def score_list(
+    scores: list[float], num_tokens: int, model: str, cut: Collection[int]
+) -> dict[str, Any]:
+    """A body as `PairsAnswer`; `cut` are the places of what was too long."""
+    data: list[dict[str, Any]] = [
+        {"index": i, "object": "score", "score": score} for i, score in enumerate(scores)
+    ]
+    for index in cut:
+        data[index]["truncated"] = True
     return {
         "id": f"score-{uuid.uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
         "model": model,
-        "data": [{"index": i, "object": "score", "score": score} for i, score in enumerate(scores)],
+        "data": data,
         "usage": {
             "prompt_tokens": num_tokens,
             "total_tokens": num_tokens,
@@ -101,13 +114,15 @@ def _read(body: Mapping[str, Any]) -> Exchange[Ranking]:
         documents,
         fields.instruction,
         max_prompt_tokens=limit if limit and limit > 0 else None,
+        truncate=fields.truncate is not False,
         priority=fields.priority,
         names=(names[0], names[1]),
     )
 
     def answer(ranking: Ranking, model: str) -> dict[str, Any]:
         scores = ranking.margins if fields.activation is False else ranking.scores
-        return score_list(scores.tolist(), ranking.prompt_tokens, model)
+        cut = [index for index, cut in enumerate(ranking.cut) if cut]
+        return score_list(scores.tolist(), ranking.prompt_tokens, model, cut)
 
     return Exchange(call, answer, fields.model)
 

@@ -76,9 +76,10 @@ class ScoreBody(BaseModel):
         "auto: text with `apply_template`, else control tokens.",
     )
     temperature: float = Field(1.0, gt=0, description="Divides the logits.")
-    truncate: bool = Field(
-        False,
-        description="Cut items that are too long, at their end, instead of refusing the request.",
+    truncate: bool | None = Field(
+        None,
+        description="Cut items that are too long, at their end, instead of refusing the request; "
+        "by default as the server is set, false if it is not.",
     )
     max_tokens_per_item: int | None = Field(
         None, ge=1, description="With `truncate`, tokens at which an item is cut."

@@ -64,7 +64,7 @@ class CpuLevel:
             return None
         if not self.suits(instructions()):
             return f"needs a processor with {' or '.join(map(_listed, self.instructions))}"
-        return None if self.kernels() else "needs C++ kernels that were compiled for it"
+        return None if self.kernels() else "needs C++ kernels that are compiled and work here"
 
 
 def _cpp(name: CppLevel, on_request: bool = False) -> CpuLevel:
@@ -75,7 +75,7 @@ def _cpp(name: CppLevel, on_request: bool = False) -> CpuLevel:
 # The best first: without other wishes an engine takes the first one that suits the processor. The
 # levels of C++ in bfloat16 have the same products, `cpp-amx` included: see `ops/bfloat16.h`.
 LEVELS = (
-    _cpp("cpp-amx", on_request=True),  # until a processor with AMX has run it
+    _cpp("cpp-amx"),
     CpuLevel(
         "xla-bfloat16",
         "bfloat16",

@@ -80,7 +80,7 @@ class Engine:
 
     @property
     def max_seq_len(self) -> int:
-        """Most tokens of query, delimiter and one item together."""
+        """Most tokens of query, delimiter and one item together, however they are divided."""
         return self._parts.max_seq_len
 
     @property

@@ -147,7 +147,7 @@ def load(folder: Path, config: EngineConfig, on_progress: ProgressFn) -> Parts:
         platform=platform,
         dtypes=dtypes,
         kernel=kernel,
-        max_seq_len=max_seq_len,
+        max_seq_len=_within_pool(max_seq_len, config, plan),
         plan=plan,
         programs=programs,
         verdicts=verdicts,
@@ -276,6 +276,20 @@ def _max_seq_len(config: EngineConfig, model: ModelConfig) -> int:
             model.max_seq_len,
         )
     return min(wanted, model.max_seq_len)
+
+
+def _within_pool(max_seq_len: int, config: EngineConfig, plan: PagePlan) -> int:
+    """The limit, or what the pages of the pool hold if that is less; packed sequences use none."""
+    room = (plan.num_pages - 1) * config.page_tokens  # all but the null page
+    if config.multi_item_algorithm == "packed" or max_seq_len <= room:
+        return max_seq_len
+    logger.info(
+        "Sequences have at most %d tokens, since the pages for cached queries hold no more, and "
+        "not %d; raise --kv-cache-bytes for longer ones.",
+        room,
+        max_seq_len,
+    )
+    return room
 
 
 def _weights_dtype(config: EngineConfig, model: ModelConfig, device: jax.Device) -> np.dtype[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Generator, Iterator, Sequence
@@ -14,6 +15,7 @@ import orjson
 from itemwise.errors import BatchError, ConfigError, brief
 from itemwise.offline.files import COMPRESSIONS, InputFile
 from itemwise.offline.rows import Row, Unread
+from itemwise.request.json_body import why_no_json
 
 MAX_ROW_BYTES = 64 << 20  # a longer line or cell is an error
 PARQUET_ROWS = 512  # that are read at a time
@@ -92,6 +94,8 @@ class JsonlReader:
                 is_long = len(line) == MAX_ROW_BYTES
                 while len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
                     line = text.readline(MAX_ROW_BYTES)
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if not (is_long or line.strip()):
                     continue
                 if skipped < skip:
@@ -107,7 +111,7 @@ def _json_row(line: bytes, where: str) -> Row:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return Unread(f"invalid_json: {where} is not JSON: {error}")
+        return Unread(f"invalid_json: {where} is not JSON: {why_no_json(line, error)}")
     if isinstance(row, dict):
         return row
     return Unread(f"invalid_json: {where} is {repr(row)[:MAX_SHOWN]}, expected an object")
@@ -136,6 +140,11 @@ class CsvReader:
             what = "the same column twice" if header else "no header"
             raise ConfigError(
                 f"`{file.place.shown}` has {what}, expected a first row with the names of columns"
+            )
+        if any(_unicode(name) != name for name in header):
+            raise ConfigError(
+                f"`{file.place.shown}` has a first row that is no UTF-8, expected the names of "
+                "columns; save it as CSV in UTF-8"
             )
         return header
 

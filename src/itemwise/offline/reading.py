@@ -21,6 +21,7 @@ from itemwise.offline.readers import (
 )
 
 MAX_WINDOW_BYTES = 64 << 20  # text of a window
+MAX_SHOWN_NAMES = 300  # characters of the names of columns that an error shows
 FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -73,7 +74,7 @@ class Source:
             if name not in self.columns:
                 raise ConfigError(
                     f"`{files[0].place.shown}` has no column `{name}`, expected one of "
-                    f"{', '.join(self.columns)}"
+                    f"{_names(self.columns)}"
                 )
         if not isinstance(first, list):
             import pyarrow as pa
@@ -161,3 +162,9 @@ def _joined(units: Sequence[Unit]) -> Unit:
         table = pa.concat_tables([unit.table for unit in units])
     rows = [row for unit in units for row in unit.rows]
     return Unit(rows, table, sum(unit.num_bytes for unit in units), units[-1].position)
+
+
+def _names(columns: Sequence[str]) -> str:
+    """Names of columns for a message, without what a terminal obeys, and no more than fit."""
+    names = ", ".join(name if name.isprintable() else repr(name) for name in columns)
+    return names if len(names) <= MAX_SHOWN_NAMES else f"{names[:MAX_SHOWN_NAMES]}..."

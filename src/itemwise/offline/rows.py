@@ -167,7 +167,7 @@ def _was_cut(answer: Any) -> bool:
     if isinstance(answer, dict):
         if answer.get("truncated_items") or answer.get("truncated"):
             return True
-        results = answer.get("results")
+        results = answer.get("results", answer.get("data"))
     each = results if isinstance(results, list) else []
     return any(isinstance(one, dict) and bool(one.get("truncated")) for one in each)
 

@@ -44,6 +44,7 @@ inline float widened(uint16_t bits) {
   std::memcpy(&x, &wide, sizeof x);
   return x;
 }
+inline float widened(float x) { return x; }
 
 // The nearest bfloat16, as a float; a NaN stays one.
 inline Floats rounded(Floats x) {
@@ -81,6 +82,34 @@ class Flush {
 };
 #endif
 
+inline float flushed(float x) {
+  return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x;
+}
+
+// a * b + c. `std::fma` rounds what is below the smallest normal number to multiples of 2^-149;
+// what counts is whether it were below when rounded to 24 bits, which a larger scale shows.
+inline float chain(float a, float b, float c) {
+  constexpr float SMALLEST = std::numeric_limits<float>::min(), LARGER = 0x1p64f;
+  a = flushed(a), b = flushed(b), c = flushed(c);
+  const float sum = std::fma(a, b, c);
+  if (!(std::fabs(sum) <= SMALLEST) || sum == 0) return sum;
+  const float scaled = std::fma(a * LARGER, b, c * LARGER);
+  return std::fabs(scaled) < SMALLEST * LARGER ? std::copysign(0.0f, sum) : sum;
+}
+
+// A column's result after it took in a chunk of a row: the meaning of all that follows.
+template <typename Number>
+inline float with_chunk(float sum, const Number* row, const uint16_t* panel, int64_t column) {
+  const uint16_t* pairs =
+      panel + column / TILE_COLUMNS * TILE_SIZE + column % TILE_COLUMNS * 2;
+  float even = 0.0f, odd = 0.0f;
+  for (int64_t k = 0; k < CHUNK; k += 2, pairs += 2 * TILE_COLUMNS) {
+    even = chain(widened(row[k]), widened(pairs[0]), even);
+    odd = chain(widened(row[k + 1]), widened(pairs[1]), odd);
+  }
+  return flushed(flushed(sum) + flushed(even + odd));
+}
+
 #if defined(ITEMWISE_AMX)
 
 // The left side: tiles [rows / 16, chunks, 16 rows, 32 inputs].
@@ -91,6 +120,9 @@ inline int64_t left_place(int64_t row, int64_t chunk, int64_t chunks) {
   return ((row / TILE_ROWS * chunks + chunk) * TILE_ROWS + row % TILE_ROWS) * CHUNK;
 }
 inline void put_left(Left* to, Floats x) { narrow(to, x); }
+inline void put_chunk(Left* to, const uint16_t* from) {
+  std::memcpy(to, from, CHUNK * sizeof *to);
+}
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -113,8 +145,8 @@ class Arithmetic {
   Flush flush_{true};
 };
 
-// Asks Linux for tiles, on behalf of all threads.
-inline bool is_ready() {
+// Asks the operating system for what products need, on behalf of all threads: Linux for tiles.
+inline bool is_granted() {
   constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
   return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
@@ -192,6 +224,9 @@ inline int64_t left_place(int64_t row, int64_t chunk, int64_t chunks) {
   return (row * chunks + chunk) * CHUNK;
 }
 inline void put_left(Left* to, Floats x) { store(to, x); }
+inline void put_chunk(Left* to, const uint16_t* from) {
+  for (int64_t k = 0; k < CHUNK; k += WIDTH) store(to + k, load(from + k));
+}
 
 // What a thread needs for products, while it lives: the treatment of tiny numbers.
 class Arithmetic {
@@ -199,43 +234,19 @@ class Arithmetic {
   Flush flush_{true};
 };
 
-inline bool is_ready() { return true; }
+inline bool is_granted() { return true; }
 
 #if defined(ITEMWISE_PLAIN)
 
-inline float flushed(float x) {
-  return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x;
-}
-
-// a * b + c. `std::fma` rounds what is below the smallest normal number to multiples of 2^-149;
-// what counts is whether it were below when rounded to 24 bits, which a larger scale shows.
-inline float chain(float a, float b, float c) {
-  constexpr float SMALLEST = std::numeric_limits<float>::min(), LARGER = 0x1p64f;
-  a = flushed(a), b = flushed(b), c = flushed(c);
-  const float sum = std::fma(a, b, c);
-  if (!(std::fabs(sum) <= SMALLEST) || sum == 0) return sum;
-  const float scaled = std::fma(a * LARGER, b, c * LARGER);
-  return std::fabs(scaled) < SMALLEST * LARGER ? std::copysign(0.0f, sum) : sum;
-}
-
-// The meaning of all others.
 inline void multiply(int64_t num_rows, const Left* rows, int64_t row_chunks, const uint16_t* panel,
                      int64_t chunks, float* sums, int64_t stride, bool add) {
   const Flush as_written{false};
   for (int64_t i = 0; i < num_rows; ++i)
     for (int64_t column = 0; column < COLUMNS; ++column) {
-      const int64_t tile = column / TILE_COLUMNS, place = column % TILE_COLUMNS;
       float sum = add ? sums[i * stride + column] : 0.0f;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const Left* row = rows + left_place(i, chunk, row_chunks);
-        const uint16_t* pairs = panel + chunk * PANEL_CHUNK + tile * TILE_SIZE + place * 2;
-        float even = 0.0f, odd = 0.0f;
-        for (int64_t k = 0; k < CHUNK; k += 2, pairs += 2 * TILE_COLUMNS) {
-          even = chain(row[k], widened(pairs[0]), even);
-          odd = chain(row[k + 1], widened(pairs[1]), odd);
-        }
-        sum = flushed(flushed(sum) + flushed(even + odd));
-      }
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        sum = with_chunk(sum, rows + left_place(i, chunk, row_chunks),
+                         panel + chunk * PANEL_CHUNK, column);
       sums[i * stride + column] = sum;
     }
 }
@@ -337,13 +348,12 @@ inline void multiply(int64_t num_rows, const Left* rows, int64_t row_chunks, con
 // Lays a row of bfloat16 numbers out as a row of the left side.
 inline void put_row(Left* left, int64_t row, const uint16_t* from, int64_t inputs) {
   const int64_t chunks = chunks_of(inputs);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    alignas(64) uint16_t filled[CHUNK] = {};
-    std::memcpy(filled, from + chunk * CHUNK,
-                std::min(CHUNK, inputs - chunk * CHUNK) * sizeof(uint16_t));
-    Left* to = left + left_place(row, chunk, chunks);
-    for (int64_t k = 0; k < CHUNK; k += WIDTH) put_left(to + k, load(filled + k));
-  }
+  for (int64_t chunk = 0; chunk < inputs / CHUNK; ++chunk)
+    put_chunk(left + left_place(row, chunk, chunks), from + chunk * CHUNK);
+  if (inputs % CHUNK == 0) return;
+  uint16_t last[CHUNK] = {};
+  std::memcpy(last, from + (chunks - 1) * CHUNK, inputs % CHUNK * sizeof *last);
+  put_chunk(left + left_place(row, chunks - 1, chunks), last);
 }
 
 }  // namespace itemwise::bfloat16

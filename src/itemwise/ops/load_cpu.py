@@ -57,8 +57,9 @@ def load_kernels(level: CppLevel) -> Kernels | None:
     """Loads the kernels of a level, if that was not done before.
 
     Returns:
-        the kernels; None where the package has none, where they cannot be loaded, or where the
-        operating system refuses what they need, which is logged.
+        the kernels; None where the package has none, where they cannot be loaded, where the
+        operating system refuses what they need, or where their products have other bits than they
+        should, which is logged.
     """
     path = library_of(level)
     if not path.exists():
@@ -72,6 +73,8 @@ def load_kernels(level: CppLevel) -> Kernels | None:
         library = ctypes.cdll.LoadLibrary(str(path))
         symbols = [library[kernel.SYMBOL] for kernel in (cpu_step, cpu_linear)]
         kernels = Kernels(level, path, TARGETS[level].activations, library.itemwise_panel())
+        library.itemwise_lack.restype = ctypes.c_char_p
+        lack: bytes | None = library.itemwise_lack()
     except (OSError, AttributeError) as error:
         logger.warning(
             "The C++ kernels for %s cannot be loaded; using XLA for attention and matmuls "
@@ -80,8 +83,13 @@ def load_kernels(level: CppLevel) -> Kernels | None:
             error,
         )
         return None
-    if not library.itemwise_is_ready():
-        logger.warning("The operating system refuses what %s needs (AMX tiles).", level)
+    if lack is not None:
+        logger.warning(
+            "The C++ kernels for %s do not work here; using XLA for attention and matmuls "
+            "(slower): %s",
+            level,
+            lack.decode(),
+        )
         return None
     for kernel, symbol in zip((cpu_step, cpu_linear), symbols, strict=True):
         target = kernel.target(level)

@@ -15,7 +15,7 @@ import numpy as np
 
 from itemwise.errors import NotFiniteError, RequestError
 from itemwise.request.check import check_request
-from itemwise.request.leniency import cut_items, without_query
+from itemwise.request.leniency import without_query
 from itemwise.request.read_out import softmax_of_labels
 from itemwise.request.token_texts import prompt_tokens
 from itemwise.request.tools import PromptTools
@@ -76,8 +76,7 @@ class ScoreCall:
         by_id = fields.get("label_token_ids") is not None
         if self.may_lack_query and not fields.get("query"):
             fields = without_query(fields)
-        fields, cut = cut_items(fields, tools)
-        request = check_request(
+        request, cut = check_request(
             fields,
             tools.limits,
             tools.tokenizer,

@@ -13,13 +13,21 @@ import numbers
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from itemwise.config import SpecialTokens, Tokenize
 from itemwise.errors import RequestError
-from itemwise.request.prompts import Prompt, Segment, encode_parts, encode_prompts
+from itemwise.request.leniency import cut_text
+from itemwise.request.prompts import (
+    EncodedPrompts,
+    Prompt,
+    Segment,
+    encode_parts,
+    encode_prompts,
+    num_bytes,
+)
 from itemwise.request.template import PromptTemplate
 from itemwise.request.tokenizer import Tokenizer
 from itemwise.types import Int32Array, ScoreRequest, TokenLists, Tokens, token_array
@@ -62,6 +70,7 @@ class RequestLimits:
             request without labels asks for all of them.
         tokenize: how texts become tokens where the request does not say.
         special_tokens: what control tokens in texts are where the request does not say.
+        truncate: whether items that are too long are cut where the request does not say.
     """
 
     vocab_size: int
@@ -71,6 +80,19 @@ class RequestLimits:
     num_head_labels: int | None = None
     tokenize: Tokenize = "whole"
     special_tokens: SpecialTokens = "auto"
+    truncate: bool = False
+
+
+class Checked(NamedTuple):
+    """A request that can be scored.
+
+    Attributes:
+        request: in token ids.
+        cut_items: items that were too long and of which only the beginning is left.
+    """
+
+    request: ScoreRequest
+    cut_items: tuple[int, ...]
 
 
 def check_request(
@@ -80,7 +102,7 @@ def check_request(
     template: PromptTemplate | None = None,
     *,
     may_lack_query: bool = False,
-) -> ScoreRequest:
+) -> Checked:
     """The request in token ids, checked against the model's limits.
 
     Args:
@@ -113,10 +135,12 @@ def check_request(
     item_ids: Sequence[Tokens]
     if isinstance(raw_query, str):
         texts = [str(item) for item in raw_items]
-        query_ids, item_ids = _encoded(fields, raw_query, texts, limits, template, tokenizer)
+        found = _encoded(fields, raw_query, texts, limits, template, tokenizer)
+        query_ids, item_ids, was_cut = found.query, found.items, found.cut
     else:
         query_ids = _integers((raw_query,), lambda _: "query", "query")[0]
         item_ids = _integers(raw_items, lambda row: f"items[{row}]", "items")
+        item_ids, was_cut = _cut_ids(fields, len(query_ids), item_ids, limits)
     if limits.num_head_labels is not None:
         fields = _head_fields(fields, limits.num_head_labels)
     labels = _labels(fields, len(item_ids), tokenizer, limits)
@@ -136,7 +160,7 @@ def check_request(
     vocab_size, delimiter = limits.vocab_size, limits.delimiter
     query = _checked_tokens([query_ids], lambda _: "query", "query", vocab_size, delimiter)
     items = _checked_tokens(item_ids, lambda row: f"items[{row}]", "items", vocab_size, delimiter)
-    return ScoreRequest(
+    request = ScoreRequest(
         query[0],
         items,
         labels,
@@ -147,6 +171,7 @@ def check_request(
         priority,
         timeout_s,
     )
+    return Checked(request, tuple(index for index, cut in enumerate(was_cut) if cut))
 
 
 def _query(value: Any, may_be_empty: bool) -> str | list[Any]:
@@ -253,40 +278,80 @@ def _encoded(
     limits: RequestLimits,
     template: PromptTemplate | None,
     tokenizer: Tokenizer | None,
-) -> tuple[Int32Array, TokenLists]:
-    """Token ids of query and items."""
+) -> EncodedPrompts:
+    """Token ids of query and items, and which items were cut."""
     if tokenizer is None:
         raise RequestError("no_tokenizer", _no_tokenizer("query"), "query")
     apart = _choice(fields, "tokenize", get_args(Tokenize), limits.tokenize) == "parts"
     reading = _choice(fields, "special_tokens", get_args(SpecialTokens), limits.special_tokens)
     special = reading == "control" or (reading == "auto" and template is None)
+    most = _max_item_tokens(fields, limits)
+    kept = items
+    if most is not None and most < limits.max_seq_len:
+        kept = _cut_texts(items, most, tokenizer, special)
     shared: Prompt = [Segment(query, special)]
-    prompts: list[Prompt] = [[Segment(item, special)] for item in items]
+    prompts: list[Prompt] = [[Segment(item, special)] for item in kept]
+    place = 0  # of the item's own text in its prompt
     max_tokens = limits.max_seq_len
     if template is not None:
         shared = template.query_part(shared[0])
-        prompts = [template.item_part(item[0]) for item in prompts]
+        prompts, place = [template.item_part(item[0]) for item in prompts], 1
     item_first = _flag(fields, "item_first")
+    encode = encode_prompts
     if apart or limits.delimiter is not None:  # nothing merges across a delimiter
+        encode = encode_parts
         max_tokens -= limits.delimiter is not None
-        found = encode_parts(tokenizer, shared, prompts, max_tokens=max_tokens)
-        if not item_first:
-            return found.query, found.items
-        query_ids = tokenizer.not_begun(found.query.tolist())
-        return token_array(query_ids), _rows_after(tokenizer.begin, found.items)
-    if item_first:  # the whole sequences are the items: they share nothing
-        prompts = [[*item, *shared] for item in prompts]
-        found = encode_prompts(tokenizer, (), prompts, max_tokens=max_tokens)
-        return token_array([]), _rows_after(found.query.tolist(), found.items)
-    if template is not None:  # its text in front of an item is the same for all
+    elif item_first:  # the whole sequences are the items: they share nothing
+        shared, prompts = (), [[*item, *shared] for item in prompts]
+    elif template is not None:  # its text in front of an item is the same for all
         shared = [*shared, prompts[0][0]]
-        prompts = [item[1:] for item in prompts]
-    found = encode_prompts(tokenizer, shared, prompts, max_tokens=max_tokens)
-    return found.query, found.items
+        prompts, place = [item[1:] for item in prompts], 0
+    may_cut = None if most is None else place
+    found = encode(tokenizer, shared, prompts, max_tokens=max_tokens, cut=may_cut)
+    pairs = zip(items, kept, found.cut, strict=True)
+    found = replace(found, cut=[len(left) < len(item) or cut for item, left, cut in pairs])
+    if not item_first:
+        return found
+    begin, after = found.query.tolist(), list[int]()
+    if encode is encode_parts:
+        begin, after = tokenizer.begin, tokenizer.not_begun(begin)
+    rows = [[*begin, *item.tolist()] for item in found.items]
+    return replace(found, query=token_array(after), items=TokenLists.of(rows))
 
 
-def _rows_after(begin: list[int], items: TokenLists) -> TokenLists:
-    return TokenLists.of([[*begin, *item.tolist()] for item in items])
+def _max_item_tokens(fields: Mapping[str, Any], limits: RequestLimits) -> int | None:
+    """Most tokens of an item, beyond which it is cut; None if one that is too long is refused."""
+    truncate = fields.get("truncate")
+    if truncate is not None and not isinstance(truncate, bool):
+        wrong = f"`truncate` is {_kind(truncate)}, expected true or false"
+        raise RequestError("invalid_truncate", wrong, "truncate")
+    name = "max_tokens_per_item"
+    most = _whole(fields.get(name), name, 1, math.inf, "an integer, 1 or more")
+    if not (limits.truncate if truncate is None else truncate):
+        return None
+    return limits.max_seq_len if most is None else min(most, limits.max_seq_len)
+
+
+def _cut_texts(items: list[str], most: int, tokenizer: Tokenizer, special: bool) -> list[str]:
+    for index, item in enumerate(items):
+        num_bytes(item, "invalid_items_type", f"items[{index}]")
+    return [cut_text(item, most, tokenizer, special=special) for item in items]
+
+
+def _cut_ids(
+    fields: Mapping[str, Any],
+    num_shared: int,
+    items: Sequence[Tokens],
+    limits: RequestLimits,
+) -> tuple[Sequence[Tokens], list[bool]]:
+    """The items with as many ids as there is room for, and which were cut."""
+    most = _max_item_tokens(fields, limits)
+    room = limits.max_seq_len - num_shared - (limits.delimiter is not None)
+    if most is None or room < 1:  # without room the query is at fault, which is found later
+        return items, []
+    most = min(most, room)
+    was_cut = [len(item) > most for item in items]
+    return ([item[:most] for item in items] if any(was_cut) else items), was_cut
 
 
 def _choice(fields: Mapping[str, Any], name: str, choices: Sequence[str], default: str) -> str:
@@ -436,7 +501,7 @@ def _label_ids(
                 )
             if text not in places:
                 places[text] = where
-                _check_unicode(text, where)
+                num_bytes(text, "invalid_labels_type", where)
     known: dict[str, int] = {}
     found = tokenizer.encode_labels(list(places))
     for (text, where), ids in zip(places.items(), found, strict=True):
@@ -592,18 +657,6 @@ def _all_fine(ids: Int32Array, vocab_size: int, delimiter: int | None) -> bool:
         return True
     in_vocabulary = ids.min() >= 0 and ids.max() < vocab_size
     return bool(in_vocabulary and (delimiter is None or not (ids == delimiter).any()))
-
-
-def _check_unicode(label: str, where: str) -> None:
-    """Refuses lone surrogates, which a Python string can contain but a tokenizer cannot encode."""
-    try:
-        label.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            "invalid_labels_type",
-            f"`{where}` has a lone surrogate at character {error.start}, expected Unicode text",
-            "labels",
-        ) from None
 
 
 def _as_list(value: Any) -> list[Any] | None:

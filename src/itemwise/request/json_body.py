@@ -44,22 +44,51 @@ def parse_body(body: bytes | bytearray, max_elements: int) -> Any:
         RequestError: it is not JSON, or would take too much memory.
     """
     if len(body) <= WHOLE_BYTES:
-        return _decode(body, whole=True)
+        return _decode(body)
     return _LargeObject(body, max_elements).decode()
 
 
-def _decode(text: bytes | bytearray, *, whole: bool = False) -> Any:
+def _decode(text: bytes | bytearray, start: int | None = None) -> Any:
+    """The decoded JSON of a body, or of the piece of it that begins at the byte `start`."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        place = surrogate_place(text) if whole and "surrogate" in str(error) else None
-        if place is None:
-            raise RequestError("invalid_json", f"the body is not JSON: {error}") from None
-        raise RequestError(
+        raise _not_json(text, start, error) from None
+
+
+def _not_json(
+    text: bytes | bytearray, start: int | None, error: orjson.JSONDecodeError
+) -> RequestError:
+    """What is wrong, and at which place of the body."""
+    search = start is None and "surrogate" in str(error)
+    place = surrogate_place(text) if search else None
+    if place is not None:
+        return RequestError(
             "invalid_json",
             f"`{place[:100]}` has a lone surrogate, half a character, expected Unicode text",
             re.split(r"[.[]", place)[0][:100],
-        ) from None
+        )
+    return RequestError("invalid_json", f"the body is not JSON: {why_no_json(text, error, start)}")
+
+
+def why_no_json(
+    text: bytes | bytearray, error: orjson.JSONDecodeError, start: int | None = None
+) -> str:
+    """What is wrong with bytes that orjson refuses; it calls all that is no UTF-8 surrogates.
+
+    Args:
+        text: the bytes.
+        error: what orjson raised.
+        start: where they begin in what the user knows, if that is more.
+    """
+    try:
+        text.decode()
+    except UnicodeDecodeError as wrong:
+        place = (start or 0) + wrong.start
+        return f"byte {place} is {text[wrong.start]:#04x}, which is no UTF-8"
+    if start is None:
+        return str(error)
+    return f"{error.msg}: byte {start + len(error.doc[: error.pos].encode())}"
 
 
 def _broken(why: str) -> RequestError:
@@ -92,6 +121,11 @@ class _LargeObject:
 
     def decode(self) -> dict[str, Any]:
         """The object."""
+        head = self._text(0, PIECE_BYTES).lstrip(b" \t\r\n")
+        if head[:3] == b"\xef\xbb\xbf":
+            raise _broken("it begins with a byte order mark; leave that out")
+        if head and head[:1] != b"{":
+            raise _broken("expected {...}")
         self._scan()
         if len(self._ends) < 2:
             raise _broken("it has no end")
@@ -114,11 +148,13 @@ class _LargeObject:
         head = _LIST_HEAD.match(self._body, begin.place + 1)
         if not (cuts and head):
             self._spend(end.weight - begin.weight)
-            found: dict[str, Any] = _decode(b"{" + self._text(begin.place + 1, end.place) + b"}")
+            found: dict[str, Any] = _decode(
+                b"{" + self._text(begin.place + 1, end.place) + b"}", begin.place
+            )
             if not found and len(self._ends) > 2:
                 raise _broken("a field is missing between two commas")
             return found
-        (name,) = _decode(b"{" + head[0][:-1] + b"0}")
+        (name,) = _decode(b"{" + head[0][:-1] + b"0}", begin.place)
         self._check_length(begin, end.num_commas)
         last = end.place - 1
         while self._body[last] in b" \t\r\n":
@@ -133,7 +169,7 @@ class _LargeObject:
         if num_commas - begin.num_commas < self._max_elements:
             return
         head = _LIST_HEAD.match(self._body, begin.place + 1)
-        name = _decode(head[0].rstrip(b": \t\r\n[")) if head else "a field"
+        name = _decode(head[0].rstrip(b": \t\r\n["), begin.place + 1) if head else "a field"
         raise RequestError(
             "too_many_items",
             f"`{name[:100]}` has more than {self._max_elements} elements; send several requests",
@@ -147,7 +183,7 @@ class _LargeObject:
             text = self._text(begin.place + 1, end.place)
             if not text.strip(b" \t\r\n"):
                 raise _broken("an element is missing between two commas")
-            piece = _compact(_decode(b"[" + text + b"]"))
+            piece = _compact(_decode(b"[" + text + b"]", begin.place))
             if not isinstance(piece, TokenLists):
                 self._spend(end.weight - begin.weight)
             pieces.append(piece)

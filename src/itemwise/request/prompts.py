@@ -228,6 +228,8 @@ class _Encoder:
         self._was_cut[index] = True
         segment = item[self._cut]
         kept = segment.text.encode()[: max(0, len(segment.text.encode()) - excess)]
+        if not kept:
+            raise self._no_room(index)
         return _replaced(item, self._cut, kept.decode(errors="ignore"), segment.special)
 
     def encode(self, split: _Split, items: Sequence[Prompt]) -> EncodedPrompts:
@@ -264,18 +266,26 @@ class _Encoder:
         self._was_cut[index] = True
         text = spell(self._tokenizer, [item[self._cut]])
         before = split.context + spell(self._tokenizer, [*split.front, *item[: self._cut]])
-        while True:
+        while text:
             item = _replaced(item, self._cut, text)
             row = self._rows(split, [item])[0]
             excess = len(row) - room
             if excess <= 0:
                 return row
-            if not text:
-                raise self._too_many_tokens(index, len(split.query), len(row))
             whole = split.context + spell(self._tokenizer, [*split.front, *item])
             starts = [start - len(before) for start in self._tokenizer.places(whole)]
             starts = [start for start in starts if 0 <= start < len(text)]
             text = text[: starts[-excess]] if excess < len(starts) else ""
+        raise self._no_room(index)
+
+    def _no_room(self, index: int) -> RequestError:
+        names = self._names
+        return RequestError(
+            "sequence_too_long",
+            f"`{names.shared}` leaves no room for `{names.items}[{index}]`: a prompt has at most "
+            f"{self._max_tokens} tokens; shorten `{names.shared}`",
+            names.shared,
+        )
 
     def _too_many_tokens(self, index: int, num_shared: int, num_own: int) -> RequestError:
         names, total = self._names, num_shared + num_own
@@ -302,13 +312,23 @@ def _replaced(item: Prompt, place: int, text: str, special: bool = False) -> Pro
 
 
 def _num_bytes(prompt: Prompt, code: str, name: str) -> int:
-    """Bytes of a prompt's text in UTF-8.
+    """Bytes of a prompt's text in UTF-8; raises what `num_bytes` does."""
+    return sum(num_bytes(segment.text, code, name) for segment in prompt)
+
+
+def num_bytes(text: str, code: str, name: str) -> int:
+    """Bytes of a text in UTF-8.
+
+    Args:
+        text: any.
+        code: of the error.
+        name: of the field that the text is from, with an index if it has one, for the message.
 
     Raises:
         RequestError: it has a lone surrogate, which Python's text can contain but Unicode cannot.
     """
     try:
-        return sum(len(segment.text.encode()) for segment in prompt)
+        return len(text.encode())
     except UnicodeEncodeError as error:
         raise RequestError(
             code,

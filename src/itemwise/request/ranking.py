@@ -11,7 +11,13 @@ from itemwise.errors import RequestError
 from itemwise.request.calls import Prepared, finite
 from itemwise.request.leniency import cut_text
 from itemwise.request.profiles import Profile
-from itemwise.request.prompts import EncodedPrompts, Names, encode_parts, encode_prompts
+from itemwise.request.prompts import (
+    EncodedPrompts,
+    Names,
+    encode_parts,
+    encode_prompts,
+    num_bytes,
+)
 from itemwise.request.read_out import Float64Array
 from itemwise.request.tools import PromptTools
 from itemwise.types import ScoreRequest, ScoreResult
@@ -107,16 +113,20 @@ class RankCall:
                 "several requests",
                 documents,
             )
-        queries = [self.query] if isinstance(self.query, str) else self.query
-        if not isinstance(self.query, str) and len(queries) != len(self.documents):
+        several = isinstance(self.query, list | tuple)
+        queries: Sequence[object] = self.query if several else [self.query]
+        if several and len(queries) != len(self.documents):
             raise RequestError(
                 "invalid_query_type",
                 f"`{query}` has {len(queries)} texts for {len(self.documents)} in `{documents}`, "
                 "expected one text, or one for each document",
                 query,
             )
-        _check_unicode(queries, query, "invalid_query_type")
-        _check_unicode(self.documents, documents, "invalid_items_type")
+        for index, text in enumerate(queries):
+            where = f"{query}[{index}]" if several else query
+            _check_text(text, "invalid_query_type", where)
+        for index, text in enumerate(self.documents):
+            _check_text(text, "invalid_items_type", f"{documents}[{index}]")
 
     def _encode(self, profile: Profile, tools: PromptTools) -> tuple[EncodedPrompts, list[bool]]:
         """The prompts in tokens, and which documents were cut."""
@@ -159,14 +169,12 @@ class RankCall:
         return prompts, was_cut
 
 
-def _check_unicode(texts: Sequence[str], name: str, code: str) -> None:
-    for index, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                code,
-                f"`{name}[{index}]` has a lone surrogate at character {error.start}, expected "
-                "Unicode text",
-                name,
-            ) from None
+def _check_text(text: object, code: str, name: str) -> None:
+    """Returns if it is a Unicode text; Python's callers pass anything."""
+    if not isinstance(text, str):
+        raise RequestError(
+            code,
+            f"`{name}` has the type {type(text).__name__}, expected text",
+            name.partition("[")[0],
+        )
+    num_bytes(text, code, name)

@@ -10,6 +10,7 @@ from starlette.types import Scope
 from itemwise.errors import RefusedError, RequestError
 
 MAX_ENCODINGS = 2  # one after the other; each takes the time of a whole body
+MAX_MEMBERS = 64  # of gzip data; what follows a member is copied
 _GZIP_OR_ZLIB, _RAW = 47, -15  # `wbits` of zlib
 _PIECE_BYTES = 1024 * 1024
 _ZSTD_WINDOW = 8 * 1024 * 1024  # memory that RFC 8878 asks a decoder to have for any frame
@@ -54,16 +55,23 @@ def _header(scope: Scope, wanted: bytes) -> bytes:
 
 
 def _inflated(body: bytearray, name: str, max_bytes: int) -> bytearray:
+    """What gzip or deflate data becomes; gzip data may have several members."""
     raw = name == "deflate" and not _has_zlib_header(body)
-    work = zlib.decompressobj(_RAW if raw else _GZIP_OR_ZLIB)
-    try:
-        found = bytearray(work.decompress(body, max_bytes + 1))
-    except zlib.error as error:
-        raise RequestError("invalid_json", f"the body is not {name}: {error}") from None
-    _check_length(found, max_bytes)
-    if not work.eof:
-        raise RequestError("invalid_json", f"the body ends before its {name} data does")
-    return found
+    found = bytearray()
+    rest: bytes | bytearray = body
+    for _ in range(1 if name == "deflate" else MAX_MEMBERS):
+        work = zlib.decompressobj(_RAW if raw else _GZIP_OR_ZLIB)
+        try:
+            found += work.decompress(rest, max_bytes + 1 - len(found))
+        except zlib.error as error:
+            raise RequestError("invalid_json", f"the body is not {name}: {error}") from None
+        _check_length(found, max_bytes)
+        if not work.eof:
+            raise RequestError("invalid_json", f"the body ends before its {name} data does")
+        rest = work.unused_data
+        if not rest.strip(b"\0"):  # which may fill up the last block
+            return found
+    raise RequestError("invalid_json", f"the body goes on after its {name} data")
 
 
 def _decompressed(body: bytearray, max_bytes: int) -> bytearray:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import http
 import logging
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ from itemwise.server.connections import PROBES, ConnectionLimits, Pool
 from itemwise.server.errors import error_response
 
 MAX_HEAD_BYTES = 64 * 1024
+EMPTY_LINES = b"\r\n"  # that old clients send after a body count for nothing (RFC 9112, 2.2)
 EVENTS_PER_TURN = 8  # parsed at most before another connection's turn, some 0.25 ms
 BODY_BUFFER_BYTES = 64 * 1024  # of a body that waits for its reader; no more is read then
 # A body may come in this many small pieces; further ones must have this many bytes on average.
@@ -104,10 +106,14 @@ class Connection(asyncio.BufferedProtocol):
         """The event loop has read something; if that takes long to parse, it reads no more."""
         if self._lingering or self._h11.their_state is h11.MUST_CLOSE:
             return  # nobody reads it
-        self._h11.receive_data(bytes(self._pool.buffer[:nbytes]))
+        data = bytes(self._pool.buffer[:nbytes])
         if self._exchange is None and not self._head_begun:
+            data = data.lstrip(EMPTY_LINES)
+            if not data:
+                return
             self._head_begun = True
             self._allow(self._limits.head_s)
+        self._h11.receive_data(data)
         # Where nobody waits for a turn, a short request is parsed here and now.
         if self._pool.has_turns or self._in_turn or self.advance():
             self._transport.pause_reading()
@@ -153,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             event = self._h11.next_event()
         except h11.RemoteProtocolError as error:
-            self._refuse(str(error))
+            self._refuse(_in_words(error))
             return False
         match event:
             case h11.Request():
@@ -280,13 +286,23 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             return
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE and self._keep:
-            self._h11.start_next_cycle()
+            self._start_next_cycle()
             self._pool.wait(self)
             self._head_begun = bool(self._h11.trailing_data[0])
             self._allow(self._limits.head_s if self._head_begun else self._limits.keep_alive_s)
             self.take_turn()
         else:
             self._close()
+
+    def _start_next_cycle(self) -> None:
+        """Makes ready for the next request, of which something may be here already."""
+        trailing = self._h11.trailing_data[0]
+        if trailing[:1] not in (b"\r", b"\n"):
+            self._h11.start_next_cycle()
+            return
+        self._h11 = h11.Connection(h11.SERVER, MAX_HEAD_BYTES)
+        if trailing := trailing.lstrip(EMPTY_LINES):
+            self._h11.receive_data(trailing)
 
     def _close(self) -> None:
         """Closes, but takes what a client still sends: closed at once, it would lose the answer."""
@@ -391,6 +407,13 @@ class Exchange:
             self._complete = True
             self._changed.set()
             self._connection.end()
+
+
+def _in_words(error: h11.RemoteProtocolError) -> str:
+    """What h11 says, without the names of Python's types; it quotes what came as a `bytearray`."""
+    if error.error_status_hint == http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+        return f"its head, or a line of its body's frame, is longer than {MAX_HEAD_BYTES} bytes"
+    return re.sub(r"bytearray\(b(['\"])(.*?)\1\)", r"`\2`", str(error))
 
 
 _PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}

@@ -156,7 +156,7 @@ class Service:
         would_do = ", ".join(
             repr(n) for n in self.names if n != self.config.model_path or n in shown
         )
-        got = repr(name[:100]) if isinstance(name, str) else f"a {type(name).__name__}"
+        got = repr(name[:100]) if isinstance(name, str) else f"of type {type(name).__name__}"
         raise RequestError(
             "model_not_found",
             f"`model` is {got}, expected one of {would_do}, or no `model` field",

@@ -80,10 +80,73 @@ void linear(xla::Call& call) {
   });
 }
 
+// The bits of bfloat16 numbers of a range of magnitudes; the same at each run.
+class Numbers {
+ public:
+  // The exponent is one of `count` from `first` on, as the bits have it: 0 means zero or tiny.
+  uint16_t next(uint32_t first, uint32_t count) {
+    state_ = state_ * 1664525 + 1013904223;
+    const uint32_t exponent = first + (state_ >> 8 & 0xffff) % count;
+    return static_cast<uint16_t>(state_ >> 31 << 15 | exponent << 7 | (state_ >> 24 & 0x7f));
+  }
+
+ private:
+  uint32_t state_ = 1;
+};
+
+// Whether `multiply` gives the bits that `with_chunk` defines, for rows of usual numbers, of numbers
+// whose products lie around the smallest normal one, and of large beside small ones. `multiply` is
+// called as by kernels: for a whole block of rows and one of a single row, in two stretches.
+bool is_exact() {
+  constexpr int64_t ROWS = BLOCK_ROWS + 1, CHUNKS = 2, INPUTS = CHUNKS * CHUNK;
+  constexpr uint32_t MAGNITUDES[][2] = {{122, 8}, {0, 9}, {87, 80}};
+  Numbers numbers;
+  std::vector<uint16_t> x(ROWS * INPUTS), panel(CHUNKS * PANEL_CHUNK);
+  for (int64_t i = 0; i < ROWS * INPUTS; ++i) {
+    // The last row is like the first, whose results are in its tiles until they are zeroed.
+    const auto& [first, count] = MAGNITUDES[i / INPUTS % BLOCK_ROWS % 3];
+    x[i] = numbers.next(first, count);
+  }
+  for (uint16_t& weight : panel) weight = numbers.next(123, 8);
+  // 2^-126 - 1.5 * 2^-151, which is tiny when rounded to 24 bits, and not to multiples of 2^-149.
+  std::fill_n(&x[INPUTS], INPUTS, 0);
+  x[INPUTS] = 0x0080, x[INPUTS + 2] = 0x80c0;  // 2^-126 and -1.5 times that
+  for (int64_t i = 0; i < COLUMNS; ++i) {
+    uint16_t* const pairs = &panel[i / TILE_COLUMNS * TILE_SIZE + i % TILE_COLUMNS * 2];
+    pairs[0] = 0x3f80, pairs[2 * TILE_COLUMNS] = 0x3300;  // 1 and 2^-25
+  }
+  Lines memory, results;
+  Left* const left = reinterpret_cast<Left*>(memory.zeros(whole_blocks(ROWS) * INPUTS));
+  float* const sums = results.some(whole_blocks(ROWS) * COLUMNS);
+  std::fill_n(sums, whole_blocks(ROWS) * COLUMNS, std::numeric_limits<float>::quiet_NaN());
+  for (int64_t i = 0; i < ROWS; ++i) put_row(left, i, x.data() + i * INPUTS, INPUTS);
+  {
+    const Arithmetic arithmetic;
+    for (int64_t chunk = 0; chunk < CHUNKS; ++chunk)
+      for (int64_t row = 0; row < ROWS; row += BLOCK_ROWS)
+        multiply(std::min(BLOCK_ROWS, ROWS - row), left + left_place(row, chunk, CHUNKS), CHUNKS,
+                 panel.data() + chunk * PANEL_CHUNK, 1, sums + row * COLUMNS, COLUMNS, chunk > 0);
+  }
+  const Flush as_written{false};
+  for (int64_t i = 0; i < ROWS; ++i)
+    for (int64_t column = 0; column < COLUMNS; ++column) {
+      float expected = 0.0f;
+      for (int64_t chunk = 0; chunk < CHUNKS; ++chunk)
+        expected = with_chunk(expected, x.data() + i * INPUTS + chunk * CHUNK,
+                              panel.data() + chunk * PANEL_CHUNK, column);
+      if (std::memcmp(&expected, sums + i * COLUMNS + column, sizeof expected) != 0) return false;
+    }
+  return true;
+}
+
 }  // namespace
 
 extern "C" int itemwise_panel() { return COLUMNS; }
-extern "C" int itemwise_is_ready() { return is_ready(); }
+extern "C" const char* itemwise_lack() {
+  if (!is_granted()) return "the operating system refuses AMX tiles";
+  if (!is_exact()) return "its products have other bits than they should, on this processor";
+  return nullptr;
+}
 extern "C" XLA_FFI_Error* itemwise_linear(XLA_FFI_CallFrame* frame) {
   return xla::answer(frame, linear);
 }

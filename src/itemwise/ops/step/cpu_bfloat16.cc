@@ -76,9 +76,24 @@ Block with_zeros(const Block& block, int64_t head_dim, uint16_t* to) {
 }
 
 inline Ints numbers_from(int64_t first) {
+  constexpr int32_t FROM_ZERO[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Ints numbers;
-  for (int i = 0; i < WIDTH; ++i) numbers[i] = static_cast<int32_t>(first) + i;
-  return numbers;
+  std::memcpy(&numbers, FROM_ZERO, sizeof numbers);
+  return numbers + static_cast<int32_t>(first);
+}
+
+// The highest of a vector's numbers, none of which is NaN.
+template <int COUNT, typename Vector>
+inline float highest_of(Vector x) {
+  if constexpr (COUNT == 1) {
+    return x[0];
+  } else {
+    typedef float Half __attribute__((vector_size(2 * COUNT)));
+    Half left, right;
+    std::memcpy(&left, &x, sizeof left);
+    std::memcpy(&right, reinterpret_cast<const char*>(&x) + sizeof left, sizeof right);
+    return highest_of<COUNT / 2>(left > right ? left : right);
+  }
 }
 
 // Running state of the online softmax of a unit's queries.
@@ -102,8 +117,7 @@ struct Queries {
       store(mine + key, score);
       highest = larger(score, highest);
     }
-    float now = highest[0];
-    for (int i = 1; i < WIDTH; ++i) now = highest[i] > now ? highest[i] : now;
+    const float now = highest_of<WIDTH>(highest);
     const float shrink = fresh ? 0.0f : exp2_of_nonpositive(all(top[query] - now))[0];
     top[query] = now;
 
