@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
@@ -141,6 +141,7 @@ class Load:
         self._bodies = [body(300 + number, 40) for number in range(20)]
         self._expected = [expected(scorer, fields) for fields in self._bodies]
         self._stop = threading.Event()
+        self._clients: list[Future[None]] = []
         self.answers = count()
         self.num_answers = 0
 
@@ -154,30 +155,35 @@ class Load:
     def during(self, act: Callable[[], None]) -> None:
         """Runs `act` under load; then waits for 100 more answers, and all that are under way."""
         with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-            clients = [pool.submit(self._send, place) for place in range(NUM_CLIENTS)]
-
-            def wait_for_more() -> None:
-                wanted = self.num_answers + 100
-                wait_until(
-                    lambda: self.num_answers >= wanted or any(each.done() for each in clients)
-                )
-
+            self._clients = [pool.submit(self._send, place) for place in range(NUM_CLIENTS)]
             try:
-                wait_for_more()
+                self.wait_for_more(100)
                 act()
-                wait_for_more()
+                self.wait_for_more(100)
             finally:
                 self._stop.set()
-        for each in clients:
+        for each in self._clients:
             each.result()
+
+    def wait_for_more(self, number: int) -> None:
+        """Returns after so many more answers, or when a client ended."""
+        wanted = self.num_answers + number
+        wait_until(lambda: self.num_answers >= wanted or any(each.done() for each in self._clients))
 
 
 def test_a_killed_engine_costs_no_answer(
     cluster: Cluster, client: httpx.Client, scorer: Scorer
 ) -> None:
     retries = client.get("/server_info").json()["front"]["retries"]
-    killed = cluster.replicas()[0]
-    Load(cluster.url, scorer).during(lambda: os.kill(killed, signal.SIGKILL))
+    killed, load = cluster.replicas()[0], Load(cluster.url, scorer)
+
+    def kill() -> None:
+        """Once it has requests that it has not answered."""
+        os.kill(killed, signal.SIGSTOP)
+        load.wait_for_more(30)
+        os.kill(killed, signal.SIGKILL)
+
+    load.during(kill)
     assert client.get("/server_info").json()["front"]["retries"] > retries
     wait_until(lambda: len(client.get("/server_info").json()["replicas"]) == 2)
     assert killed not in cluster.replicas()
