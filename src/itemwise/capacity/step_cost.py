@@ -16,7 +16,7 @@ from scipy.optimize import nnls  # type: ignore[import-untyped]  # comes with JA
 
 from itemwise.engine.step_packer import StepBatch
 
-COOLING_S = 0.04
+COOLING_S = 0.04  # idle time after which 63 % of `wake_s` counts
 
 
 @dataclass(frozen=True)
