@@ -160,6 +160,11 @@ def require(level: CpuLevelName) -> None:
         pytest.skip(f"{NO_LEVEL}{level} {lack}")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names bytes by their length: a name may not hold a time stamp, as what gzip writes does."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Notes the CPU level that a test names by a parameter."""
     params = getattr(getattr(item, "callspec", None), "params", {})
