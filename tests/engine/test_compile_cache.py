@@ -122,17 +122,18 @@ def start(make_engine: Callable[..., Engine], folder: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def filled_once(
     make_engine: Callable[..., Engine], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("filled")
-    start(make_engine, folder)
-    return folder
+    start(make_engine, folder / "here")
+    return shutil.copytree(folder / "here", folder / "copy"), folder / "here"
 
 
 @pytest.fixture
-def filled(filled_once: Path, tmp_path: Path) -> Path:
-    """A folder of this test that has the programs of a start."""
-    shutil.copytree(filled_once, tmp_path, dirs_exist_ok=True)
-    return tmp_path
+def filled(filled_once: tuple[Path, Path]) -> Path:
+    """A folder with the programs of a start: the same each time, since JAX's keys have its path."""
+    copy, folder = filled_once
+    shutil.rmtree(folder)
+    return shutil.copytree(copy, folder)
 
 
 def half_write(folder: Path) -> str:
