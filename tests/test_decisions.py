@@ -26,6 +26,7 @@ from itemwise.request.decide import call as call_module
 from itemwise.request.decide.answers import ChoiceAnswer, Decisions
 from itemwise.request.decide.call import DecideCall, Options
 from itemwise.request.decide.questions import Question
+from tests.conftest import DEMO_POOL
 
 SMOLLM2 = Path(__file__).parents[1] / ".models" / "SmolLM2-135M-Instruct"
 WORDS = ["refund", "invoice", "angry", "late", "thank you", "Größe", "é", "{x}", "3 of 4", "\n", ""]
@@ -51,7 +52,7 @@ QUESTIONS = st.one_of(
 
 @functools.cache
 def demo() -> Scorer:
-    return Scorer.from_pretrained(kv_cache_bytes=1 << 25)
+    return Scorer.from_pretrained(kv_cache_bytes=DEMO_POOL)
 
 
 def decide(body: dict[str, Any], scorer: Scorer | None = None) -> Any:

@@ -28,7 +28,7 @@ from itemwise.engine.step_packer import StepBatch
 from itemwise.ops import api
 from itemwise.ops.step.arrays import StepArrays, StepShape
 from itemwise.types import CpuLevelName, OpenRequest, ScoreRequest, TokenLists, Tokens, token_array
-from tests.conftest import CPP_LEVELS, CPU_LEVELS, VOCAB_SIZE, slow_unless_default
+from tests.conftest import CPP_LEVELS, CPU_LEVELS, DEMO_POOL, VOCAB_SIZE, slow_unless_default
 
 PAGE = 32
 RANDOM = "tiny-qwen3"
@@ -380,7 +380,7 @@ def test_a_planted_fault_is_seen(
 
 def test_a_leak_would_show_in_the_demo_models_rankings(cache_folder: str) -> None:
     """With a plain causal mask over one packed sequence, most scores move by more than 0.01."""
-    scorer = Scorer.from_pretrained(kv_cache_bytes=1 << 24, compilation_cache_dir=cache_folder)
+    scorer = Scorer.from_pretrained(kv_cache_bytes=DEMO_POOL, compilation_cache_dir=cache_folder)
     moved = []
     for query, items in LISTS.items():
         request = scorer.prepare(query=query, items=items, apply_template=True, apply_softmax=True)

@@ -16,6 +16,7 @@ from itemwise.request.calls import ScoreCall
 from itemwise.request.template import PromptTemplate
 from itemwise.request.tokenizer import Tokenizer
 from itemwise.types import ScoreRequest
+from tests.conftest import DEMO_POOL
 
 QUERY = "desk lamps"
 ITEMS = ["Tea kettle", "Brass lamp for the desk", "Desk with drawers", "Lamps for any desk"]
@@ -23,7 +24,7 @@ ITEMS = ["Tea kettle", "Brass lamp for the desk", "Desk with drawers", "Lamps fo
 
 @pytest.fixture(scope="module")
 def scorer(cache_folder: str) -> Scorer:
-    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 26)
+    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=DEMO_POOL)
 
 
 def test_ranking_is_the_scores_in_order(scorer: Scorer) -> None:

@@ -27,6 +27,7 @@ from itemwise.request.decide.call import DecideCall, Options
 from itemwise.request.decide.profile_file import PROFILE_FILE, Calibration, read_profile
 from itemwise.scorer import Scorer
 from tests.calibration.synthetic import draw
+from tests.conftest import DEMO_POOL
 
 TICKETS = Path(__file__).parents[2] / "examples" / "decisions" / "tickets.py"
 # The demo model's choices are all but constant, which leaves only their prior to find.
@@ -50,7 +51,7 @@ def write(path: Path, lines: list[dict[str, Any]]) -> Path:
 @pytest.fixture(scope="module")
 def settings(cache_folder: str) -> dict[str, Any]:
     return {
-        "kv_cache_bytes": 1 << 24,
+        "kv_cache_bytes": DEMO_POOL,
         "skip_self_check": True,
         "compilation_cache_dir": cache_folder,
     }

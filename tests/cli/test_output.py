@@ -11,6 +11,7 @@ from itemwise.cli.app import main
 from itemwise.cli.output import read_json, read_lines
 from itemwise.errors import RequestError
 from itemwise.models.config import ModelConfig
+from tests.conftest import DEMO_POOL
 
 REQUEST = {"query": [1, 2], "items": [[3], [4, 5], []], "label_token_ids": [7, 8]}
 
@@ -18,7 +19,7 @@ REQUEST = {"query": [1, 2], "items": [[3], [4, 5], []], "label_token_ids": [7, 8
 @pytest.fixture(scope="module")
 def engine(cache_folder: str) -> list[str]:
     """Options of the engine."""
-    return ["--kv-cache-bytes", str(1 << 22), "--compilation-cache-dir", cache_folder]
+    return ["--kv-cache-bytes", str(DEMO_POOL), "--compilation-cache-dir", cache_folder]
 
 
 @pytest.fixture(scope="module")

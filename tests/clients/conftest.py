@@ -8,12 +8,13 @@ import pytest
 
 from itemwise import Scorer
 from itemwise.config import ServerConfig
+from tests.conftest import DEMO_POOL
 from tests.server.fakes import get, running_server, wait_until
 
 
 @pytest.fixture(scope="module")
 def scorer(cache_folder: str) -> Scorer:
-    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 26)
+    return Scorer.from_pretrained(compilation_cache_dir=cache_folder, kv_cache_bytes=DEMO_POOL)
 
 
 @pytest.fixture(scope="module")

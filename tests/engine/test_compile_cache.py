@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -118,6 +119,23 @@ def start(make_engine: Callable[..., Engine], folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.glob("*-cache")}
 
 
+@pytest.fixture(scope="module")
+def filled_once(
+    make_engine: Callable[..., Engine], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("filled")
+    start(make_engine, folder / "here")
+    return shutil.copytree(folder / "here", folder / "copy"), folder / "here"
+
+
+@pytest.fixture
+def filled(filled_once: tuple[Path, Path]) -> Path:
+    """A folder with the programs of a start: the same each time, since JAX's keys have its path."""
+    copy, folder = filled_once
+    shutil.rmtree(folder)
+    return shutil.copytree(copy, folder)
+
+
 def half_write(folder: Path) -> str:
     """Cuts the entry of the step in two; returns its name."""
     (path,) = folder.glob("jit_step-*-cache")
@@ -126,49 +144,49 @@ def half_write(folder: Path) -> str:
 
 
 def test_half_written_entry_is_replaced(
-    make_engine: Callable[..., Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_engine: Callable[..., Engine], filled: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = start(make_engine, tmp_path)
-    step = half_write(tmp_path)
-    mended = start(make_engine, tmp_path)
-    assert f"entries of the compilation cache {tmp_path} are damaged" in caplog.text
+    whole = start(make_engine, filled)
+    step = half_write(filled)
+    mended = start(make_engine, filled)
+    assert f"entries of the compilation cache {filled} are damaged" in caplog.text
     assert mended.keys() == whole.keys()
     assert mended[step] > whole[step] * 0.9
     caplog.clear()
-    assert start(make_engine, tmp_path) == mended
+    assert start(make_engine, filled) == mended
     assert caplog.text == ""
 
 
 @pytest.mark.slow
 def test_an_entry_that_is_sealed_and_yet_not_readable_is_replaced(
-    make_engine: Callable[..., Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_engine: Callable[..., Engine], filled: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = start(make_engine, tmp_path)
-    step = half_write(tmp_path)
-    seal(tmp_path / step)
-    mended = start(make_engine, tmp_path)
+    whole = start(make_engine, filled)
+    step = half_write(filled)
+    seal(filled / step)
+    mended = start(make_engine, filled)
     assert "entry of jit_step in" in caplog.text
     assert mended[step] > whole[step] * 0.9
     caplog.clear()
-    assert start(make_engine, tmp_path) == mended
+    assert start(make_engine, filled) == mended
     assert caplog.text == ""
 
 
 def test_entries_count_when_they_are_whole_and_ours(
-    make_engine: Callable[..., Engine], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_engine: Callable[..., Engine], filled: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bit that flips in machine code may be read without a word."""
-    names = start(make_engine, tmp_path).keys()
-    entries = [tmp_path / name for name in names]
+    names = start(make_engine, filled).keys()
+    entries = [filled / name for name in names]
     assert all(map(is_sealed, entries))
     flipped, unsealed, others, *kept = entries
     data = bytearray(flipped.read_bytes())
     data[len(data) // 2] ^= 1
     flipped.write_bytes(data)
-    (tmp_path / f"{unsealed.name}.sha256").unlink()  # its writer was killed
+    (filled / f"{unsealed.name}.sha256").unlink()  # its writer was killed
     others.chmod(0o666)
     before = {path: path.stat().st_ino for path in kept}
-    assert start(make_engine, tmp_path).keys() == names
+    assert start(make_engine, filled).keys() == names
     assert f"3 of {len(names)} entries" in caplog.text
     assert all(map(is_sealed, entries))
     assert {path: path.stat().st_ino for path in kept} == before
@@ -185,11 +203,11 @@ def test_a_folder_that_others_may_write_to_is_not_used(
 
 
 def test_warnings_of_other_threads_pass_while_an_entry_is_replaced(
-    make_engine: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_engine: Callable[..., Engine], filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They come out at once and unchanged, and none of JAX's is among them."""
-    start(make_engine, tmp_path)
-    half_write(tmp_path)
+    start(make_engine, filled)
+    half_write(filled)
     compile_program = jax.stages.Lowered.compile
     sent = [UserWarning("from another thread")]
 
@@ -204,7 +222,7 @@ def test_warnings_of_other_threads_pass_while_an_entry_is_replaced(
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_beside_a_warning)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        start(make_engine, tmp_path)
+        start(make_engine, filled)
     assert not sent
     assert len(caught) == 1
 
@@ -238,17 +256,17 @@ def test_a_folder_of_others_stops_no_start(
 
 def test_a_damaged_entry_that_stays_is_not_loaded(
     make_engine: Callable[..., Engine],
-    tmp_path: Path,
+    filled: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    start(make_engine, tmp_path)
-    half_write(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    start(make_engine, filled)
+    half_write(filled)
+    before = {path: path.stat().st_mtime_ns for path in filled.iterdir()}
     monkeypatch.setattr(compile_cache, "remove", lambda path: None)
-    start(make_engine, tmp_path)
+    start(make_engine, filled)
     assert "cannot be removed, so it is not used" in caplog.text
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in filled.iterdir()} == before
 
 
 def test_programs_that_xla_refuses_raise_what_xla_says(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from itemwise.config import AttentionBackend
 from itemwise.engine import compile_cache, programs
 from itemwise.engine.cpu_level import BY_NAME
 from itemwise.engine.engine import Engine
@@ -21,7 +22,6 @@ from itemwise.engine.step_packer import StepBatch
 from itemwise.engine.weights import load_weights
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.ops import api
-from itemwise.ops.step.xla import attend_xla
 from itemwise.types import Algorithm, CpuLevelName, ScoreRequest
 from tests.conftest import CPU_LEVELS, slow_unless_default
 
@@ -181,21 +181,23 @@ def test_a_failed_step_leaves_a_working_engine(
     assert np.asarray(engine.score([request()])[0].scores).tobytes() == base.tobytes()
 
 
-@pytest.mark.parametrize(
-    "level", [pytest.param("xla-bfloat16", marks=pytest.mark.slow), "xla-float32"]
-)
+@pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
 def test_a_leak_fails_the_self_check(
     level: CpuLevelName, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leaky(*args: Any, **options: Any) -> jax.Array:
-        q, k, v, pages, arrays, shape = args
-        index = arrays.granule_start // shape.granule_tokens
-        arrays = arrays._replace(granule_index=index)
-        return attend_xla(q, k, v, pages, arrays, shape, **options)
+    name = "attend_xla" if ON_GPU or level.startswith("xla") else "attend_cpu"
+    attend = getattr(api, name)
 
-    monkeypatch.setattr(api, "attend_xla", leaky)
+    def leaky(*args: Any, **options: Any) -> jax.Array:
+        *others, arrays, shape = args
+        index = arrays.granule_start // shape.granule_tokens
+        seen: jax.Array = attend(*others, arrays._replace(granule_index=index), shape, **options)
+        return seen
+
+    monkeypatch.setattr(api, name, leaky)
+    backend: AttentionBackend = "native" if name == "attend_xla" else "fa"
     with pytest.raises(SelfCheckError, match="permuted_in_company"):
-        make_engine(level=level, attention_backend="native", compilation_cache_dir="")
+        make_engine(level=level, attention_backend=backend, compilation_cache_dir="")
 
 
 def test_a_start_of_the_same_programs_takes_the_verdict_over(
@@ -244,7 +246,7 @@ def other_bits_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steps_of_all_sizes_run_where_they_have_the_same_bits(
     level: CpuLevelName, make_engine: Callable[..., Engine]
 ) -> None:
-    engine = make_engine(level=level, compilation_cache_dir="")
+    engine = make_engine(level=level)
     assert engine.info()["small_steps"]
     assert engine.self_check.small_steps
 

@@ -42,10 +42,19 @@ REQUESTS = {
 }
 
 
+# Sizes that XLA compiles anew for each mask, and the type that no processor here defaults to.
+FURTHER = ("long items", "several parts of rows", "several sequences")
+FURTHER_FAMILIES = ("tiny-qwen2", "tiny-llama")
+TYPES = ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="module")
 def engine_of(shared_engine: Callable[..., Engine]) -> Callable[..., Engine]:
+    """Engines of the machine's own level for float32, and of XLA for bfloat16."""
+
     def make(name: str, dtype: str) -> Engine:
-        return shared_engine(name, f"xla-{dtype}", dtype=dtype, skip_self_check=True)
+        level = None if dtype == "float32" else "xla-bfloat16"
+        return shared_engine(name, level, dtype=dtype, skip_self_check=True)
 
     return make
 
@@ -68,8 +77,16 @@ def difference(one: list[Float32Array], other: list[Float32Array]) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("case", REQUESTS)
+@pytest.mark.parametrize(
+    ("mask", "case"),
+    [
+        pytest.param(
+            mask, case, marks=[pytest.mark.slow] if mask == "dense" and case in FURTHER else []
+        )
+        for mask in MASKS
+        for case in REQUESTS
+    ],
+)
 def test_packed_equals_prefill_extend(
     case: str, mask: Mask, engine_of: Callable[..., Engine]
 ) -> None:
@@ -80,7 +97,11 @@ def test_packed_equals_prefill_extend(
 
 
 @pytest.mark.parametrize(
-    "model", ["tiny-qwen2", pytest.param("tiny-llama", marks=pytest.mark.slow)]
+    "model",
+    [
+        "tiny-qwen3",
+        *(pytest.param(f"tiny-{one}", marks=pytest.mark.slow) for one in ("qwen2", "llama")),
+    ],
 )
 def test_families_and_a_delimiter(model: str, engine_of: Callable[..., Engine]) -> None:
     engine, request = engine_of(model, "float32"), request_of(9, 50, (20, 3, 0, 45))
@@ -108,7 +129,7 @@ def test_bfloat16_is_no_farther_from_the_truth(engine_of: Callable[..., Engine])
         assert error(packed(engine, request, mask)) <= 1.1 * theirs
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_neighbour_of_the_same_length_changes_no_bit(
     mask: Mask, dtype: str, engine_of: Callable[..., Engine]
@@ -123,7 +144,7 @@ def test_a_neighbour_of_the_same_length_changes_no_bit(
     assert found[1].tobytes() != base[1].tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", TYPES)
 def test_segment_isolates_bit_by_bit_at_one_padded_length(
     dtype: str, engine_of: Callable[..., Engine]
 ) -> None:
@@ -270,9 +291,12 @@ def test_segment_matches_dense_scores(engine_of: Callable[..., Engine]) -> None:
     assert difference(packed(engine, request, "segment"), packed(engine, request, "dense")) <= 1e-4
 
 
-def test_segment_prefill_extend_flow_no_regression(engine_of: Callable[..., Engine]) -> None:
+@pytest.mark.parametrize("dtype", TYPES)
+def test_segment_prefill_extend_flow_no_regression(
+    dtype: str, engine_of: Callable[..., Engine]
+) -> None:
     """The runbook's regression test of the same name: the mask changes nothing of that flow."""
-    engine = engine_of("tiny-qwen3", "bfloat16")
+    engine = engine_of("tiny-qwen3", dtype)
     request = request_of(14, 100, (20, 5, 33))
     base = scores(engine, request)
     for mask in ("dense", "segment"):

@@ -16,6 +16,7 @@ from itemwise.errors import ConfigError
 from itemwise.offline.rows import RowForm, RowScorer
 from itemwise.ray import Engines
 from itemwise.ray.dataset import RowEngine
+from tests.conftest import DEMO_POOL
 from tests.ray.clusters import in_session
 
 ROWS: list[dict[str, Any]] = [
@@ -31,7 +32,7 @@ FORM = RowForm(
 
 @pytest.fixture(scope="module")
 def settings(cache_folder: str) -> dict[str, Any]:
-    return {"kv_cache_bytes": 1 << 23, "compilation_cache_dir": cache_folder}
+    return {"kv_cache_bytes": DEMO_POOL, "compilation_cache_dir": cache_folder}
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import pytest
 from itemwise import Scorer
 from tests.clients.rank_with import CLIENTS, DOCUMENTS, QUERY
 from tests.clients.test_clients import NO_MESSAGE, PYTHON, SCRIPT
+from tests.conftest import DEMO_POOL
 from tests.ray.clusters import Cluster, of_session, running_cluster, started
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 MAX_MEMORY = 4 << 30
 WAIT_S = 180
 NUM_CLIENTS = 16
-SETTINGS: dict[str, Any] = {"kv_cache_bytes": 1 << 23}
+SETTINGS: dict[str, Any] = {"kv_cache_bytes": DEMO_POOL}
 
 
 @pytest.fixture(scope="module")

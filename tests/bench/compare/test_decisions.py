@@ -13,12 +13,13 @@ from itemwise.bench.compare.decisions import Case, make_questions, make_state, r
 from itemwise.config import DEMO_MODEL
 from itemwise.errors import ConfigError
 from itemwise.scorer import Scorer
+from tests.conftest import DEMO_POOL
 
 
 @pytest.fixture(scope="module")
 def settings(cache_folder: str) -> dict[str, Any]:
     return {
-        "kv_cache_bytes": 1 << 24,
+        "kv_cache_bytes": DEMO_POOL,
         "skip_self_check": True,
         "compilation_cache_dir": cache_folder,
     }

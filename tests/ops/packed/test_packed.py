@@ -40,7 +40,7 @@ CASES: dict[str, tuple[int, tuple[int, ...]]] = {
     "as many tokens as places": (496, (1, 8, 7)),
     "many items": (64, tuple(range(1, 34))),
 }
-FURTHER_SIZES = ("prefix alone", "prefix ends with a tile")
+FURTHER_SIZES = ("prefix alone", "prefix ends with a tile", "as many tokens as places")
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,14 @@ class Step(NamedTuple):
         return [values[start : start + len(one.tokens)] for start, one in pairs]
 
 
+@functools.lru_cache(maxsize=128)
+def drawn(seed: int | tuple[int, ...], *shape: int) -> NDArray[np.float32]:
+    """Normal values of a seed, which most steps of a test have in common; not to be written to."""
+    values = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    values.flags.writeable = False
+    return values
+
+
 def make_step(
     shape: StepShape,
     rows: Sequence[RowPlan],
@@ -107,20 +115,19 @@ def make_step(
     starts = arrays.granule_start[in_use][arrays.granule_index[in_use] == 0].tolist()
 
     q, k, v = (
-        around.standard_normal((shape.tokens, n, head_dim), np.float32)
-        for n in (num_heads, num_kv_heads, num_kv_heads)
+        drawn((seed, part), shape.tokens, n, head_dim).copy()
+        for part, n in enumerate((num_heads, num_kv_heads, num_kv_heads))
     )
-    pool = around.standard_normal((2, NUM_PAGES, num_kv_heads, shape.page_tokens, head_dim))
-    pool = pool.astype(np.float32)
+    pool = drawn((seed, 3), 2, NUM_PAGES, num_kv_heads, shape.page_tokens, head_dim).copy()
     for index, (one, start) in enumerate(zip(rows, starts, strict=True)):
         size = len(one.tokens)
-        mine = np.random.default_rng([size, *one.context.pages])
-        for array in (q, k, v):
-            array[start : start + size] = mine.standard_normal(array[:size].shape, np.float32)
+        for part, array in enumerate((q, k, v)):
+            own = drawn((size, part, *one.context.pages), *array[:size].shape)
+            array[start : start + size] = own
         for array in (k, v) if index == broken else ():
             array[start : start + size] = np.nan
         for page, length in zip(one.context.pages, one.context.lens, strict=True):
-            cached = np.random.default_rng(page).standard_normal(pool[:, page].shape, np.float32)
+            cached = drawn(page, *pool[:, page].shape)
             pool[:, moved[page], :, :length] = cached[:, :, :length]
     stored = Pages(*(to_storage(jnp.asarray(a, dtype)) for a in pool))
     q_own, k_own, v_own = (jnp.asarray(a, dtype) for a in (q, k, v))

@@ -55,11 +55,14 @@ FIRST_CASES = [
 ]
 
 
+SHARP_HEADS = (4, 2, 128)
+
+
 def sharp_step(rows: list[RowPlan]) -> Step:
-    step = make_step(SHAPE, rows, HEADS[0])
+    step = make_step(SHAPE, rows, SHARP_HEADS)
     q = 25 * jnp.rint(4 * step.q)
     k, k_pages = (jnp.rint(4 * a) / 4 for a in (step.k, step.pages.k))
-    assert max(np.abs(k).max(), np.abs(k_pages).max()) * np.abs(q).max() * HEADS[0][2] < 2**22
+    assert max(np.abs(k).max(), np.abs(k_pages).max()) * np.abs(q).max() * SHARP_HEADS[2] < 2**22
     return step._replace(q=q, k=k, pages=step.pages._replace(k=k_pages))
 
 
