@@ -68,7 +68,7 @@ def test_long_text_is_cut_and_said_so(scorer: Scorer) -> None:
 def small_pool(cache_folder: str) -> Scorer:
     """A scorer whose pages hold fewer tokens than the model allows."""
     return Scorer.from_pretrained(
-        compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 22, skip_self_check=True
+        compilation_cache_dir=cache_folder, kv_cache_bytes=1 << 21, skip_self_check=True
     )
 
 
@@ -91,7 +91,7 @@ def test_setting_cuts_long_items_where_a_request_does_not_say(
 ) -> None:
     cutting = Scorer.from_pretrained(
         compilation_cache_dir=cache_folder,
-        kv_cache_bytes=1 << 22,
+        kv_cache_bytes=1 << 21,
         skip_self_check=True,
         allow_auto_truncate=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import tomllib
@@ -65,7 +66,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 def invoke(line: str, **environment: str) -> str:
-    done = CliRunner().invoke(app, shlex.split(line), env=environment, catch_exceptions=False)
+    """The output, with no setting in the environment but these."""
+    unset = dict.fromkeys(name for name in os.environ if name.startswith("ITEMWISE_"))
+    env = {**unset, **environment}
+    done = CliRunner().invoke(app, shlex.split(line), env=env, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 

@@ -76,13 +76,14 @@ def test_loads_answer_with_the_bits_of_items_alone(url: str, tmp_path: Path) -> 
 
 
 def test_beyond_the_limit_there_is_429_and_nothing_wrong(url: str) -> None:
-    workload = Workload(VOCAB_SIZE, **WORKLOAD)
+    # Requests that take longer to score than to send, even on a busy machine.
+    workload = Workload(VOCAB_SIZE, **{**WORKLOAD, "num_items": 50})
     run = asyncio.run(closed_loop(loopback_address(url), workload, 40, range(80), 60))
     codes = run.summary()["codes"]
     assert set(codes) == {"ok", "queue_full"}
     assert sum(codes.values()) == 80
     scored = [sample for sample in run.samples if sample.code == "ok"]
-    assert asyncio.run(count_wrong(loopback_address(url), workload, scored[:5])) == 0
+    assert asyncio.run(count_wrong(loopback_address(url), workload, scored[:2])) == 0
 
 
 def test_wrong_bits_are_counted(url: str) -> None:
