@@ -93,7 +93,7 @@ class Import:
         return self.name.split(".")[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class File:
     """A source file, its module (the first name below the package) and its syntax tree."""
 
@@ -101,16 +101,18 @@ class File:
     module: str
     tree: ast.Module
 
+    @functools.cache  # noqa: B019  a tree is read by many rules
     def imports(self) -> list[Import]:
         return list(_imports(self.tree, late=False))
 
-    def attributes(self) -> Iterator[tuple[str, int]]:
+    @functools.cache  # noqa: B019
+    def attributes(self) -> list[tuple[str, int]]:
         """Attributes that are used, and names imported from other libraries, with their line."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Attribute):
-                yield f"{ast.unparse(node.value)}.{node.attr}", node.lineno
-        for found in self.imports():
-            yield found.name, found.line
+        used = [node for node in ast.walk(self.tree) if isinstance(node, ast.Attribute)]
+        return [
+            *((f"{ast.unparse(node.value)}.{node.attr}", node.lineno) for node in used),
+            *((found.name, found.line) for found in self.imports()),
+        ]
 
 
 def _imports(node: ast.AST, late: bool) -> Iterator[Import]:

@@ -158,6 +158,16 @@ def test_sequences_longer_than_the_pool_are_refused(engine: Engine) -> None:
         assert caught.value.code == "sequence_too_long"
 
 
+def test_shortest_limit_is_a_query_and_an_item_of_one_token(
+    make_engine: Callable[..., Engine],
+) -> None:
+    with pytest.raises(ConfigError, match="at most 1 token"):
+        make_engine(max_multi_item_seq_len=1)
+    engine = make_engine(max_multi_item_seq_len=2)
+    assert engine.self_check.status == "passed"
+    assert np.isfinite(engine.score([ScoreRequest((1,), ((2,),), ((1, 2),))])[0].scores).all()
+
+
 def test_the_longest_sequence_of_the_pool_works(engine: Engine) -> None:
     pages = engine.info()["pages"]["total"]
     longest = ScoreRequest((1,) * (32 * pages), ((2, 3), ()), ((1, 2),) * 2)

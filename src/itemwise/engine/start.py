@@ -275,7 +275,13 @@ def _max_seq_len(config: EngineConfig, model: ModelConfig) -> int:
             model.max_seq_len,
             model.max_seq_len,
         )
-    return min(wanted, model.max_seq_len)
+    longest = min(wanted, model.max_seq_len)
+    if longest < 2:
+        raise ConfigError(
+            "sequences have at most 1 token, by `max_multi_item_seq_len` or the model's "
+            "config.json; expected at least 2: one of the query and one of the item"
+        )
+    return longest
 
 
 def _within_pool(max_seq_len: int, config: EngineConfig, plan: PagePlan) -> int:
