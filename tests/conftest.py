@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
     "step_lanes": 3,
     "kv_cache_bytes": 1 << 20,
 }
-# `kv_cache_bytes` of the demo model. One size for all, so that its programs compile once.
+# `kv_cache_bytes` of the demo model where a test needs no other, so that its programs compile once.
 DEMO_POOL = 1 << 24
 # The levels that this processor can run; tests of those in C++ are skipped where none are compiled.
 CPU_LEVELS: tuple[CpuLevelName, ...] = tuple(

@@ -256,7 +256,7 @@ def other_bits_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steps_of_all_sizes_run_where_they_have_the_same_bits(
     level: CpuLevelName, make_engine: Callable[..., Engine]
 ) -> None:
-    engine = make_engine(level=level)
+    engine = make_engine(level=level, compilation_cache_dir="")
     assert engine.info()["small_steps"]
     assert engine.self_check.small_steps
 

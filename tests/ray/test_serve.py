@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -172,6 +173,13 @@ class Load:
         wait_until(lambda: self.num_answers >= wanted or any(each.done() for each in self._clients))
 
 
+def stop_and_kill(process: int, load: Load) -> None:
+    """Kills an engine after a while in which requests may come to it and none is answered."""
+    os.kill(process, signal.SIGSTOP)
+    load.wait_for_more(30)
+    os.kill(process, signal.SIGKILL)
+
+
 def test_a_killed_engine_costs_no_answer(
     cluster: Cluster, client: httpx.Client, scorer: Scorer
 ) -> None:
@@ -182,14 +190,7 @@ def test_a_killed_engine_costs_no_answer(
     before = retries()
     for _ in range(5):  # until one had requests that the front door sends again
         killed, load = cluster.replicas()[0], Load(cluster.url, scorer)
-
-        def kill(process: int = killed, load: Load = load) -> None:
-            """After a while without an answer, in which requests come."""
-            os.kill(process, signal.SIGSTOP)
-            load.wait_for_more(30)
-            os.kill(process, signal.SIGKILL)
-
-        load.during(kill)
+        load.during(functools.partial(stop_and_kill, killed, load))
         wait_until(lambda: len(client.get("/server_info").json()["replicas"]) == 2)
         assert killed not in cluster.replicas()
         if retries() > before:

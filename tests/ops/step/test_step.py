@@ -45,8 +45,8 @@ def combinations() -> Iterator[tuple[str, str, Heads, str]]:
 def is_slow(name: str, case: str, heads: Heads, dtype: str) -> bool:
     """What takes seconds to compile or to interpret, but for one of each kind.
 
-    Those are, in an interpreter, one case in float32 and for GPU all in bfloat16, and in XLA all in
-    float32, with the first heads.
+    With the first heads remain: in XLA all cases in float32; in the interpreter for GPU all in
+    bfloat16 and one in float32; in the one for TPU one case in both types.
     """
     if name not in ("xla", "gpu", "tpu"):
         return False
