@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ DEFAULT_LEVELS = {
     choose_level(EngineConfig(), np.dtype(weights)).name
     for weights in (ml_dtypes.bfloat16, np.float32)
 }
+WEEKS = 14 * 24 * 3600.0  # seconds that a compiled program is kept
 NO_LEVEL = "CPU level "  # begins the reason of a test that is skipped for want of a level
 
 
@@ -86,16 +88,29 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     return make
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Keeps only programs between runs, and those for two weeks: each run checks its engines."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    for path in kept_programs(session.config).rglob("*"):
+        if path.suffix == ".json" or (path.is_file() and time.time() - path.stat().st_mtime > WEEKS):
+            path.unlink(missing_ok=True)
+
+
+def kept_programs(config: pytest.Config) -> Path:
+    """Where compiled programs stay after a run, in pytest's cache, so that the next is shorter."""
+    assert config.cache is not None
+    return Path(config.cache.mkdir("compiled"))
+
+
 @pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A `compilation_cache_dir` that all processes of the session share.
+def cache_folder(pytestconfig: pytest.Config) -> str:
+    """A `compilation_cache_dir` that all processes of the session share, and later sessions.
 
     A test that plants a fault which the compiled programs do not contain must not use it: it would
     find the verdict of the self-check on the programs without the fault.
     """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return str(shared / "compiled")
+    return str(kept_programs(pytestconfig) / "engines")
 
 
 @pytest.fixture(scope="session")

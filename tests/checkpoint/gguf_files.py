@@ -25,6 +25,8 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# Where the blocks of llama.cpp's K types have their float16 scales (ggml-common.h).
+SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 
 
 def alternate(rows: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -90,10 +92,29 @@ def _short(name: str) -> str:
     return f"blk.{layer}.{NAMES[rest]}.{end}"
 
 
+def random_blocks(shape: tuple[int, ...], kind: str) -> NDArray[np.uint8]:
+    """Blocks of a K type, which the package gguf reads but does not write: any bits are numbers.
+
+    Only the float16 scales of a block, of which `SCALES` has the places, are no random bits.
+    """
+    import gguf
+
+    size, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (*shape[:-1], shape[-1] // size, num_bytes), np.uint8)
+    scale = np.array([2e-4], np.float16).view(np.uint8)
+    for place in SCALES[kind]:
+        blocks[..., place : place + 2] = scale
+    return blocks.reshape(*shape[:-1], -1)
+
+
 def _add_tensor(writer: Any, name: str, array: NDArray[Any], kind: str) -> None:
     import gguf
 
-    quantised = gguf.quantize(array, gguf.GGMLQuantizationType[kind])
+    if kind in SCALES:
+        quantised = random_blocks(array.shape, kind)
+    else:
+        quantised = gguf.quantize(array, gguf.GGMLQuantizationType[kind])
     raw = None if kind in ("F32", "F16") else gguf.GGMLQuantizationType[kind]
     writer.add_tensor(name, np.ascontiguousarray(quantised), raw_dtype=raw)
 

@@ -18,7 +18,7 @@ from itemwise.models.config import ModelConfig
 from itemwise.models.layers import rope_frequencies
 from itemwise.request.tokenizer import Tokenizer
 from tests.checkpoint.by_transformers import build
-from tests.checkpoint.gguf_files import alternate, tokenizer_fields, write
+from tests.checkpoint.gguf_files import SCALES, alternate, random_blocks, tokenizer_fields, write
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("torch")
@@ -101,6 +101,25 @@ def test_matrices_of_every_type_keep_their_values(kind: str, tmp_path: Path) -> 
         rounded = tensors(tmp_path / "rounded")[name]
         np.testing.assert_allclose(rounded, found, rtol=2**-8)
         assert (rounded != found).any()
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_k_types_are_read(kind: str, tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64}
+    model = build("llama", hidden_size=256, intermediate_size=256, **sizes)
+    write(tmp_path / "model.gguf", model, kind)
+    convert(tmp_path / "model.gguf", tmp_path / "converted")
+    found = tensors(tmp_path / "converted")
+    one = gguf.GGMLQuantizationType[kind]
+    name = "model.layers.1.self_attn.q_proj.weight"
+    stored = gguf.dequantize(random_blocks(found[name].shape, kind), one)
+    assert np.isfinite(stored).all()
+    assert len(np.unique(stored)) > 32
+    np.testing.assert_array_equal(alternate(found[name], 4), stored)
+    name = "model.layers.1.mlp.down_proj.weight"
+    np.testing.assert_array_equal(
+        found[name], gguf.dequantize(random_blocks(found[name].shape, kind), one)
+    )
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0, 5.0])
