@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -92,9 +93,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Keeps only programs between runs, and those for two weeks: each run checks its engines."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
-    for path in kept_programs(session.config).rglob("*"):
-        if path.suffix == ".json" or (path.is_file() and time.time() - path.stat().st_mtime > WEEKS):
-            path.unlink(missing_ok=True)
+    for path in kept_programs(session.config).glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):  # another run removes the same
+            if path.suffix == ".json" or path.stat().st_mtime < time.time() - WEEKS:
+                path.unlink()
 
 
 def kept_programs(config: pytest.Config) -> Path:

@@ -105,7 +105,7 @@ def test_matrices_of_every_type_keep_their_values(kind: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", SCALES)
 def test_k_types_are_read(kind: str, tmp_path: Path) -> None:
-    sizes = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64}
+    sizes: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64}
     model = build("llama", hidden_size=256, intermediate_size=256, **sizes)
     write(tmp_path / "model.gguf", model, kind)
     convert(tmp_path / "model.gguf", tmp_path / "converted")
