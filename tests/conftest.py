@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -100,9 +103,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def kept_programs(config: pytest.Config) -> Path:
-    """Where compiled programs stay after a run, in pytest's cache, so that the next is shorter."""
-    assert config.cache is not None
-    return Path(config.cache.mkdir("compiled"))
+    """Where compiled programs stay after a run, in pytest's cache, so that the next is shorter.
+
+    Without that cache (`-p no:cacheprovider`) they stay as long as the process.
+    """
+    cache = getattr(config, "cache", None)
+    return _own_folder() if cache is None else Path(cache.mkdir("compiled"))
+
+
+@functools.cache
+def _own_folder() -> Path:
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")
