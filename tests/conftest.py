@@ -57,7 +57,7 @@ DEFAULT_LEVELS = {
     choose_level(EngineConfig(), np.dtype(weights)).name
     for weights in (ml_dtypes.bfloat16, np.float32)
 }
-WEEKS = 14 * 24 * 3600.0  # seconds that a compiled program is kept
+KEPT_S = 14 * 24 * 3600.0  # seconds that a compiled program is kept
 NO_LEVEL = "CPU level "  # begins the reason of a test that is skipped for want of a level
 
 
@@ -98,7 +98,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     for path in kept_programs(session.config).glob("*/*"):
         with contextlib.suppress(FileNotFoundError):  # another run removes the same
-            if path.suffix == ".json" or path.stat().st_mtime < time.time() - WEEKS:
+            if path.suffix == ".json" or path.stat().st_mtime < time.time() - KEPT_S:
                 path.unlink()
 
 

@@ -171,10 +171,10 @@ def wait_until(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def send(method: str, url: str, **options: Any) -> httpx.Response:
+def send(method: str, url: str, timeout: float = WAIT_S, **options: Any) -> httpx.Response:
     """A request on a connection of its own."""
     # Plain HTTP needs no certificates, which take long to read.
-    return httpx.request(method, url, timeout=WAIT_S, verify=False, **options)
+    return httpx.request(method, url, timeout=timeout, verify=False, **options)
 
 
 def get(url: str, headers: Any = None) -> httpx.Response:
