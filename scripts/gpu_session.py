@@ -278,6 +278,13 @@ def speed(session: Session) -> None:
             _score(engine, [contract], True)
     found["trace_of_three_contracts"] = _read_trace(folder)
     session.save(found)
+    folder = session.work / "small-trace"
+    _score(engine, [small], False)
+    with jax.profiler.trace(str(folder)):
+        for _ in range(10):
+            _score(engine, [small], False)
+    found["trace_of_ten_small_requests"] = _read_trace(folder)
+    session.save(found)
 
 
 def _score(engine: Any, requests: list[ScoreRequest], forget: bool) -> list[ScoreResult]:
@@ -406,15 +413,25 @@ def _tiles() -> dict[str, Figures]:
 
 
 def small_steps(session: Session) -> None:
-    """Items whose bits differ between the large step and smaller ones, of about a thousand."""
+    """Items whose bits differ between the large step and smaller ones, of about a thousand.
+
+    With places for as many scored rows in each, and for a number of them that goes by the tokens.
+    """
     from itemwise.engine import start
 
     choose = start.choose_platform
-    found: Figures = {}
-    for name, sizes in (("large steps alone", ()), ("small steps", (256, 1024))):
+    found: Figures = {"sums_with_other_bits": _products_by_rows(session)}
+    session.save(found)
+    small = (256, 1024)
+    settings: dict[str, Figures] = {
+        "large steps alone": {"small_steps": ()},
+        "small steps": {"small_steps": small, "same_scored_rows": True},
+        "with fewer scored rows": {"small_steps": small, "same_scored_rows": False},
+    }
+    for name, fields in settings.items():
 
-        def chosen(*arguments: Any, sizes: tuple[int, ...] = sizes) -> Any:
-            return dataclasses.replace(choose(*arguments), small_steps=sizes, short_lanes=False)
+        def chosen(*arguments: Any, fields: Figures = fields) -> Any:
+            return dataclasses.replace(choose(*arguments), short_lanes=False, **fields)
 
         with mock.patch.object(start, "choose_platform", chosen):
             engine = _engine(session)
@@ -428,8 +445,51 @@ def small_steps(session: Session) -> None:
                 )
                 different += not _same(engine.score([one])[0].scores[0], scores[i])
                 checked += 1
-        found[name] = {"items": checked, "with_other_bits": different}
+        sizes = [one["tokens"] for one in engine.info()["small_steps"]]
+        found[name] = {"sizes": sizes, "items": checked, "with_other_bits": different}
         session.save(found)
+
+
+def _products_by_rows(session: Session) -> Figures:
+    """Elements of the model's products that have other bits where the product has fewer rows.
+
+    Of float32 sums, rounded to bfloat16 where the model rounds them.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from itemwise.engine.platform import platform_of
+
+    options = dict(platform_of(jax.devices()[0]).compiler_options)
+    config = model_dict(session.model)
+    model, inner = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"] * config["head_dim"]
+    kv = config["num_key_value_heads"] * config["head_dim"]
+    found: Figures = {}
+    for name, outer, into, kept in (
+        ("q", heads, model, jnp.bfloat16),
+        ("k", kv, model, jnp.bfloat16),
+        ("out", model, heads, jnp.float32),
+        ("gate", inner, model, jnp.bfloat16),
+        ("down", model, inner, jnp.float32),
+    ):
+        x = jax.random.normal(jax.random.key(0), (4096, into), jnp.bfloat16)
+        weight = jax.random.normal(jax.random.key(1), (outer, into), jnp.bfloat16)
+        added = jax.random.normal(jax.random.key(2), (4096, outer), kept)
+
+        def product(x: Any, weight: Any, added: Any, kept: Any = kept) -> Any:
+            sums = jnp.einsum("ti,oi->to", x, weight, preferred_element_type=kept)
+            return added + sums if kept == jnp.float32 else sums
+
+        def run(rows: int, arguments: tuple[Any, ...], product: Any = product) -> Any:
+            cut = arguments[0][:rows], arguments[1], arguments[2][:rows]
+            return jax.jit(product).lower(*cut).compile(compiler_options=options)(*cut)
+
+        for rows, many in ((256, 4096), (1024, 4096), (64, 1024), (256, 1024)):
+            few = run(rows, (x, weight, added))
+            different = int((few != run(many, (x, weight, added))[:rows]).sum())
+            found[f"{name}, {rows} rows against {many}"] = different / few.size
+    return found
 
 
 def sweep(session: Session) -> None:
@@ -523,7 +583,7 @@ def arrivals(session: Session) -> None:
         p99_ms=5.0 if session.rehearse else 100.0,
         seconds=0.5 if session.rehearse else 4.0,
         workload={"shared": 0.25, "query_tokens": 60 if session.rehearse else 300},
-        check=2,
+        check=2 if session.rehearse else 20,
         out_json=path,
         **session.settings,
     )
@@ -606,10 +666,10 @@ STAGES: dict[str, Stage] = {
     "exactness": Stage(exactness, 110),
     "speed": Stage(speed, 70),
     "compare": Stage(compare, 110),
-    "small-steps": Stage(small_steps, 60),
+    "small-steps": Stage(small_steps, 100),
     "attention": Stage(attention, 60),
     "sweep": Stage(sweep, 170),
-    "arrivals": Stage(arrivals, 60),
+    "arrivals": Stage(arrivals, 90),
     "larger-model": Stage(larger_model, 60),
     "parity": Stage(parity, 70),
 }

@@ -102,13 +102,19 @@ def test_memory_is_the_devices_own_or_the_hosts() -> None:
     ("name", "steps"),
     [
         ("cpu", [(64, 8, 32, 1), (256, 32, 32, 1), (512, 64, 128, 1)]),
-        ("gpu", [(4096, 128, 128, 1)]),
+        ("gpu", [(256, 8, 128, 1), (1024, 32, 128, 1), (4096, 128, 128, 1)]),
         ("tpu", [(2048, 16, 128, 128)]),
     ],
 )
 def test_steps_of_a_platform(name: Any, steps: list[tuple[int, ...]]) -> None:
     shapes = step_shapes(EngineConfig(), PLATFORMS[name], 4096)
     assert [(s.tokens, s.lanes, s.lane_tokens, s.lane_alignment) for s in shapes] == steps
+
+
+def test_on_a_gpu_products_of_scored_rows_have_one_shape() -> None:
+    shapes = step_shapes(EngineConfig(), PLATFORMS["gpu"], 4096)
+    assert {shape.max_scored_rows for shape in shapes} == {1024}
+    assert [shape.max_granules for shape in shapes] == [272, 1088, 1280]
 
 
 OWN_RECORD = {f"{owner}.platform" for owner in ("self._parts", "self._spec", "parts", "spec")}

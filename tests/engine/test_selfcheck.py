@@ -43,6 +43,8 @@ class FakeScorer:
                 tokens = sum(len(r.query) * (len(r.query) == 1) for r in requests)
                 tokens += sum(len(item) for r in requests for item in r.items)
                 scores += tokens == 40
+            elif self.fault == "short":
+                scores[-1] += len(request.items) == 10
             elif self.fault == "small":
                 scores += len(requests) == 1 and len(request.query) < 10
             elif self.fault == "constant":
@@ -62,7 +64,7 @@ class FakeScorer:
             num_outputs=1000,
             page_tokens=32,
             max_tokens=500,
-            step_tokens=(8, 40, 200),
+            step_sizes={8: 8, 40: 10, 200: 50},
         )
 
 
@@ -82,6 +84,7 @@ def test_exact_scores_pass() -> None:
         ("nan", "finite"),
         ("constant", "items_differ"),
         ("step", "in_a_step_of_40_tokens"),
+        ("short", "short_items_in_a_step_of_40_tokens"),
         ("small", "other_request_alone"),
     ],
 )
@@ -102,7 +105,7 @@ def test_probe_fits_short_limits(max_tokens: int) -> None:
         return FakeScorer().score(requests)
 
     sizes = {"vocab_size": 1000, "num_outputs": 1000, "page_tokens": 32, "max_tokens": max_tokens}
-    run_self_check(score, lambda: None, **sizes, step_tokens=(8, 40))
+    run_self_check(score, lambda: None, **sizes, step_sizes={8: 8, 40: 10})
     assert longest <= max_tokens
 
 

@@ -20,7 +20,7 @@ from itemwise.errors import ConfigError
 from itemwise.machine import available_memory_bytes, memory_limit_bytes
 from itemwise.models.config import ModelConfig
 from itemwise.ops.load_cpu import Kernels
-from itemwise.ops.step.arrays import StepShape
+from itemwise.ops.step.arrays import MIN_SCORED_ROWS, StepShape
 from itemwise.ops.step.cpu import serves
 from itemwise.types import DTypes, Kernel
 
@@ -50,6 +50,8 @@ class Platform:
         name: JAX's name for it.
         lanes: token places of the largest step, in pages, unless the settings say otherwise.
         small_steps: tokens of smaller steps.
+        same_scored_rows: whether smaller steps have places for as many scored rows as the largest,
+            so that the products of the last layer have the same shape in all of them.
         short_lanes: whether lanes of smaller steps have a granule's tokens instead of a page's.
         min_lane_tokens: shortest lane to have on average: bounds the lanes of a step, whose page
             tables go to the device. None where lanes are tiles of a page's tokens side by side.
@@ -68,6 +70,7 @@ class Platform:
     name: Literal["cpu", "gpu", "tpu"]
     lanes: int
     small_steps: tuple[int, ...] = ()
+    same_scored_rows: bool = False
     short_lanes: bool = False
     min_lane_tokens: int | None = None
     compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
@@ -125,7 +128,9 @@ PLATFORMS = {
         ),
         Platform(
             "gpu",
-            lanes=32,  # and no smaller steps: with some, bits of one item in some hundred differed
+            lanes=32,
+            small_steps=(256, 1024),
+            same_scored_rows=True,  # cuBLAS adds in another order where a product has few rows
             min_lane_tokens=32,
             # On NVIDIA GPUs cuBLAS chooses the kernels of matrix products by shape alone: choosing
             # by timing could choose others, with other bits, at another start. Weights are not laid
@@ -212,9 +217,11 @@ def step_shapes(
         block_pages=block_pages,
         max_context_pages=-(-max_pages // block_pages) * block_pages,
     )
+    scored_rows = largest.max_scored_rows if platform.same_scored_rows else MIN_SCORED_ROWS
     smaller = [
         replace(
             largest,
+            min_scored_rows=scored_rows,
             tokens=tokens,
             lanes=tokens // (platform.min_lane_tokens or page),
             lane_tokens=largest.granule_tokens if platform.short_lanes else page,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +86,7 @@ def run_self_check(
     num_outputs: int,
     page_tokens: int,
     max_tokens: int,
-    step_tokens: Sequence[int],
+    step_sizes: Mapping[int, int],
 ) -> SelfCheck:
     """Scores a probe in several ways and compares bits.
 
@@ -97,7 +97,8 @@ def run_self_check(
         num_outputs: labels there are: the vocabulary, or those of a classification head.
         page_tokens: tokens of a page; the probe's query fills two, and a part of a third.
         max_tokens: longest sequence allowed.
-        step_tokens: token places of the steps of each size.
+        step_sizes: token places of the steps of each size, ascending, and the most rows that each
+            scores.
     """
     start = time.perf_counter()
     rng = np.random.default_rng(0)
@@ -133,7 +134,8 @@ def run_self_check(
 
     # Few calls, since each costs steps of the real model: from nothing; permuted, beside another
     # request, on the cached prefix; alone, with the prefix computed again in other pages; the other
-    # request alone; then an item at the end of a full step of each size.
+    # request alone; an item at the end of a full step of each size; then as many items of one token
+    # as a step scores: where a few sums differ by a last bit, rounding hides it in most items.
     forget()
     (base,) = run(probe(everything))
     company, in_company = run(other, probe(everything[::-1]))
@@ -142,8 +144,19 @@ def run_self_check(
     (alone,) = run(probe([3]))
     (other_alone,) = run(other)
     in_steps = {
-        tokens: run(*filling(tokens - len(items[1])), probe([1]))[-1] for tokens in step_tokens
+        tokens: run(*filling(tokens - len(items[1])), probe([1]))[-1] for tokens in step_sizes
     }
+    *small, largest = (min(rows, tokens - 1) for tokens, rows in step_sizes.items())
+    short_query, short_items = draw(1), list(draw(largest)[:, None])
+
+    def run_short(count: int) -> Float32Array:
+        asked = ScoreRequest(
+            short_query, short_items[:count], (labels,) * count, apply_softmax=True
+        )
+        return run(asked)[0]
+
+    in_largest = run_short(largest) if small else np.empty(0, np.float32)
+    in_small = {tokens: run_short(count) for tokens, count in zip(step_sizes, small, strict=False)}
     checks = {
         "finite": bool(np.isfinite(base).all()),
         "items_differ": len(np.unique(base[:, 0])) > 1 or vocab_size == 1,
@@ -153,6 +166,10 @@ def run_self_check(
         **{
             f"in_a_step_of_{tokens}_tokens": _same_bits(single[0], base[1])
             for tokens, single in in_steps.items()
+        },
+        **{
+            f"short_items_in_a_step_of_{tokens}_tokens": _same_bits(rows, in_largest[: len(rows)])
+            for tokens, rows in in_small.items()
         },
     }
     status: Literal["passed", "failed"] = "passed" if all(checks.values()) else "failed"

@@ -222,7 +222,7 @@ def _run(engine: Checkable, parts: Parts) -> SelfCheck:
         num_outputs=parts.model.num_outputs,
         page_tokens=page_tokens,
         max_tokens=min(parts.max_seq_len, (parts.plan.num_pages - 1) * page_tokens),
-        step_tokens=[shape.tokens for shape in parts.programs.shapes],
+        step_sizes={one.tokens: one.max_scored_rows for one in parts.programs.shapes},
     )
 
 

@@ -83,15 +83,17 @@ class StepPacker:
     def __init__(self, shape: StepShape, smaller: Sequence[StepShape] = ()) -> None:
         self._shape = shape
         self._smaller = smaller
-        self._count = np.arange(shape.page_tokens, dtype=np.int32)
+        self._max_scored_rows = shape.max_scored_rows
         self._start_step()
 
     def _start_step(self) -> None:
-        self._batch = StepBatch(self._shape, _empty_arrays(self._shape))
         self._rows: list[RowPlan] = []
+        self._row_starts: list[int] = []
+        self._lanes: list[tuple[int, Context]] = []
+        self._score_ids: list[int] = []
+        self._num_writes = 0
         self._place = 0  # next free token place
         self._lane_end = 0  # of the last lane
-        self._num_lanes = self._num_granules = self._num_writes = 0
         self._context: Context | None = None  # of the last lane
 
     def __bool__(self) -> bool:
@@ -101,8 +103,8 @@ class StepPacker:
     @property
     def is_full(self) -> bool:
         """Whether no scored row, however short, fits any more."""
-        shape = self._shape
-        return self._place == shape.tokens or len(self._batch.score_ids) == shape.max_scored_rows
+        full = len(self._score_ids) == self._max_scored_rows
+        return full or self._place == self._shape.tokens
 
     @property
     def lane_room(self) -> int:
@@ -116,20 +118,20 @@ class StepPacker:
 
     def fits(self, row: RowPlan) -> bool:
         """Whether `add` can take the row into this step; an empty large step takes any row."""
-        shape = self._shape
-        if len(row.tokens) > shape.page_tokens:
-            raise ValueError(f"`row` has {len(row.tokens)} tokens, at most {shape.page_tokens}")
+        shape, num_tokens = self._shape, len(row.tokens)
+        if num_tokens > shape.page_tokens:
+            raise ValueError(f"`row` has {num_tokens} tokens, at most {shape.page_tokens}")
         if len(row.context.pages) > shape.max_context_pages:
             raise ValueError(
                 f"`row` reads {len(row.context.pages)} pages, at most {shape.max_context_pages}"
             )
-        if row.score_id is not None and len(self._batch.score_ids) == shape.max_scored_rows:
+        if row.score_id is not None and len(self._score_ids) == self._max_scored_rows:
             return False
         if row.write_page is not None and self._num_writes == shape.lanes:
             return False
         start, new_lanes = self._placing(row)
-        fits = start + len(row.tokens) <= shape.tokens
-        return fits and self._num_lanes + len(new_lanes) <= shape.lanes
+        fits = start + num_tokens <= shape.tokens
+        return fits and len(self._lanes) + len(new_lanes) <= shape.lanes
 
     def _placing(self, row: RowPlan) -> tuple[int, range]:
         """Where the row would begin, and the first places of lanes that it would open.
@@ -144,37 +146,16 @@ class StepPacker:
 
     def add(self, row: RowPlan) -> None:
         """Places the row. Only after `fits`, which is not asked again: a step has many rows."""
-        batch, arrays, shape = self._batch, self._batch.arrays, self._shape
-        (start, new_lanes), num_tokens = self._placing(row), len(row.tokens)
-        end = start + num_tokens
-        arrays.tokens[start:end] = row.tokens
-        np.add(self._count[:num_tokens], row.first_position, out=arrays.positions[start:end])
+        start, new_lanes = self._placing(row)
         for lane_start in new_lanes:
-            self._open_lane(lane_start, row.context)
-        granules = -(-num_tokens // shape.granule_tokens)
-        index = self._count[:granules]
-        into = slice(self._num_granules, self._num_granules + granules)
-        arrays.granule_index[into] = index
-        arrays.granule_start[into] = start + index * shape.granule_tokens
-        self._num_granules += granules
+            self._lanes.append((lane_start, row.context))
+            self._lane_end = lane_start + self._shape.lane_tokens
         if row.score_id is not None:
-            arrays.score_tokens[len(batch.score_ids)] = end - 1
-            batch.score_ids.append(row.score_id)
-        batch.num_tokens += num_tokens
-        if row.write_page is not None:
-            arrays.write_starts[self._num_writes] = start
-            arrays.write_pages[self._num_writes] = row.write_page
-            self._num_writes += 1
+            self._score_ids.append(row.score_id)
+        self._num_writes += row.write_page is not None
         self._rows.append(row)
-        self._place, self._context = end, row.context
-
-    def _open_lane(self, start: int, context: Context) -> None:
-        arrays, lane, num_slots = self._batch.arrays, self._num_lanes, len(context.pages)
-        arrays.lane_start[lane] = start
-        arrays.context_pages[lane, :num_slots] = context.pages
-        arrays.context_lens[lane, :num_slots] = context.lens
-        self._lane_end = start + self._shape.lane_tokens
-        self._num_lanes += 1
+        self._row_starts.append(start)
+        self._place, self._context = start + len(row.tokens), row.context
 
     def take(self) -> StepBatch:
         """The step as it stands, as small as may be; the packer starts an empty one."""
@@ -194,16 +175,43 @@ class StepPacker:
         return True
 
     def _finish(self) -> StepBatch:
-        batch = self._batch
-        batch.arrays = batch.arrays._replace(
-            num_lanes=np.asarray(self._num_lanes, np.int32),
-            num_writes=np.asarray(self._num_writes, np.int32),
-            num_granules=np.asarray(self._num_granules, np.int32),
-            num_scored=np.asarray(len(batch.score_ids), np.int32),
+        """The arrays of the rows that were added; all at once, as there may be a thousand."""
+        arrays, rows, granule = _empty_arrays(self._shape), self._rows, self._shape.granule_tokens
+        starts = np.asarray(self._row_starts, np.int32)
+        lengths = np.fromiter((len(row.tokens) for row in rows), np.int32, len(rows))
+        positions = np.fromiter((row.first_position for row in rows), np.int32, len(rows))
+        row, token = _spread(lengths)
+        places = starts[row] + token
+        arrays.tokens[places] = np.concatenate([row.tokens for row in rows]) if rows else ()
+        arrays.positions[places] = positions[row] + token
+        row, index = _spread(-(-lengths // granule))
+        arrays.granule_index[: len(index)] = index
+        arrays.granule_start[: len(index)] = starts[row] + index * granule
+        for lane, (start, context) in enumerate(self._lanes):
+            arrays.lane_start[lane] = start
+            arrays.context_pages[lane, : len(context.pages)] = context.pages
+            arrays.context_lens[lane, : len(context.lens)] = context.lens
+        written = [i for i, row in enumerate(rows) if row.write_page is not None]
+        arrays.write_starts[: len(written)] = starts[written]
+        arrays.write_pages[: len(written)] = [rows[i].write_page for i in written]
+        scored = [i for i, row in enumerate(rows) if row.score_id is not None]
+        arrays.score_tokens[: len(scored)] = (starts + lengths - 1)[scored]
+        arrays = arrays._replace(
+            num_lanes=np.asarray(len(self._lanes), np.int32),
+            num_writes=np.asarray(len(written), np.int32),
+            num_granules=np.asarray(len(index), np.int32),
+            num_scored=np.asarray(len(scored), np.int32),
             num_places=np.asarray(self._place + self.lane_room, np.int32),
         )
+        batch = StepBatch(self._shape, arrays, self._score_ids, int(lengths.sum()))
         self._start_step()
         return batch
+
+
+def _spread(counts: Int32Array) -> tuple[Int32Array, Int32Array]:
+    """Of each thing that owners have so many of: its owner, and its place among the owner's."""
+    owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return owner, np.arange(len(owner), dtype=np.int32) - (np.cumsum(counts) - counts)[owner]
 
 
 def _empty_arrays(shape: StepShape) -> StepArrays:

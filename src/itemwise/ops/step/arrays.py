@@ -32,6 +32,7 @@ class StepShape:
         granule_tokens: tokens of a granule; rows attend to themselves granule by granule.
         block_pages: pages that one context product covers.
         max_context_pages: C, the longest context in pages, a multiple of `block_pages`.
+        min_scored_rows: places for scored rows at least.
     """
 
     tokens: int
@@ -42,6 +43,7 @@ class StepShape:
     granule_tokens: int
     block_pages: int
     max_context_pages: int
+    min_scored_rows: int = MIN_SCORED_ROWS
 
     @property
     def max_scored_rows(self) -> int:
@@ -50,12 +52,13 @@ class StepShape:
         One for every four tokens: items of four tokens or more fill a step. Shorter ones leave
         places empty, and in return the scored rows' last layer, labels and log-sum-exp stay small.
         """
-        return max(self.tokens // 4, MIN_SCORED_ROWS)
+        return max(self.tokens // 4, self.min_scored_rows)
 
     @property
     def max_granules(self) -> int:
         """Granules that any packing of `max_scored_rows` rows and `lanes` others can need."""
-        return self.tokens // self.granule_tokens + self.max_scored_rows + self.lanes
+        rows = min(self.max_scored_rows, self.tokens)
+        return self.tokens // self.granule_tokens + rows + self.lanes
 
 
 class StepArrays(NamedTuple):
