@@ -73,6 +73,7 @@ def test_bits_with_kernels_are_equal_in_any_company(engine_of: Callable[..., Eng
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 def test_kernels_run_on_gpu(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(dtype="bfloat16")  # its self-check compares bits in different company
     assert engine.self_check.status == "passed"

@@ -28,6 +28,7 @@ from itemwise.models.decoder import (
     forward,
     forward_packed,
     label_logits,
+    output_weights,
     vocab_logsumexp,
 )
 from itemwise.models.sharding import (
@@ -156,18 +157,18 @@ class Lowering:
         return self._lower(packed, (WHOLE,), WHOLE, arguments)
 
     def lower_labels(self, weights: Weights) -> jax.stages.Lowered:
-        """Label logits of the step's scored rows."""
+        """Label logits of the step's scored rows, from the weights of the output alone."""
         labels = jax.ShapeDtypeStruct((self._spec.shape.max_scored_rows, LABEL_COLUMNS), jnp.int32)
         read = functools.partial(label_logits, axis=self._output_axis)
-        arguments = (weights, *self._whole(self._hidden(), labels))
+        arguments = (output_weights(weights), *self._whole(self._hidden(), labels))
         return self._lower(read, (WHOLE, WHOLE), WHOLE, arguments)
 
     def lower_vocab(self, weights: Weights) -> jax.stages.Lowered:
-        """Log-sum-exp over the vocabulary of some of the step's scored rows."""
+        """Log-sum-exp over the vocabulary of some of the step's scored rows, likewise."""
         scales = jax.ShapeDtypeStruct((LSE_ROWS,), jnp.float32)
         first = jax.ShapeDtypeStruct((), jnp.int32)
         read = functools.partial(vocab_logsumexp, axis=self._output_axis)
-        arguments = (weights, *self._whole(self._hidden(), scales, first))
+        arguments = (output_weights(weights), *self._whole(self._hidden(), scales, first))
         return self._lower(read, (WHOLE,) * 3, WHOLE, arguments)
 
     def _hidden(self) -> jax.ShapeDtypeStruct:
@@ -184,7 +185,8 @@ class Lowering:
     ) -> jax.stages.Lowered:
         """Lowers a function of weights and `inputs`; on a mesh each device runs it on its part."""
         if self._spec.mesh is not None:
-            weights = jax.tree.map(partition, describe_weights(self._spec.model))
+            described = describe_weights(self._spec.model)
+            weights = jax.tree.map(partition, {name: described[name] for name in arguments[0]})
             function = jax.shard_map(
                 function,
                 mesh=self._spec.mesh,

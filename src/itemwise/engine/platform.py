@@ -24,6 +24,7 @@ from itemwise.ops.step.arrays import MIN_SCORED_ROWS, StepShape
 from itemwise.ops.step.cpu import serves
 from itemwise.types import DTypes, Kernel
 
+CompilerOptions = Mapping[str, bool | int | str]
 GRANULE_TOKENS = 32
 BLOCK_TOKENS = 512  # context tokens of one product
 VECTOR_LANES = 128  # of a TPU, see `ops/pallas_tpu.py`
@@ -56,6 +57,7 @@ class Platform:
         min_lane_tokens: shortest lane to have on average: bounds the lanes of a step, whose page
             tables go to the device. None where lanes are tiles of a page's tokens side by side.
         compiler_options: XLA's.
+        large_step_options: more of them, for the largest step.
         round_products: whether products that are not summed up further are rounded to the type of
             activations at once. On CPU that is several times slower; on GPU it halves what is
             written and read.
@@ -73,7 +75,8 @@ class Platform:
     same_scored_rows: bool = False
     short_lanes: bool = False
     min_lane_tokens: int | None = None
-    compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
+    compiler_options: CompilerOptions = field(default_factory=dict)
+    large_step_options: CompilerOptions = field(default_factory=dict)
     round_products: bool = False
     dot_sums: bool = False
     float16_as: Literal["float32", "bfloat16"] = "bfloat16"
@@ -141,6 +144,9 @@ PLATFORMS = {
                 "xla_gpu_exclude_nondeterministic_ops": True,
                 "xla_gpu_dot_merger_threshold_mb": 0,
             },
+            # The first kernel need not wait for a graph of all of them to be updated; in smaller
+            # steps graphs save more, since there the host sends kernels slower than they run.
+            large_step_options={"xla_gpu_enable_command_buffer": ""},
             round_products=True,
         ),
         Platform("tpu", lanes=16),

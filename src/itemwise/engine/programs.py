@@ -21,8 +21,9 @@ from itemwise.engine.compile_cache import compile_whole, compiling_into
 from itemwise.engine.label_reads import label_units
 from itemwise.engine.lowering import LABEL_COLUMNS, Lowering, ProgramSpec, join
 from itemwise.engine.memory import release_zeros
+from itemwise.engine.platform import CompilerOptions
 from itemwise.engine.step_packer import StepBatch
-from itemwise.models.decoder import LSE_ROWS, Pool, Weights
+from itemwise.models.decoder import LSE_ROWS, Pool, Weights, output_weights
 from itemwise.ops.packed.base import PackedArrays, PackedShape
 from itemwise.ops.step.arrays import StepShape
 from itemwise.types import Float32Array, Int32Array, Mask
@@ -59,8 +60,9 @@ class Programs:
         self.num_pages = spec.num_pages
         self.fingerprint = ""
         self.packed_compile_s: dict[tuple[int, Mask], float] = {}
-        self._weights = weights
+        self._weights, self._output = weights, output_weights(weights)
         self._options = spec.platform.compiler_options
+        self._large_step_options = {**self._options, **spec.platform.large_step_options}
         self._lowering = Lowering(spec)
         self._cache = cache
         self._pages_at_start = pages_at_start
@@ -78,8 +80,10 @@ class Programs:
         lowering, weights, digest = self._lowering, self._weights, hashlib.sha256()
         with ThreadPoolExecutor() as pool:
 
-            def compiling(lowered: jax.stages.Lowered) -> Future[jax.stages.Compiled]:
-                return pool.submit(compile_whole, lowered, self._options, self._cache)
+            def compiling(
+                lowered: jax.stages.Lowered, options: CompilerOptions = self._options
+            ) -> Future[jax.stages.Compiled]:
+                return pool.submit(compile_whole, lowered, options, self._cache)
 
             def lower(shape: StepShape) -> jax.stages.Lowered:
                 lowered = lowering.lower_step(weights, shape)
@@ -87,7 +91,8 @@ class Programs:
                 return lowered
 
             *small, largest = shapes
-            steps = {largest: compiling(lower(largest))}  # the one that takes longest first
+            # The one that takes longest first.
+            steps = {largest: compiling(lower(largest), self._large_step_options)}
             lowered = {shape: lower(shape) for shape in reversed(small)}
             self.fingerprint = digest.hexdigest()
             if use_small_steps(self.fingerprint):
@@ -162,7 +167,7 @@ class Programs:
                 states = jax.device_put(spread, hidden.sharding)
             ids: Int32Array = np.zeros((places, LABEL_COLUMNS), np.int32)
             ids[: len(rows[here])] = table[here]
-            parts.append(self._labels(self._weights, states, ids))
+            parts.append(self._labels(self._output, states, ids))
         return parts
 
     def vocab_logsumexp(
@@ -179,5 +184,5 @@ class Programs:
             here = inverse_temperatures[start : start + LSE_ROWS]
             scales[: len(here)] = here
             first = np.asarray(start, np.int32)
-            parts.append(self._vocab(self._weights, hidden, scales, first))
+            parts.append(self._vocab(self._output, hidden, scales, first))
         return parts

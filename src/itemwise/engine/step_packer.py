@@ -159,12 +159,13 @@ class StepPacker:
 
     def take(self) -> StepBatch:
         """The step as it stands, as small as may be; the packer starts an empty one."""
-        rows, batch = self._rows, self._finish()
+        num_tokens = sum(len(row.tokens) for row in self._rows)
         for shape in self._smaller:
             small = StepPacker(shape)
-            if batch.num_tokens <= shape.tokens and small._add_all(rows):
+            if num_tokens <= shape.tokens and small._add_all(self._rows):
+                self._start_step()
                 return small._finish()
-        return batch
+        return self._finish()
 
     def _add_all(self, rows: Sequence[RowPlan]) -> bool:
         """Places the rows; False if one does not fit."""

@@ -272,9 +272,18 @@ def _project(
     return rope(q, table), rope(k, table), v
 
 
+def output_weights(weights: Weights) -> Weights:
+    """Those of the weights that logits are read with, as arrays, shapes or descriptions.
+
+    One matrix: a classifier's head, or the vocabulary's.
+    """
+    name = "head" if "head" in weights else "embed"
+    return {name: weights[name]}
+
+
 def output_matrix(weights: Weights) -> Float[Array, "V D"]:
-    """The matrix that turns hidden states into logits: a classifier's head, or the vocabulary's."""
-    matrix: Array = weights["head"] if "head" in weights else weights["embed"]
+    """The matrix that turns hidden states into logits."""
+    matrix: Array = next(iter(output_weights(weights).values()))
     return matrix
 
 
