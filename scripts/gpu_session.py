@@ -258,8 +258,8 @@ def speed(session: Session) -> None:
             found["latency_ms"][f"{query} + {items} x 20, {state}"] = 1000 * seconds
     (contract,) = session.requests("contract")
     fields = {
-        "query": list(contract.query),
-        "items": [list(item) for item in contract.items],
+        "query": contract.query.tolist(),
+        "items": [item.tolist() for item in contract.items],
         "label_token_ids": list(LABELS),
         "apply_softmax": True,
     }

@@ -217,10 +217,9 @@ def test_scheduler_on_its_thread_has_the_latency_of_the_simulation() -> None:
 def test_simulation_has_the_latency_that_was_measured_on_an_h100(place: int) -> None:
     session = json.loads((RESULTS / "2026-11-26-gpu-session-h100.json").read_text())
     found = session["runs"][4]["stages"]["arrivals"]["runs"][place]
-    # That run had small steps. Coefficients: least squares over the speeds and latencies of single
-    # requests in the same run; the host's part is the device's idle time in the trace of the first.
-    gpu = replace(PLATFORMS["gpu"], small_steps=(256, 1024))
-    engine = EngineShape(step_shapes(CONFIG, gpu, 40960), 4000, CONFIG)
+    # Coefficients: least squares over the speeds and latencies of single requests in the same run;
+    # the host's part is the device's idle time in the trace of the first.
+    engine = EngineShape(step_shapes(CONFIG, PLATFORMS["gpu"], 40960), 4000, CONFIG)
     cost = StepCost(2.13e-3, 2.464e-6, 6.82e-8, 4.06e-10, host_step_s=2.6e-3)
     workload = Workload(151936, shared=0.25)
     arrivals = replayed(workload, found["offered_per_s"], found["requests"])

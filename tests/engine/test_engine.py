@@ -23,7 +23,7 @@ from itemwise.engine.weights import load_weights
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.ops import api
 from itemwise.types import Algorithm, CpuLevelName, ScoreRequest
-from tests.conftest import CPU_LEVELS, slow_unless_default
+from tests.conftest import CPU_LEVELS, SMALL, slow_unless_default
 
 ON_GPU = jax.devices()[0].platform == "gpu"
 
@@ -240,16 +240,21 @@ def test_a_checkpoint_without_finite_scores_fails_on_programs_that_passed(
         make_engine(skip_self_check=skip)
 
 
-@pytest.fixture
-def other_bits_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def change_bits_below(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plants other bits into all steps that are smaller."""
     step = Programs.step
 
     def other_bits(self: Programs, batch: StepBatch) -> jax.Array:
         hidden = step(self, batch)
         # By a factor that bfloat16 does not round to 1.
-        return hidden if batch.shape == self.shape else jax.numpy.multiply(hidden, 1.5)
+        return hidden if batch.shape.tokens >= tokens else jax.numpy.multiply(hidden, 1.5)
 
     monkeypatch.setattr(Programs, "step", other_bits)
+
+
+@pytest.fixture
+def other_bits_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    change_bits_below(SMALL["step_lanes"] * SMALL["page_tokens"], monkeypatch)
 
 
 @pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
@@ -258,7 +263,7 @@ def test_steps_of_all_sizes_run_where_they_have_the_same_bits(
 ) -> None:
     engine = make_engine(level=level, compilation_cache_dir="")
     assert engine.info()["small_steps"]
-    assert engine.self_check.small_steps
+    assert len(engine.self_check.step_tokens) > 1
 
 
 @pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
@@ -269,8 +274,17 @@ def test_small_steps_with_other_bits_are_left_out(
     engine = make_engine(level=level, compilation_cache_dir="")
     assert engine.info()["small_steps"] == []
     assert engine.info()["self_check"]["status"] == "passed"
-    assert "Small steps change bits on this processor" in caplog.text
+    assert "Steps of 64 tokens may have other bits on this device" in caplog.text
     assert "other_request_alone" in caplog.text
+
+
+def test_small_steps_with_the_same_bits_stay(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_bits_below(256, monkeypatch)
+    engine = make_engine(step_lanes=9, compilation_cache_dir="")
+    assert engine.self_check.step_tokens == [256, 288]
+    assert [size["tokens"] for size in engine.info()["small_steps"]] == [256]
 
 
 @pytest.mark.usefixtures("other_bits_in_small_steps")
@@ -295,7 +309,7 @@ def test_small_steps_with_other_bits_are_known_at_the_next_start(
     assert second.info()["small_steps"] == []
     assert second.info()["steps"] == 1
     assert len(compiled) == 3, "the largest step, labels, vocabulary"
-    assert "Small steps changed bits at an earlier start" in caplog.text
+    assert "Steps of 64 tokens had other bits at an earlier start" in caplog.text
 
 
 @pytest.mark.skipif(ON_GPU, reason="levels are of processors")

@@ -15,7 +15,7 @@ class FakeScorer:
 
     def __init__(self, fault: str = "") -> None:
         self.fault = fault
-        self.calls = 0
+        self.calls = self.short = 0
         self.cached = False
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
@@ -44,7 +44,8 @@ class FakeScorer:
                 tokens += sum(len(item) for r in requests for item in r.items)
                 scores += tokens == 40
             elif self.fault == "short":
-                scores[-1] += len(request.items) == 10
+                self.short += len(request.items) == 10
+                scores[-1] += self.short == 2  # in the second round
             elif self.fault == "small":
                 scores += len(requests) == 1 and len(request.query) < 10
             elif self.fault == "constant":
@@ -65,6 +66,7 @@ class FakeScorer:
             page_tokens=32,
             max_tokens=500,
             step_sizes={8: 8, 40: 10, 200: 50},
+            short_rounds=2,
         )
 
 

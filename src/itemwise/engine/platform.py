@@ -24,7 +24,6 @@ from itemwise.ops.step.arrays import MIN_SCORED_ROWS, StepShape
 from itemwise.ops.step.cpu import serves
 from itemwise.types import DTypes, Kernel
 
-CompilerOptions = Mapping[str, bool | int | str]
 GRANULE_TOKENS = 32
 BLOCK_TOKENS = 512  # context tokens of one product
 VECTOR_LANES = 128  # of a TPU, see `ops/pallas_tpu.py`
@@ -53,11 +52,12 @@ class Platform:
         small_steps: tokens of smaller steps.
         same_scored_rows: whether smaller steps have places for as many scored rows as the largest,
             so that the products of the last layer have the same shape in all of them.
+        short_rounds: times that the self-check compares a step full of short items with a smaller
+            one: more where others wrote the products.
         short_lanes: whether lanes of smaller steps have a granule's tokens instead of a page's.
         min_lane_tokens: shortest lane to have on average: bounds the lanes of a step, whose page
             tables go to the device. None where lanes are tiles of a page's tokens side by side.
         compiler_options: XLA's.
-        large_step_options: more of them, for the largest step.
         round_products: whether products that are not summed up further are rounded to the type of
             activations at once. On CPU that is several times slower; on GPU it halves what is
             written and read.
@@ -73,10 +73,10 @@ class Platform:
     lanes: int
     small_steps: tuple[int, ...] = ()
     same_scored_rows: bool = False
+    short_rounds: int = 1
     short_lanes: bool = False
     min_lane_tokens: int | None = None
-    compiler_options: CompilerOptions = field(default_factory=dict)
-    large_step_options: CompilerOptions = field(default_factory=dict)
+    compiler_options: Mapping[str, bool | int | str] = field(default_factory=dict)
     round_products: bool = False
     dot_sums: bool = False
     float16_as: Literal["float32", "bfloat16"] = "bfloat16"
@@ -133,7 +133,8 @@ PLATFORMS = {
             "gpu",
             lanes=32,
             small_steps=(256, 1024),
-            same_scored_rows=True,  # cuBLAS adds in another order where a product has few rows
+            same_scored_rows=True,  # with fewer in small steps, bits of one item in 150 differed
+            short_rounds=8,
             min_lane_tokens=32,
             # On NVIDIA GPUs cuBLAS chooses the kernels of matrix products by shape alone: choosing
             # by timing could choose others, with other bits, at another start. Weights are not laid
@@ -144,9 +145,6 @@ PLATFORMS = {
                 "xla_gpu_exclude_nondeterministic_ops": True,
                 "xla_gpu_dot_merger_threshold_mb": 0,
             },
-            # The first kernel need not wait for a graph of all of them to be updated; in smaller
-            # steps graphs save more, since there the host sends kernels slower than they run.
-            large_step_options={"xla_gpu_enable_command_buffer": ""},
             round_products=True,
         ),
         Platform("tpu", lanes=16),

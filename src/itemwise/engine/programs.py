@@ -21,7 +21,6 @@ from itemwise.engine.compile_cache import compile_whole, compiling_into
 from itemwise.engine.label_reads import label_units
 from itemwise.engine.lowering import LABEL_COLUMNS, Lowering, ProgramSpec, join
 from itemwise.engine.memory import release_zeros
-from itemwise.engine.platform import CompilerOptions
 from itemwise.engine.step_packer import StepBatch
 from itemwise.models.decoder import LSE_ROWS, Pool, Weights, output_weights
 from itemwise.ops.packed.base import PackedArrays, PackedShape
@@ -36,8 +35,8 @@ class Programs:
         spec: what they are made for.
         shapes: sizes of the steps, ascending; the last is that of `spec`.
         weights: on their devices.
-        use_small_steps: called with the fingerprint; whether to compile steps smaller than the
-            largest.
+        use_small_step: called with the fingerprint and the tokens of a step smaller than the
+            largest; whether to compile it.
         cache: folder that keeps compiled programs, or None.
         pages_at_start: whether the pool takes all its memory at once; else as pages are written.
 
@@ -53,7 +52,7 @@ class Programs:
         spec: ProgramSpec,
         shapes: Sequence[StepShape],
         weights: Weights,
-        use_small_steps: Callable[[str], bool] = lambda _: True,
+        use_small_step: Callable[[str, int], bool] = lambda *_: True,
         cache: Path | None = None,
         pages_at_start: bool = True,
     ) -> None:
@@ -62,28 +61,25 @@ class Programs:
         self.packed_compile_s: dict[tuple[int, Mask], float] = {}
         self._weights, self._output = weights, output_weights(weights)
         self._options = spec.platform.compiler_options
-        self._large_step_options = {**self._options, **spec.platform.large_step_options}
         self._lowering = Lowering(spec)
         self._cache = cache
         self._pages_at_start = pages_at_start
         with compiling_into(cache):
             self._pages = self._new_pages()
         with compiling_into(cache, strict=True):
-            self._steps, self._labels, self._vocab = self._compile(shapes, use_small_steps)
+            self._steps, self._labels, self._vocab = self._compile(shapes, use_small_step)
         self.shapes = tuple(self._steps)
         self._packed: dict[tuple[int, Mask], jax.stages.Compiled] = {}
 
     def _compile(
-        self, shapes: Sequence[StepShape], use_small_steps: Callable[[str], bool]
+        self, shapes: Sequence[StepShape], use_small_step: Callable[[str, int], bool]
     ) -> tuple[dict[StepShape, jax.stages.Compiled], jax.stages.Compiled, jax.stages.Compiled]:
         """Steps, reading of labels and log-sum-exp, compiled side by side."""
         lowering, weights, digest = self._lowering, self._weights, hashlib.sha256()
         with ThreadPoolExecutor() as pool:
 
-            def compiling(
-                lowered: jax.stages.Lowered, options: CompilerOptions = self._options
-            ) -> Future[jax.stages.Compiled]:
-                return pool.submit(compile_whole, lowered, options, self._cache)
+            def compiling(lowered: jax.stages.Lowered) -> Future[jax.stages.Compiled]:
+                return pool.submit(compile_whole, lowered, self._options, self._cache)
 
             def lower(shape: StepShape) -> jax.stages.Lowered:
                 lowered = lowering.lower_step(weights, shape)
@@ -91,12 +87,12 @@ class Programs:
                 return lowered
 
             *small, largest = shapes
-            # The one that takes longest first.
-            steps = {largest: compiling(lower(largest), self._large_step_options)}
+            steps = {largest: compiling(lower(largest))}  # the one that takes longest first
             lowered = {shape: lower(shape) for shape in reversed(small)}
             self.fingerprint = digest.hexdigest()
-            if use_small_steps(self.fingerprint):
-                steps |= {shape: compiling(one) for shape, one in lowered.items()}
+            for shape, one in lowered.items():
+                if use_small_step(self.fingerprint, shape.tokens):
+                    steps[shape] = compiling(one)
             labels = compiling(lowering.lower_labels(weights))
             vocab = compiling(lowering.lower_vocab(weights))
             compiled = {shape: steps[shape].result() for shape in shapes if shape in steps}
@@ -107,10 +103,10 @@ class Programs:
         """Sizes of the largest step."""
         return self.shapes[-1]
 
-    def drop_small_steps(self) -> None:
-        """Keeps the largest step alone."""
-        self.shapes = self.shapes[-1:]
-        self._steps = {self.shape: self._steps[self.shape]}
+    def drop_smallest_step(self) -> None:
+        """Leaves out the steps of the smallest size. Only where there is a larger one."""
+        del self._steps[self.shapes[0]]
+        self.shapes = tuple(self._steps)
 
     def _new_pages(self) -> Pool:
         def zeros(page: jax.ShapeDtypeStruct) -> jax.Array:

@@ -29,15 +29,15 @@ class SelfCheck:
         checks: each check and whether it held.
         seconds: time it took.
         checked_at: when, in UTC. At an earlier start, if the same programs passed there.
-        small_steps: whether it is about steps of all sizes; else small ones have other bits, are
-            left out, and the largest was checked alone.
+        step_tokens: token places of the steps that it is about. Smaller ones that have other bits
+            are left out.
     """
 
     status: Literal["passed", "failed", "skipped"]
     checks: dict[str, bool] = field(default_factory=dict)
     seconds: float = 0.0
     checked_at: str = ""
-    small_steps: bool = True
+    step_tokens: list[int] = field(default_factory=list)
 
     @property
     def failures(self) -> list[str]:
@@ -87,6 +87,7 @@ def run_self_check(
     page_tokens: int,
     max_tokens: int,
     step_sizes: Mapping[int, int],
+    short_rounds: int = 1,
 ) -> SelfCheck:
     """Scores a probe in several ways and compares bits.
 
@@ -99,6 +100,7 @@ def run_self_check(
         max_tokens: longest sequence allowed.
         step_sizes: token places of the steps of each size, ascending, and the most rows that each
             scores.
+        short_rounds: times that other short items are compared.
     """
     start = time.perf_counter()
     rng = np.random.default_rng(0)
@@ -146,17 +148,7 @@ def run_self_check(
     in_steps = {
         tokens: run(*filling(tokens - len(items[1])), probe([1]))[-1] for tokens in step_sizes
     }
-    *small, largest = (min(rows, tokens - 1) for tokens, rows in step_sizes.items())
-    short_query, short_items = draw(1), list(draw(largest)[:, None])
-
-    def run_short(count: int) -> Float32Array:
-        asked = ScoreRequest(
-            short_query, short_items[:count], (labels,) * count, apply_softmax=True
-        )
-        return run(asked)[0]
-
-    in_largest = run_short(largest) if small else np.empty(0, np.float32)
-    in_small = {tokens: run_short(count) for tokens, count in zip(step_sizes, small, strict=False)}
+    short_equal = _compare_short_items(run, draw, labels, step_sizes, short_rounds)
     checks = {
         "finite": bool(np.isfinite(base).all()),
         "items_differ": len(np.unique(base[:, 0])) > 1 or vocab_size == 1,
@@ -168,13 +160,37 @@ def run_self_check(
             for tokens, single in in_steps.items()
         },
         **{
-            f"short_items_in_a_step_of_{tokens}_tokens": _same_bits(rows, in_largest[: len(rows)])
-            for tokens, rows in in_small.items()
+            f"short_items_in_a_step_of_{tokens}_tokens": equal
+            for tokens, equal in short_equal.items()
         },
     }
     status: Literal["passed", "failed"] = "passed" if all(checks.values()) else "failed"
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return SelfCheck(status, checks, time.perf_counter() - start, now)
+    return SelfCheck(status, checks, time.perf_counter() - start, now, list(step_sizes))
+
+
+def _compare_short_items(
+    run: Callable[..., list[Float32Array]],
+    draw: Callable[[int], Int32Array],
+    labels: tuple[int, ...],
+    step_sizes: Mapping[int, int],
+    rounds: int,
+) -> dict[int, bool]:
+    """Whether items of one token, as many as a step scores, are the same in the largest step.
+
+    By the size of each smaller one.
+    """
+    *small, largest = counts = {t: min(rows, t - 1) for t, rows in step_sizes.items()}
+    equal = dict.fromkeys(small, True)
+    for _ in range(rounds if small else 0):
+        query, items = draw(1), list(draw(counts[largest])[:, None])
+        bits = {}
+        for tokens, count in counts.items():
+            asked = ScoreRequest(query, items[:count], (labels,) * count, apply_softmax=True)
+            (bits[tokens],) = run(asked)
+        for tokens in small:
+            equal[tokens] &= _same_bits(bits[tokens], bits[largest][: counts[tokens]])
+    return equal
 
 
 def _same_bits(a: Float32Array, b: Float32Array) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,7 +135,7 @@ def load(folder: Path, config: EngineConfig, on_progress: ProgressFn) -> Parts:
         ProgramSpec(model, shapes[-1], plan.num_pages, dtypes, platform, kernel, mesh),
         shapes,
         weights,
-        use_small_steps=lambda fingerprint: _may_use_small_steps(verdicts.find(fingerprint)),
+        use_small_step=lambda fingerprint, tokens: _may_use(verdicts.find(fingerprint), tokens),
         cache=cache,
         pages_at_start=plan.taken_at_start,
     )
@@ -193,16 +193,17 @@ def check_self(engine: Checkable, config: EngineConfig, parts: Parts) -> SelfChe
     verdict = _run(engine, parts)
     if "finite" in verdict.failures:
         raise _not_finite(parts)
-    if verdict.failures and len(programs.shapes) > 1:
-        # On some processor a small product may add in another order than a large one.
+    while verdict.failures and len(programs.shapes) > 1:
+        # On some device a small product may add in another order than a large one.
         logger.warning(
-            "Small steps change bits on this processor (%s); using full steps only (slower for "
-            "short requests).",
+            "Steps of %d tokens may have other bits on this device (%s); leaving them out (slower "
+            "for short requests).",
+            programs.shapes[0].tokens,
             ", ".join(verdict.failures),
         )
-        programs.drop_small_steps()
+        programs.drop_smallest_step()
         engine.reset()
-        verdict = replace(_run(engine, parts), small_steps=False)
+        verdict = _run(engine, parts)
     if verdict.status != "passed":
         raise SelfCheckError(
             f"self-check failed on {parts.device.device_kind}: {', '.join(verdict.failures)}; "
@@ -223,6 +224,7 @@ def _run(engine: Checkable, parts: Parts) -> SelfCheck:
         page_tokens=page_tokens,
         max_tokens=min(parts.max_seq_len, (parts.plan.num_pages - 1) * page_tokens),
         step_sizes={one.tokens: one.max_scored_rows for one in parts.programs.shapes},
+        short_rounds=parts.platform.short_rounds,
     )
 
 
@@ -233,11 +235,11 @@ def _not_finite(parts: Parts) -> SelfCheckError:
     )
 
 
-def _may_use_small_steps(known: SelfCheck | None) -> bool:
-    """Whether no earlier start found that small steps have other bits."""
-    if known is None or known.small_steps:
+def _may_use(known: SelfCheck | None, step_tokens: int) -> bool:
+    """Whether no earlier start left out steps of this size."""
+    if known is None or step_tokens in known.step_tokens:
         return True
-    logger.warning("Small steps changed bits at an earlier start; using full steps only.")
+    logger.warning("Steps of %d tokens had other bits at an earlier start; not used.", step_tokens)
     return False
 
 
