@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import hypothesis
 import jax
 import ml_dtypes
 import numpy as np
@@ -36,6 +37,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests share a
 # Neither types nor ranks of arrays are widened unless the code says so.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+hypothesis.settings.register_profile(
+    "untimed", deadline=None
+)  # no test fails because a machine is busy
+hypothesis.settings.load_profile("untimed")
 VOCAB_SIZE = 500
 # Pages of 32 tokens and three lanes: several pages, lanes and steps with few tokens.
 SMALL: dict[str, Any] = {

@@ -90,7 +90,7 @@ def changed_by_company(state: Any, questions: list[dict[str, Any]], seed: int) -
 @given(
     state=CONTENT, questions=st.lists(QUESTIONS, min_size=1, max_size=4), seed=st.integers(0, 99)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_answers_do_not_depend_on_company(
     state: Any, questions: list[dict[str, Any]], seed: int
 ) -> None:

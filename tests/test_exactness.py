@@ -50,7 +50,6 @@ ON_GPU_CASES = [(RANDOM, "bfloat16", "fa"), (RANDOM, "bfloat16", "native")]
 Bits = list[bytes]  # of each item's scores
 exhaustive = settings(
     max_examples=20,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -64,7 +64,7 @@ BODIES = st.builds(
 
 @pytest.mark.parametrize("path", sorted(by_path()))
 @given(body=BODIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_body_is_answered_or_refused(path: str, body: dict[str, Any]) -> None:
     try:
         ask(path, body)

@@ -103,7 +103,7 @@ def test_cost_is_the_tokens_that_run(
     def draw(*lengths: int) -> list[tuple[int, ...]]:
         return [tuple(i % 400 for i in range(length)) for length in lengths]
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(
         query=st.integers(1, 80),
         items=st.lists(st.integers(0, 40), min_size=1, max_size=50),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from itemwise.engine.packed_sequence import bucket_tokens, chunks, pack, packed_shape
@@ -60,7 +60,6 @@ def test_chunks_cover_all_items_in_order_within_bounds(
             assert next_tokens > max_tokens or len(part) == most
 
 
-@settings(deadline=None)
 @given(prefix=st.integers(1, 300), items=lengths)
 def test_layout(prefix: int, items: list[int]) -> None:
     rng = np.random.default_rng(0)

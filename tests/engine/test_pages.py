@@ -220,4 +220,4 @@ class PageCacheMachine(RuleBasedStateMachine):
 
 
 TestPageCache = PageCacheMachine.TestCase
-TestPageCache.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestPageCache.settings = settings(max_examples=100, stateful_step_count=30)

@@ -253,7 +253,7 @@ def test_overtaken_only_within_a_multiple_of_its_own_work(
     sizes=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=12),
     long=st.integers(50, 200),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_request_starves_in_simulated_time(sizes: list[tuple[int, int]], long: int) -> None:
     """One token a second; short requests keep coming, and the long one still ends in time."""
     left = {0: long} | {i + 1: size for i, (_, size) in enumerate(sizes)}
@@ -517,7 +517,7 @@ def test_cancelling_from_an_event_loop_gives_up_the_place(
     limit=st.integers(1, 4),
     max_open=st.integers(1, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_future_ends_and_counters_add_up(
     numbers: list[tuple[int, int]],
     cancelled: set[int],

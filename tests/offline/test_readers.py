@@ -171,7 +171,7 @@ def test_every_format_gives_the_same_scores(tmp_path: Path) -> None:
     assert len(scores[0]) == 30
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=4),
     group=st.integers(1, 5),

@@ -92,9 +92,7 @@ def test_bodies_have_the_answers_of_the_server(
     assert [row["truncated"] for row in rows] == [False, True, False, True, False, True, False]
 
 
-@settings(
-    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), window=st.integers(1, 15))
 def test_results_do_not_depend_on_order_or_windows(
     scorer: Scorer,

@@ -132,9 +132,7 @@ def test_full_disk_is_a_clear_error_and_loses_nothing(
     assert run(source, str(output), window_rows=25).num_rows == 100
 
 
-@settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(window=st.integers(1, 120), killed_window=st.integers(1, 120), num_rows=st.integers(0, 60))
 def test_output_does_not_depend_on_windows_or_stops(
     tmp_path_factory: pytest.TempPathFactory, window: int, killed_window: int, num_rows: int

@@ -65,14 +65,14 @@ def by_orjson(body: bytes) -> Any:
     return value if isinstance(value, dict) else None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(objects, st.sampled_from([None, 1]), st.booleans())
 def test_pieces_make_the_whole(value: dict[str, Any], indent: int | None, ascii_: bool) -> None:
     body = json.dumps(value, indent=indent, ensure_ascii=ascii_).encode()
     assert parsed(body) == by_orjson(body)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(objects, st.data())
 def test_damaged_bodies_are_refused_as_whole_ones_are(
     value: dict[str, Any], data: st.DataObject

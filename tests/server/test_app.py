@@ -329,7 +329,7 @@ def _references(node: Any) -> Iterator[str]:
 
 
 @given(body=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_body_is_answered(url: str, body: bytes) -> None:
     assert send("POST", f"{url}/v1/score", content=body).status_code == 400
 

@@ -94,7 +94,7 @@ VALUES = st.recursive(
 
 def test_bodies_by_the_schema(url: str, fuzz_cases: int) -> None:
     @given(body=BODIES)
-    @settings(max_examples=fuzz_cases // 3, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=fuzz_cases // 3, suppress_health_check=list(HealthCheck))
     def case(body: dict[str, Any]) -> None:
         check(ask(url, json.dumps(body).encode()))
 
@@ -105,7 +105,7 @@ def test_bodies_with_one_field_off_the_schema(url: str, fuzz_cases: int) -> None
     fields = sorted(ScoreBody.model_fields)
 
     @given(name=st.sampled_from(fields), value=VALUES)
-    @settings(max_examples=fuzz_cases // 3, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=fuzz_cases // 3, suppress_health_check=list(HealthCheck))
     def case(name: str, value: Any) -> None:
         check(ask(url, json.dumps({**GOOD, name: value}).encode()))
 

@@ -31,7 +31,6 @@ Mark = Callable[[Array, Array], tuple[Array, Array]]
 ITEMS = ["short", "items over several tiles", "many items"]
 few = settings(
     max_examples=6,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -27,7 +27,6 @@ Mark = Callable[[Array, Array], tuple[Array, Array]]
 SLOW = ("tpu",)  # to interpret
 few = settings(
     max_examples=6,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
