@@ -37,9 +37,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests share a
 # Neither types nor ranks of arrays are widened unless the code says so.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-hypothesis.settings.register_profile(
-    "untimed", deadline=None
-)  # no test fails because a machine is busy
+# No test fails because a machine is busy.
+hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 VOCAB_SIZE = 500
 # Pages of 32 tokens and three lanes: several pages, lanes and steps with few tokens.
