@@ -37,7 +37,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests share a
 # Neither types nor ranks of arrays are widened unless the code says so.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# No test fails because a machine is busy.
+# Hypothesis's deadlines are off: a busy machine would miss them.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 VOCAB_SIZE = 500

@@ -22,6 +22,7 @@ from itemwise.engine.step_packer import StepBatch
 from itemwise.engine.weights import load_weights
 from itemwise.errors import ConfigError, RequestError, SelfCheckError
 from itemwise.ops import api
+from itemwise.ops.step.arrays import StepShape
 from itemwise.types import Algorithm, CpuLevelName, ScoreRequest
 from tests.conftest import CPU_LEVELS, SMALL, slow_unless_default
 
@@ -240,21 +241,26 @@ def test_a_checkpoint_without_finite_scores_fails_on_programs_that_passed(
         make_engine(skip_self_check=skip)
 
 
-def change_bits_below(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plants other bits into all steps that are smaller."""
+def change_bits(
+    monkeypatch: pytest.MonkeyPatch, in_steps: Callable[[StepShape], bool], first_row: int = 0
+) -> None:
+    """Plants other bits into some steps, in scored rows from one on."""
     step = Programs.step
 
     def other_bits(self: Programs, batch: StepBatch) -> jax.Array:
         hidden = step(self, batch)
+        if not in_steps(batch.shape):
+            return hidden
         # By a factor that bfloat16 does not round to 1.
-        return hidden if batch.shape.tokens >= tokens else jax.numpy.multiply(hidden, 1.5)
+        return hidden.at[first_row:].multiply(1.5)
 
     monkeypatch.setattr(Programs, "step", other_bits)
 
 
 @pytest.fixture
 def other_bits_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    change_bits_below(SMALL["step_lanes"] * SMALL["page_tokens"], monkeypatch)
+    largest = SMALL["step_lanes"] * SMALL["page_tokens"]
+    change_bits(monkeypatch, lambda shape: shape.tokens < largest)
 
 
 @pytest.mark.parametrize("level", slow_unless_default(CPU_LEVELS))
@@ -274,17 +280,26 @@ def test_small_steps_with_other_bits_are_left_out(
     engine = make_engine(level=level, compilation_cache_dir="")
     assert engine.info()["small_steps"] == []
     assert engine.info()["self_check"]["status"] == "passed"
-    assert "Steps of 64 tokens may have other bits on this device" in caplog.text
+    assert "leaving out steps of 64 tokens" in caplog.text
     assert "other_request_alone" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("others", "rows", "stay"),
+    [((64,), 0, [256, 288]), ((256,), 0, [64, 288]), ((64, 256), 20, [288])],
+    ids=["the smallest", "another", "late rows of both"],
+)
 def test_small_steps_with_the_same_bits_stay(
-    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    others: tuple[int, ...],
+    rows: int,
+    stay: list[int],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    change_bits_below(256, monkeypatch)
+    change_bits(monkeypatch, lambda shape: shape.tokens in others, rows)
     engine = make_engine(step_lanes=9, compilation_cache_dir="")
-    assert engine.self_check.step_tokens == [256, 288]
-    assert [size["tokens"] for size in engine.info()["small_steps"]] == [256]
+    assert engine.self_check.step_tokens == stay
+    assert [size["tokens"] for size in engine.info()["small_steps"]] == stay[:-1]
 
 
 @pytest.mark.usefixtures("other_bits_in_small_steps")
@@ -309,7 +324,7 @@ def test_small_steps_with_other_bits_are_known_at_the_next_start(
     assert second.info()["small_steps"] == []
     assert second.info()["steps"] == 1
     assert len(compiled) == 3, "the largest step, labels, vocabulary"
-    assert "Steps of 64 tokens had other bits at an earlier start" in caplog.text
+    assert "Steps of 64 tokens were left out at an earlier start" in caplog.text
 
 
 @pytest.mark.skipif(ON_GPU, reason="levels are of processors")

@@ -2,12 +2,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+from itemwise.capacity.replica import Clock, EngineShape, SimulatedCore
+from itemwise.capacity.step_cost import StepCost
+from itemwise.config import EngineConfig
+from itemwise.engine.platform import PLATFORMS, step_shapes
 from itemwise.engine.selfcheck import SelfCheck, is_finite, recall, remember, run_self_check
 from itemwise.types import ScoreRequest, ScoreResult
+from tests.conftest import SMALL
 
 
 class FakeScorer:
@@ -94,6 +100,58 @@ def test_each_fault_fails_its_check(fault: str, failure: str) -> None:
     verdict = FakeScorer(fault).check()
     assert verdict.status == "failed"
     assert failure in verdict.failures
+
+
+SMALL_PAGES = {name: SMALL[name] for name in ("page_tokens", "step_lanes")}
+
+
+@pytest.mark.parametrize(
+    ("platform", "fields", "left_out"),
+    [
+        ("cpu", {}, 0),
+        ("cpu", SMALL_PAGES, 0),
+        ("gpu", {}, 0),
+        ("gpu", {}, 1),
+        ("gpu", {"step_lanes": 16}, 0),
+        ("gpu", {"step_lanes": 9}, 0),
+    ],
+)
+def test_requests_run_in_the_steps_that_are_compared(
+    platform: Literal["cpu", "gpu"], fields: dict[str, Any], left_out: int
+) -> None:
+    config = EngineConfig(**fields)
+    shapes = step_shapes(config, PLATFORMS[platform], 4096)[left_out:]
+    core = SimulatedCore(EngineShape(shapes, 200, config), StepCost(1e-3), Clock(), record=True)
+    ran: list[tuple[int, list[int]]] = []  # items of a call's first request, tokens of its steps
+
+    def score(requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        core.programs.sent.clear()
+        opened = [work for request in requests if (work := core.open(request)) is not None]
+        left = list(opened)
+        while left:
+            finished = core.step(left).finished
+            left = [work for work in left if work not in finished]
+        ran.append((len(requests[0].items), [step.places for step in core.programs.sent]))
+        return [work.result() for work in opened]
+
+    run_self_check(
+        score,
+        core.forget_prefixes,
+        vocab_size=100,
+        num_outputs=100,
+        page_tokens=config.page_tokens,
+        max_tokens=4096,
+        step_sizes={shape.tokens: shape.max_scored_rows for shape in shapes},
+    )
+    *small, largest = (shape.tokens for shape in shapes)
+    base, permuted, *_ = ran
+    assert base[1][0] == permuted[1][0] == largest
+    in_largest, *in_small = ran[-len(shapes) :]
+    assert in_largest[1][0] == largest
+    assert [steps for _, steps in in_small] == [[tokens] for tokens in small]
+    most = [min(shape.max_scored_rows, shape.tokens - 1) for shape in shapes[:-1]]
+    assert all(few >= 0.9 * n for (few, _), n in zip(in_small, most, strict=True))
+    assert in_largest[0] >= max(few for few, _ in in_small)
 
 
 @pytest.mark.parametrize("max_tokens", [2, 3, 40])

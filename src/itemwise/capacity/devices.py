@@ -105,15 +105,14 @@ def _layer_weights(model: ModelConfig) -> int:
     return sum(math.prod(spec.shape) for spec in specs)
 
 
-# Least squares over the speeds and latencies of `docs/results/2026-11-26-gpu-session-h100.json`
-# (the last run, and its larger model); `tests/capacity/test_devices.py` compares them. The host's
-# part is what the device idled in the trace of nine steps: 172.3 - 149.0 ms.
+# Least squares over the speeds and latencies of `docs/results/2026-11-27-gpu-session-h100.json`
+# (its first run, and its larger model); `tests/capacity/test_plan.py` compares them.
 _H100 = Rates(
-    linear_flops_per_s=((1024, 357e12), (2560, 535e12)),
-    attention_flops_per_s=565e12,
-    layer_s=76e-6,
+    linear_flops_per_s=((1024, 346e12), (2560, 539e12)),
+    attention_flops_per_s=367e12,
+    layer_s=66e-6,
     bytes_per_s=2845e9,
-    host_step_s=2.6e-3,
+    host_step_s=1.5e-3,
 )
 # The contract workload of qwen3-0.6b at 4.9 items/s, of 31 GFLOP each (`docs/performance.md`).
 _CPU_RATE = 153e9
@@ -126,7 +125,7 @@ def _tpu(name: str) -> Device:
     chip = CHIPS[name]
     flops = TPU_SHARE * chip.flops_per_s
     rates = Rates(
-        ((1, flops),), flops, bytes_per_s=TPU_SHARE * chip.bytes_per_s, host_step_s=2.6e-3
+        ((1, flops),), flops, bytes_per_s=TPU_SHARE * chip.bytes_per_s, host_step_s=1.5e-3
     )
     note = (
         f"no TPU has run Itemwise: {TPU_SHARE:.0%} of the manufacturer's figures, and the host's "
@@ -148,7 +147,7 @@ DEVICES = {
             "measured",
             _H100,
             "measured",
-            "qwen3-0.6b and qwen3-4b on one H100 80GB HBM3, 2026-11-26; other sizes interpolated",
+            "qwen3-0.6b and qwen3-4b on one H100 80GB HBM3, 2026-11-27; other sizes interpolated",
             283_000_000,
             "step of qwen3-4b (docs/gpu.md)",
         ),

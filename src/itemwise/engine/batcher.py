@@ -122,7 +122,6 @@ class Batcher:
         self._open: dict[int, ExactRequest] = {}  # by identity, oldest first
         self._filling: list[_Segment] = []
         self._num_units = 0  # of labels that the step being filled reads
-        self._most_units = MAX_LABEL_READS * programs.shape.max_scored_rows
         self._flights: deque[_Flight] = deque()
         self._landed_at = 0.0
 
@@ -280,7 +279,8 @@ class Batcher:
     def _take_labels(self, request: ScoreRequest, item: int) -> bool:
         """Whether the step may read an item's labels as well; counts them if so."""
         units = num_units(len(request.labels[item]), LABEL_COLUMNS)
-        if self._num_units and self._num_units + units > self._most_units:
+        most = MAX_LABEL_READS * self._programs.shape.max_scored_rows
+        if self._num_units and self._num_units + units > most:
             return False
         self._num_units += units
         return True

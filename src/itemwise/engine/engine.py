@@ -204,7 +204,8 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """What runs, as JSON values: model, settings, device, self-check and counters."""
         shape, counters, cache = self.shape, self._counters, self._exact.cache
-        parts, platform = self._parts, self._parts.platform
+        parts, platform, sizes = self._parts, self._parts.platform, asdict(shape)
+        del sizes["min_scored_rows"]  # what it comes to is beside it
         return {
             "model_config": asdict(self.model_config),
             "engine_config": asdict(self.config),
@@ -215,7 +216,7 @@ class Engine:
             "jax_version": jax.__version__,
             "dtype": self.dtypes.weights.name,
             "activations": self.dtypes.activations.name,
-            "step_shape": {**asdict(shape), "max_scored_rows": shape.max_scored_rows},
+            "step_shape": {**sizes, "max_scored_rows": shape.max_scored_rows},
             "small_steps": [
                 {"tokens": small.tokens, "lane_tokens": small.lane_tokens}
                 for small in self._programs.shapes[:-1]

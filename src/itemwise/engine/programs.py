@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -103,9 +103,9 @@ class Programs:
         """Sizes of the largest step."""
         return self.shapes[-1]
 
-    def drop_smallest_step(self) -> None:
-        """Leaves out the steps of the smallest size. Only where there is a larger one."""
-        del self._steps[self.shapes[0]]
+    def drop_steps(self, tokens: Collection[int]) -> None:
+        """Leaves out steps of some sizes; never all."""
+        self._steps = {s: step for s, step in self._steps.items() if s.tokens not in tokens}
         self.shapes = tuple(self._steps)
 
     def _new_pages(self) -> Pool:

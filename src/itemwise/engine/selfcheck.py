@@ -103,94 +103,121 @@ def run_self_check(
         short_rounds: times that other short items are compared.
     """
     start = time.perf_counter()
-    rng = np.random.default_rng(0)
-
-    def draw(count: int) -> Int32Array:
-        return rng.integers(0, vocab_size, count).astype(np.int32)
-
-    query = draw(max(1, min(page_tokens * 9 // 4, max_tokens // 2)))
-    room = max(1, max_tokens - len(query))
-    items = [draw(min(n, room)) for n in (20, 5, 1, 33, 7)]
-    labels = tuple({0, num_outputs - 1})
-    start_of_other = draw(min(3, max_tokens - 1))
-    first = draw(min(20, max_tokens - len(start_of_other)))
-    other = ScoreRequest(start_of_other, (draw(1), first), (labels,) * 2)
-
-    def probe(chosen: Sequence[int]) -> ScoreRequest:
-        return ScoreRequest(query, [items[i] for i in chosen], (labels,) * len(chosen))
-
-    everything = list(range(len(items)))
-
-    def run(*requests: ScoreRequest) -> list[Float32Array]:
-        # With the logits, as all probabilities of a head with a single label are 1.
-        results = score(requests)
-        return [np.hstack([np.asarray(r.logits), np.asarray(r.scores)]) for r in results]
-
-    def filling(tokens: int) -> list[ScoreRequest]:
-        """Another request of so many tokens."""
-        longest = min(page_tokens, max_tokens - 1)
-        lengths = [min(longest, tokens - 1 - start) for start in range(0, tokens - 1, longest)]
-        if not lengths:
-            return []
-        return [ScoreRequest(draw(1), list(map(draw, lengths)), (labels,) * len(lengths))]
-
-    # Few calls, since each costs steps of the real model: from nothing; permuted, beside another
-    # request, on the cached prefix; alone, with the prefix computed again in other pages; the other
-    # request alone; an item at the end of a full step of each size; then as many items of one token
-    # as a step scores: where a few sums differ by a last bit, rounding hides it in most items.
-    forget()
-    (base,) = run(probe(everything))
-    company, in_company = run(other, probe(everything[::-1]))
-    in_company = in_company[::-1]
-    forget()
-    (alone,) = run(probe([3]))
-    (other_alone,) = run(other)
-    in_steps = {
-        tokens: run(*filling(tokens - len(items[1])), probe([1]))[-1] for tokens in step_sizes
-    }
-    short_equal = _compare_short_items(run, draw, labels, step_sizes, short_rounds)
-    checks = {
-        "finite": bool(np.isfinite(base).all()),
-        "items_differ": len(np.unique(base[:, 0])) > 1 or vocab_size == 1,
-        "permuted_in_company_on_cached_prefix": _same_bits(in_company, base),
-        "alone_after_eviction": _same_bits(alone[0], base[3]),
-        "other_request_alone": _same_bits(other_alone, company),
-        **{
-            f"in_a_step_of_{tokens}_tokens": _same_bits(single[0], base[1])
-            for tokens, single in in_steps.items()
-        },
-        **{
-            f"short_items_in_a_step_of_{tokens}_tokens": equal
-            for tokens, equal in short_equal.items()
-        },
-    }
+    prober = _Prober(score, forget, vocab_size, num_outputs, page_tokens, max_tokens)
+    checks = prober.check_company(step_sizes) | prober.check_short(step_sizes, short_rounds)
     status: Literal["passed", "failed"] = "passed" if all(checks.values()) else "failed"
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return SelfCheck(status, checks, time.perf_counter() - start, now, list(step_sizes))
 
 
-def _compare_short_items(
-    run: Callable[..., list[Float32Array]],
-    draw: Callable[[int], Int32Array],
-    labels: tuple[int, ...],
-    step_sizes: Mapping[int, int],
-    rounds: int,
-) -> dict[int, bool]:
-    """Whether items of one token, as many as a step scores, are the same in the largest step.
+class _Prober:
+    """Draws requests and scores them; see `run_self_check`."""
 
-    By the size of each smaller one.
-    """
-    *small, largest = counts = {t: min(rows, t - 1) for t, rows in step_sizes.items()}
-    equal = dict.fromkeys(small, True)
-    for _ in range(rounds if small else 0):
-        query, items = draw(1), list(draw(counts[largest])[:, None])
-        bits = {}
-        for tokens, count in counts.items():
-            asked = ScoreRequest(query, items[:count], (labels,) * count, apply_softmax=True)
-            (bits[tokens],) = run(asked)
-        for tokens in small:
-            equal[tokens] &= _same_bits(bits[tokens], bits[largest][: counts[tokens]])
-    return equal
+    def __init__(
+        self,
+        score: Score,
+        forget: Callable[[], None],
+        vocab_size: int,
+        num_outputs: int,
+        page_tokens: int,
+        max_tokens: int,
+    ) -> None:
+        self._score = score
+        self._forget = forget
+        self._rng = np.random.default_rng(0)
+        self._vocab_size = vocab_size
+        self._labels = tuple({0, num_outputs - 1})
+        self._page_tokens = page_tokens
+        self._max_tokens = max_tokens
+
+    def check_company(self, step_sizes: Mapping[int, int]) -> dict[str, bool]:
+        """Whether items have the same bits in any company and at any place.
+
+        In few calls, since each costs steps of the real model: from nothing; permuted, beside
+        another request, on the cached prefix; both in the largest step. Alone, with the prefix
+        computed again in other pages; the other request alone; both in the smallest step that
+        holds them. Then an item at the end of a full step of each size.
+        """
+        draw, run, longest = self._draw, self._run, self._max_tokens
+        query = draw(max(1, min(self._page_tokens * 9 // 4, longest // 2)))
+        room = max(1, longest - len(query))
+        items = [draw(min(n, room)) for n in (20, 5, 1, 33, 7)]
+        start_of_other = draw(min(3, longest - 1))
+        first = draw(min(20, longest - len(start_of_other)))
+        other = self._request(start_of_other, (draw(1), first))
+
+        def probe(chosen: Sequence[int]) -> ScoreRequest:
+            return self._request(query, [items[i] for i in chosen])
+
+        everything = list(range(len(items)))
+        self._forget()
+        base = run(probe(everything), *self._beside(step_sizes))[0]
+        company, in_company, *_ = run(other, probe(everything[::-1]), *self._beside(step_sizes))
+        self._forget()
+        (alone,) = run(probe([3]))
+        (other_alone,) = run(other)
+        in_steps = {
+            tokens: run(*self._filling(tokens - len(items[1])), probe([1]))[-1]
+            for tokens in step_sizes
+        }
+        return {
+            "finite": bool(np.isfinite(base).all()),
+            "items_differ": len(np.unique(base[:, 0])) > 1 or self._vocab_size == 1,
+            "permuted_in_company_on_cached_prefix": _same_bits(in_company[::-1], base),
+            "alone_after_eviction": _same_bits(alone[0], base[3]),
+            "other_request_alone": _same_bits(other_alone, company),
+            **{
+                f"in_a_step_of_{tokens}_tokens": _same_bits(single[0], base[1])
+                for tokens, single in in_steps.items()
+            },
+        }
+
+    def check_short(self, step_sizes: Mapping[int, int], rounds: int) -> dict[str, bool]:
+        """Whether items of one token have the bits of the largest step in each smaller one.
+
+        As many of them as a step scores, since rounding hides a last bit in most.
+        """
+        *small, largest = step_sizes
+        if not small:
+            return {}
+        equal = dict.fromkeys(small, True)
+        for _ in range(rounds):
+            beside = self._beside(step_sizes)
+            most = max(1, step_sizes[largest] - sum(len(one.items) for one in beside))
+            query, items = self._draw(1), list(self._draw(most)[:, None])
+            self._forget()
+            in_largest = self._run(self._request(query, items, apply_softmax=True), *beside)[0]
+            for tokens in small:
+                few = items[: min(step_sizes[tokens], tokens - 1)]
+                self._forget()
+                (rows,) = self._run(self._request(query, few, apply_softmax=True))
+                equal[tokens] &= _same_bits(rows, in_largest[: len(few)])
+        return {f"short_items_in_a_step_of_{tokens}_tokens": equal[tokens] for tokens in small}
+
+    def _beside(self, step_sizes: Mapping[int, int]) -> list[ScoreRequest]:
+        """A request beside which no other fits a smaller step than the largest."""
+        *small, _ = step_sizes
+        return self._filling(small[-1] + 1) if small else []
+
+    def _filling(self, tokens: int) -> list[ScoreRequest]:
+        """Another request of so many tokens; none if it would be a query alone."""
+        longest = min(self._page_tokens, self._max_tokens - 1)
+        lengths = [min(longest, tokens - 1 - start) for start in range(0, tokens - 1, longest)]
+        return [self._request(self._draw(1), list(map(self._draw, lengths)))] if lengths else []
+
+    def _draw(self, count: int) -> Int32Array:
+        return self._rng.integers(0, self._vocab_size, count).astype(np.int32)
+
+    def _request(
+        self, query: Int32Array, items: Sequence[Int32Array], *, apply_softmax: bool = False
+    ) -> ScoreRequest:
+        labels = (self._labels,) * len(items)
+        return ScoreRequest(query, items, labels, apply_softmax=apply_softmax)
+
+    def _run(self, *requests: ScoreRequest) -> list[Float32Array]:
+        # With the logits, as all probabilities of a head with a single label are 1.
+        results = self._score(requests)
+        return [np.hstack([np.asarray(r.logits), np.asarray(r.scores)]) for r in results]
 
 
 def _same_bits(a: Float32Array, b: Float32Array) -> bool:

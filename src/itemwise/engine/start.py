@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import time
@@ -131,11 +132,12 @@ def load(folder: Path, config: EngineConfig, on_progress: ProgressFn) -> Parts:
     weights_read = time.perf_counter()
     cache = cache_folder(config)
     verdicts = _verdicts(config, platform, devices[0], cache)
+    find_verdict = functools.cache(verdicts.find)  # it reads all sources
     programs = Programs(
         ProgramSpec(model, shapes[-1], plan.num_pages, dtypes, platform, kernel, mesh),
         shapes,
         weights,
-        use_small_step=lambda fingerprint, tokens: _may_use(verdicts.find(fingerprint), tokens),
+        use_small_step=lambda fingerprint, tokens: _may_use(find_verdict(fingerprint), tokens),
         cache=cache,
         pages_at_start=plan.taken_at_start,
     )
@@ -195,13 +197,16 @@ def check_self(engine: Checkable, config: EngineConfig, parts: Parts) -> SelfChe
         raise _not_finite(parts)
     while verdict.failures and len(programs.shapes) > 1:
         # On some device a small product may add in another order than a large one.
+        small = [shape.tokens for shape in programs.shapes[:-1]]
+        named = [t for t in small if any(f"_{t}_tokens" in name for name in verdict.failures)]
+        suspects = named or small[:1]
         logger.warning(
-            "Steps of %d tokens may have other bits on this device (%s); leaving them out (slower "
-            "for short requests).",
-            programs.shapes[0].tokens,
+            "Bits change with the size of a step (%s); leaving out steps of %s tokens (slower for "
+            "short requests).",
             ", ".join(verdict.failures),
+            ", ".join(map(str, suspects)),
         )
-        programs.drop_smallest_step()
+        programs.drop_steps(suspects)
         engine.reset()
         verdict = _run(engine, parts)
     if verdict.status != "passed":
@@ -239,7 +244,7 @@ def _may_use(known: SelfCheck | None, step_tokens: int) -> bool:
     """Whether no earlier start left out steps of this size."""
     if known is None or step_tokens in known.step_tokens:
         return True
-    logger.warning("Steps of %d tokens had other bits at an earlier start; not used.", step_tokens)
+    logger.warning("Steps of %d tokens were left out at an earlier start: not used.", step_tokens)
     return False
 
 

@@ -181,17 +181,17 @@ class StepPacker:
         starts = np.asarray(self._row_starts, np.int32)
         lengths = np.fromiter((len(row.tokens) for row in rows), np.int32, len(rows))
         positions = np.fromiter((row.first_position for row in rows), np.int32, len(rows))
-        row, token = _spread(lengths)
-        places = starts[row] + token
+        of_row, within = _spread(lengths)
+        places = starts[of_row] + within
         arrays.tokens[places] = np.concatenate([row.tokens for row in rows]) if rows else ()
-        arrays.positions[places] = positions[row] + token
-        row, index = _spread(-(-lengths // granule))
+        arrays.positions[places] = positions[of_row] + within
+        of_row, index = _spread(-(-lengths // granule))
         arrays.granule_index[: len(index)] = index
-        arrays.granule_start[: len(index)] = starts[row] + index * granule
+        arrays.granule_start[: len(index)] = starts[of_row] + index * granule
         for lane, (start, context) in enumerate(self._lanes):
             arrays.lane_start[lane] = start
             arrays.context_pages[lane, : len(context.pages)] = context.pages
-            arrays.context_lens[lane, : len(context.lens)] = context.lens
+            arrays.context_lens[lane, : len(context.pages)] = context.lens
         written = [i for i, row in enumerate(rows) if row.write_page is not None]
         arrays.write_starts[: len(written)] = starts[written]
         arrays.write_pages[: len(written)] = [rows[i].write_page for i in written]
@@ -210,9 +210,13 @@ class StepPacker:
 
 
 def _spread(counts: Int32Array) -> tuple[Int32Array, Int32Array]:
-    """Of each thing that owners have so many of: its owner, and its place among the owner's."""
+    """For each of so many things of each owner, its owner and its number among the owner's.
+
+    Counts (2, 0, 1) give owners (0, 0, 2) and numbers (0, 1, 0).
+    """
     owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return owner, np.arange(len(owner), dtype=np.int32) - (np.cumsum(counts) - counts)[owner]
+    first = np.cumsum(counts, dtype=np.int32) - counts
+    return owner, np.arange(len(owner), dtype=np.int32) - first[owner]
 
 
 def _empty_arrays(shape: StepShape) -> StepArrays:

@@ -283,7 +283,8 @@ def output_weights(weights: Weights) -> Weights:
 
 def output_matrix(weights: Weights) -> Float[Array, "V D"]:
     """The matrix that turns hidden states into logits."""
-    matrix: Array = next(iter(output_weights(weights).values()))
+    matrix: Array
+    (matrix,) = output_weights(weights).values()
     return matrix
 
 

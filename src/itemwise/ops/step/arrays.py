@@ -20,7 +20,7 @@ MIN_SCORED_ROWS = 32
 class StepShape:
     """The fixed sizes of a step; what is compiled for it depends on these alone.
 
-    An engine may have steps of several sizes, which differ in tokens and lanes alone.
+    An engine may have steps of several sizes, which differ in tokens, lanes and scored rows alone.
 
     Attributes:
         tokens: T, token places of a step.
@@ -49,8 +49,9 @@ class StepShape:
     def max_scored_rows(self) -> int:
         """I, rows whose last token can be scored in a step.
 
-        One for every four tokens: items of four tokens or more fill a step. Shorter ones leave
-        places empty, and in return the scored rows' last layer, labels and log-sum-exp stay small.
+        One for every four tokens, unless the least is more: items of four tokens or more fill a
+        step. Shorter ones leave places empty, and in return the scored rows' last layer, labels and
+        log-sum-exp stay small.
         """
         return max(self.tokens // 4, self.min_scored_rows)
 
