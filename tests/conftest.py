@@ -27,6 +27,7 @@ from itemwise.config import DEMO_MODEL, EngineConfig
 from itemwise.engine.cpu_level import BY_NAME, LEVELS, choose_level
 from itemwise.engine.engine import Engine
 from itemwise.engine.platform import step_shapes
+from itemwise.engine.start import Verdicts
 from itemwise.machine import instructions
 from itemwise.models.config import ModelConfig
 from itemwise.models.decoder import describe_weights
@@ -98,11 +99,15 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Keeps only programs between runs, and those for two weeks: each run checks its engines."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        return
-    for path in kept_programs(session.config).glob("*/*"):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        remove_verdicts(kept_programs(session.config), time.time() - KEPT_S)
+
+
+def remove_verdicts(folder: Path, oldest: float) -> None:
+    """Removes verdicts of self-checks, and programs from before a time."""
+    for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # another run removes the same
-            if path.suffix == ".json" or path.stat().st_mtime < time.time() - KEPT_S:
+            if path.is_file() and (path.suffix == ".json" or path.stat().st_mtime < oldest):
                 path.unlink()
 
 
@@ -126,8 +131,8 @@ def _own_folder() -> Path:
 def cache_folder(pytestconfig: pytest.Config) -> str:
     """A `compilation_cache_dir` that all processes of the session share, and later sessions.
 
-    A test that plants a fault which the compiled programs do not contain must not use it: it would
-    find the verdict of the self-check on the programs without the fault.
+    A test that plants a fault which the compiled programs do not contain takes `no_verdicts` too:
+    it would find the verdict of the self-check on the programs without the fault.
     """
     return str(kept_programs(pytestconfig) / "engines")
 
@@ -146,7 +151,7 @@ def make_engine(
 
     Keywords are fields of `EngineConfig`. A test whose outcome depends on the CPU level names it,
     and is skipped where the machine cannot run it; without a name it is the machine's own. A test
-    of the self-check passes `compilation_cache_dir=""`, since a verdict is kept with the programs.
+    of the self-check takes `no_verdicts`, since a verdict is kept with the programs.
     """
 
     def make(
@@ -159,6 +164,13 @@ def make_engine(
         return Engine(folder, EngineConfig(**{**small, **settings}))
 
     return make
+
+
+@pytest.fixture
+def no_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines check themselves, whatever another one found of the same programs."""
+    monkeypatch.setattr(Verdicts, "find", lambda *_: None)
+    monkeypatch.setattr(Verdicts, "keep", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

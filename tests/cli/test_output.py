@@ -174,9 +174,9 @@ def test_random_checkpoint_is_written_whole(
 
 
 def test_demo_ranks_sensibly_with_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, cache_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path(cache_folder).with_name("home")))
     assert run("demo") == 0
     printed = capsys.readouterr().out
     assert "the same bits" in printed

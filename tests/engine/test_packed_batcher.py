@@ -180,10 +180,11 @@ def test_programs_are_compiled_once_a_length(make_engine: Callable[..., Engine])
     assert info["compiled_since_ready"] == 2
 
 
+@pytest.mark.usefixtures("no_verdicts")
 def test_self_check_and_item_first_go_through_the_exact_step(
     make_engine: Callable[..., Engine],
 ) -> None:
-    engine = make_engine(multi_item_algorithm="packed", compilation_cache_dir="")
+    engine = make_engine(multi_item_algorithm="packed")
     assert engine.self_check.status == "passed"
     engine.score([REQUESTS["item first"]])
     assert engine.info()["packed_programs"] == []
