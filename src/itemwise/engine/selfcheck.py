@@ -133,10 +133,10 @@ class _Prober:
     def check_company(self, step_sizes: Mapping[int, int]) -> dict[str, bool]:
         """Whether items have the same bits in any company and at any place.
 
-        In few calls, since each costs steps of the real model: from nothing; permuted, beside
-        another request, on the cached prefix; both in the largest step. Alone, with the prefix
-        computed again in other pages; the other request alone; both in the smallest step that
-        holds them. Then an item at the end of a full step of each size.
+        In few calls, since each costs steps of the real model: from nothing, in the largest step;
+        permuted, beside another request, on the cached prefix; alone, with the prefix computed
+        again in other pages; the other request alone; then an item at the end of a full step of
+        each size.
         """
         draw, run, longest = self._draw, self._run, self._max_tokens
         query = draw(max(1, min(self._page_tokens * 9 // 4, longest // 2)))
@@ -149,10 +149,12 @@ class _Prober:
         def probe(chosen: Sequence[int]) -> ScoreRequest:
             return self._request(query, [items[i] for i in chosen])
 
-        everything = list(range(len(items)))
+        everything, num_tokens = list(range(len(items))), len(query) + sum(map(len, items))
         self._forget()
-        base = run(probe(everything), *self._beside(step_sizes))[0]
-        company, in_company, *_ = run(other, probe(everything[::-1]), *self._beside(step_sizes))
+        base = run(probe(everything), *self._beside(step_sizes, num_tokens))[0]
+        company, in_company, *_ = run(
+            other, probe(everything[::-1]), *self._beside(step_sizes, num_tokens)
+        )
         self._forget()
         (alone,) = run(probe([3]))
         (other_alone,) = run(other)
@@ -182,7 +184,9 @@ class _Prober:
             return {}
         equal = dict.fromkeys(small, True)
         for _ in range(rounds):
-            beside = self._beside(step_sizes)
+            # Where the largest step scores no more rows than others, tokens must fill it.
+            same_rows = step_sizes[largest] == step_sizes[small[-1]]
+            beside = self._beside(step_sizes) if same_rows else []
             most = max(1, step_sizes[largest] - sum(len(one.items) for one in beside))
             query, items = self._draw(1), list(self._draw(most)[:, None])
             self._forget()
@@ -194,10 +198,13 @@ class _Prober:
                 equal[tokens] &= _same_bits(rows, in_largest[: len(few)])
         return {f"short_items_in_a_step_of_{tokens}_tokens": equal[tokens] for tokens in small}
 
-    def _beside(self, step_sizes: Mapping[int, int]) -> list[ScoreRequest]:
-        """A request beside which no other fits a smaller step than the largest."""
+    def _beside(self, step_sizes: Mapping[int, int], num_tokens: int = 0) -> list[ScoreRequest]:
+        """A request beside which so many tokens fit no smaller step than the largest.
+
+        None where they do not fit one as it is.
+        """
         *small, _ = step_sizes
-        return self._filling(small[-1] + 1) if small else []
+        return self._filling(small[-1] + 1) if small and num_tokens <= small[-1] else []
 
     def _filling(self, tokens: int) -> list[ScoreRequest]:
         """Another request of so many tokens; none if it would be a query alone."""
