@@ -65,10 +65,10 @@ def programs(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("algorithm", "own_folder"),
     [
-        ("packed", True),
+        ("prefill_extend", True),
         ("prefill_extend", False),
+        pytest.param("packed", True, marks=pytest.mark.slow),
         pytest.param("packed", False, marks=pytest.mark.slow),
-        pytest.param("prefill_extend", True, marks=pytest.mark.slow),
     ],
 )
 def test_cache_of_the_host_program_stays_its_own(
