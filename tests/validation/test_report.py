@@ -110,9 +110,10 @@ def test_a_leak_shows_in_verdict_chart_and_page(tmp_path: Path) -> None:
     lines = " ".join(verdict_lines(result))
     assert "same_length_isolation_zero" in lines
     assert "A further probe changed a score" in lines
-    chart = next(chart for chart in charts(results) if chart.name == "isolation")
+    pictures = charts(results)
+    chart = next(chart for chart in pictures if chart.name == "isolation")
     assert re.match(r"6 of 8 probes changed scores, by up to", chart.title)
-    assert "FAIL" in page(tmp_path, result, results)
+    assert "FAIL" in page(tmp_path, result, results, pictures)
 
 
 def test_a_run_that_ended_early_has_a_report_too(tmp_path: Path) -> None:

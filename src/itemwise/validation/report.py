@@ -39,11 +39,12 @@ def write_report(folder: Path, result: Json, results: dict[str, Json]) -> None:
     Raises:
         ResultsError: a file cannot be written.
     """
-    write_text(folder / SUMMARY_FILE, summary(folder, result, results))
-    write_text(folder / PAGE_FILE, page(folder, result, results))
+    pictures = charts(results)
+    write_text(folder / SUMMARY_FILE, summary(result, results, pictures))
+    write_text(folder / PAGE_FILE, page(folder, result, results, pictures))
 
 
-def page(folder: Path, result: Json, results: dict[str, Json]) -> str:
+def page(folder: Path, result: Json, results: dict[str, Json], pictures: list[Chart]) -> str:
     """The HTML page."""
     import jinja2
 
@@ -52,7 +53,6 @@ def page(folder: Path, result: Json, results: dict[str, Json]) -> str:
         loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     multi = results.get("multi", {})
-    pictures: list[Chart] = charts(results)
     return environment.get_template("report.html.j2").render(
         result=result,
         subtitle=_subtitle(result),
@@ -67,7 +67,7 @@ def page(folder: Path, result: Json, results: dict[str, Json]) -> str:
     )
 
 
-def summary(folder: Path, result: Json, results: dict[str, Json]) -> str:
+def summary(result: Json, results: dict[str, Json], pictures: list[Chart]) -> str:
     """The Markdown summary."""
     name, subtitle = markdown_text(result["name"]), markdown_text(_subtitle(result))
     lines = [f"# Validation of {name}", "", subtitle, ""]
@@ -94,7 +94,7 @@ def summary(folder: Path, result: Json, results: dict[str, Json]) -> str:
         found = [(p["what"], p["cases"], p["value"], p["verdict"]) for p in probes]
         headings = ("probe", "cases", "largest change", "")
         lines += ["## Further isolation probes", "", *markdown_table(headings, found), ""]
-    for chart in charts(results):
+    for chart in pictures:
         if chart.name in ("speedup", "latency", "errors"):
             lines += [f"## {chart.title}", "", *markdown_table(chart.headings, chart.rows), ""]
     lines += ["## What was measured", "", *markdown_table(("", ""), _facts(result, results)), ""]
