@@ -443,7 +443,7 @@ def small_steps(session: Session) -> None:
             mock.patch.object(start, "choose_platform", chosen),
             mock.patch.object(start, "run_self_check", passing),
         ):
-            engine = _engine(session)
+            engine = _engine(session, compilation_cache_dir="")  # and so no verdict
         requests = session.requests("contract-2000") + session.requests("short")
         together = [result.scores for result in engine.score(requests)]
         different = checked = 0
