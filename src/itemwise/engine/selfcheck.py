@@ -110,25 +110,20 @@ def run_self_check(
     return SelfCheck(status, checks, time.perf_counter() - start, now, list(step_sizes))
 
 
+@dataclass
 class _Prober:
     """Draws requests and scores them; see `run_self_check`."""
 
-    def __init__(
-        self,
-        score: Score,
-        forget: Callable[[], None],
-        vocab_size: int,
-        num_outputs: int,
-        page_tokens: int,
-        max_tokens: int,
-    ) -> None:
-        self._score = score
-        self._forget = forget
+    score: Score
+    forget: Callable[[], None]
+    vocab_size: int
+    num_outputs: int
+    page_tokens: int
+    max_tokens: int
+
+    def __post_init__(self) -> None:
         self._rng = np.random.default_rng(0)
-        self._vocab_size = vocab_size
-        self._labels = tuple({0, num_outputs - 1})
-        self._page_tokens = page_tokens
-        self._max_tokens = max_tokens
+        self._labels = tuple({0, self.num_outputs - 1})
 
     def check_company(self, step_sizes: Mapping[int, int]) -> dict[str, bool]:
         """Whether items have the same bits in any company and at any place.
@@ -138,8 +133,8 @@ class _Prober:
         again in other pages; the other request alone; then an item at the end of a full step of
         each size.
         """
-        draw, run, longest = self._draw, self._run, self._max_tokens
-        query = draw(max(1, min(self._page_tokens * 9 // 4, longest // 2)))
+        draw, run, longest = self._draw, self._run, self.max_tokens
+        query = draw(max(1, min(self.page_tokens * 9 // 4, longest // 2)))
         room = max(1, longest - len(query))
         items = [draw(min(n, room)) for n in (20, 5, 1, 33, 7)]
         start_of_other = draw(min(3, longest - 1))
@@ -150,12 +145,12 @@ class _Prober:
             return self._request(query, [items[i] for i in chosen])
 
         everything, num_tokens = list(range(len(items))), len(query) + sum(map(len, items))
-        self._forget()
+        self.forget()
         base = run(probe(everything), *self._beside(step_sizes, num_tokens))[0]
         company, in_company, *_ = run(
             other, probe(everything[::-1]), *self._beside(step_sizes, num_tokens)
         )
-        self._forget()
+        self.forget()
         (alone,) = run(probe([3]))
         (other_alone,) = run(other)
         in_steps = {
@@ -164,7 +159,7 @@ class _Prober:
         }
         return {
             "finite": bool(np.isfinite(base).all()),
-            "items_differ": len(np.unique(base[:, 0])) > 1 or self._vocab_size == 1,
+            "items_differ": len(np.unique(base[:, 0])) > 1 or self.vocab_size == 1,
             "permuted_in_company_on_cached_prefix": _same_bits(in_company[::-1], base),
             "alone_after_eviction": _same_bits(alone[0], base[3]),
             "other_request_alone": _same_bits(other_alone, company),
@@ -189,11 +184,11 @@ class _Prober:
             beside = self._beside(step_sizes) if same_rows else []
             most = max(1, step_sizes[largest] - sum(len(one.items) for one in beside))
             query, items = self._draw(1), list(self._draw(most)[:, None])
-            self._forget()
+            self.forget()
             in_largest = self._run(self._request(query, items, apply_softmax=True), *beside)[0]
             for tokens in small:
                 few = items[: min(step_sizes[tokens], tokens - 1)]
-                self._forget()
+                self.forget()
                 (rows,) = self._run(self._request(query, few, apply_softmax=True))
                 equal[tokens] &= _same_bits(rows, in_largest[: len(few)])
         return {f"short_items_in_a_step_of_{tokens}_tokens": equal[tokens] for tokens in small}
@@ -208,12 +203,12 @@ class _Prober:
 
     def _filling(self, tokens: int) -> list[ScoreRequest]:
         """Another request of so many tokens; none if it would be a query alone."""
-        longest = min(self._page_tokens, self._max_tokens - 1)
+        longest = min(self.page_tokens, self.max_tokens - 1)
         lengths = [min(longest, tokens - 1 - start) for start in range(0, tokens - 1, longest)]
         return [self._request(self._draw(1), list(map(self._draw, lengths)))] if lengths else []
 
     def _draw(self, count: int) -> Int32Array:
-        return self._rng.integers(0, self._vocab_size, count).astype(np.int32)
+        return self._rng.integers(0, self.vocab_size, count).astype(np.int32)
 
     def _request(
         self, query: Int32Array, items: Sequence[Int32Array], *, apply_softmax: bool = False
@@ -223,7 +218,7 @@ class _Prober:
 
     def _run(self, *requests: ScoreRequest) -> list[Float32Array]:
         # With the logits, as all probabilities of a head with a single label are 1.
-        results = self._score(requests)
+        results = self.score(requests)
         return [np.hstack([np.asarray(r.logits), np.asarray(r.scores)]) for r in results]
 
 
